@@ -1,0 +1,1 @@
+"""The HTTP edge: authenticate, decode, admit, enqueue, read, relay."""

@@ -1,0 +1,127 @@
+"""`python -m api`: serves until SIGINT or SIGTERM. Exit code 2 when a setting, the port or Redis is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from api.app import create_app
+from api.keys import TENANTS
+from shared.clock import monotonic_s
+from shared.errors import ConfigurationError
+from shared.ids import new_api_key
+from shared.log import configure, get_logger
+from shared.redis import OUTAGE, connect, redis_now_ms, require_durable
+from shared.settings import Settings
+
+log = get_logger()
+
+REDIS_PATIENCE_S = 10.0  # a Redis that starts at the same time as we do is waited for
+SHUTDOWN_S = 5.0
+
+
+async def admin_key(settings: Settings) -> str:
+    """The admin key: the setting, or the file in the data directory, made (mode 0600) at the first start."""
+    if settings.admin_key:
+        return settings.admin_key
+    path = settings.data_dir / "admin.key"
+    if not path.exists():
+        client = connect(settings.redis_url)
+        _, key = new_api_key(await redis_now_ms(client))
+        await client.aclose()
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # The first of several processes wins; the others read what it wrote.
+        with suppress(FileExistsError):
+            os.link(aside, path)
+            log.info("admin_key.created", path=str(path.resolve()))
+        aside.unlink()
+    return Path(path).read_text().strip()
+
+
+async def prepare(settings: Settings) -> None:
+    """Waits for Redis, then checks that it keeps what it acknowledges. Raises ConfigurationError."""
+    client = connect(settings.redis_url)
+    try:
+        deadline = monotonic_s() + REDIS_PATIENCE_S
+        while True:
+            try:
+                await client.ping()
+                break
+            except OUTAGE as error:
+                if monotonic_s() > deadline:
+                    raise ConfigurationError(f"Redis cannot be reached: {error}. Is REDIS_URL right?") from None
+                await asyncio.sleep(0.1)
+        found = await require_durable(client, allow_volatile=settings.allow_volatile)
+        for text in (*found.unknown, *found.wrong):
+            log.warning("redis.durability_doubted", detail=text)
+    finally:
+        await client.aclose()
+
+
+async def serve(settings: Settings) -> None:
+    """Runs the API until a signal. Raises ConfigurationError."""
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    await prepare(settings)
+    app = create_app(settings)
+    await app[TENANTS].ensure_admin(await admin_key(settings))
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+                raise ConfigurationError(
+                    f"The API cannot listen on {settings.host}:{settings.port}: {os.strerror(error.errno)}. "
+                    "Set PORT or HOST."
+                ) from None
+            raise
+        host, port = runner.addresses[0][:2]
+        log.info("api.started", url=f"http://{host}:{port}")
+        await stop.wait()
+        log.info("api.stopping")
+    finally:
+        await runner.cleanup()
+    log.info("api.stopped")
+
+
+def main() -> int:
+    """The process. Returns its exit code."""
+    try:
+        settings = Settings.load()
+    except ConfigurationError as error:
+        sys.stderr.write(f"errand: {error}\n")
+        return 2
+    configure(settings.log_format, settings.log_level, "api")
+    try:
+        import uvloop
+
+        run = uvloop.run
+    except ImportError:  # no wheel for this platform: asyncio's own loop does the same, more slowly
+        run = asyncio.run  # type: ignore[assignment]
+    try:
+        run(serve(settings))
+    except ConfigurationError as error:
+        sys.stderr.write(f"errand: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""From a decoded submission to the record that `admit.lua` stores, and the view that the 202 shows."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from shared.clock import rfc3339, to_ms
+from shared.jobs import JobStatus, JobView, QueueView, UsageView, links_of
+from shared.schemas import BadSchemaError, compile_schema
+from shared.settings import Settings
+from shared.specs import AnalysisJob, ExtractTask, Submission, type_of
+from shared.stores.jobs import CLASS, Admitted
+
+CHARACTERS_PER_TOKEN: Final = 4  # first guess of a job's size, for fairness only; corrected by real tokens at settle
+
+
+def record_of(job: Submission, settings: Settings, traceparent: str | None) -> dict[str, Any]:
+    """The first fields of a job's record; absent ones are left out. All values are text or integers."""
+    spec = msgspec.json.encode(job).decode()
+    fields: dict[str, Any] = {
+        "type": type_of(job),
+        "priority": job.priority.value,
+        "metadata": msgspec.json.encode(job.metadata).decode(),
+        "model": job.model or settings.default_model,
+        "spec": spec,
+        "max_attempts": job.max_attempts,
+        "grant": job.max_attempts,
+        "timeout_ms": round(job.timeout_seconds * 1000),
+        "retention_ms": round(settings.retention_seconds * 1000),
+        "est": len(spec) // CHARACTERS_PER_TOKEN,
+        "user": job.user,
+        "token_budget": job.token_budget,
+        "traceparent": traceparent,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def timing_of(job: Submission, settings: Settings) -> dict[str, Any]:
+    """When a job may start, as `admit` takes it."""
+    return {
+        "class_ms": class_ms(job, settings),
+        "expires_in_ms": round(job.expires_in_seconds * 1000),
+        "delay_ms": round(job.delay_seconds * 1000) if job.delay_seconds else None,
+        "run_at_ms": to_ms(job.run_at) if job.run_at else None,
+    }
+
+
+def class_ms(job: Submission, settings: Settings) -> int:
+    """How far a job's class puts it back behind a `high` one that is queued at the same time."""
+    return round(CLASS[job.priority] * settings.aging_seconds * 1000)
+
+
+def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> JobView:
+    """The job as it was at admission, even if a worker was faster, or the request is a replay."""
+    queued = admitted.status == JobStatus.QUEUED
+    now = rfc3339(admitted.now_ms)
+    return JobView(
+        job_id=admitted.job_id,
+        type=type_of(job),
+        status=admitted.status,
+        priority=job.priority.value,
+        user=job.user,
+        metadata=job.metadata,
+        model=job.model or settings.default_model,
+        prompt=None,
+        progress=None,
+        queue=QueueView(
+            position=None if admitted.rank is None else admitted.rank + 1,
+            ahead_tokens=None,
+            eta=None,
+            waiting_on="worker" if queued else "schedule",
+        ),
+        attempt=0,
+        max_attempts=job.max_attempts,
+        created_at=now,
+        queued_at=now if queued else None,
+        started_at=None,
+        finished_at=None,
+        expires_at=rfc3339(admitted.due_ms + round(job.expires_in_seconds * 1000)),
+        usage=UsageView(),
+        links=links_of(admitted.job_id),
+    )
+
+
+def schema_problems(job: Submission) -> list[tuple[str, str]]:
+    """What is wrong with the JSON Schemas of a submission, as (path, sentence)."""
+    if not isinstance(job, AnalysisJob):
+        return []
+    found = []
+    for index, task in enumerate(job.input.tasks):
+        if isinstance(task, ExtractTask):
+            try:
+                compile_schema(task.schema)
+            except BadSchemaError as error:
+                found.append((f"$.input.tasks[{index}].schema", f"is no valid JSON Schema: {error}"))
+    return found

@@ -1,0 +1,70 @@
+"""The application: its resources, its one middleware and the URL table."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+from aiohttp import web
+
+from api import keys, openapi
+from api.auth import forget
+from api.live import Hub
+from api.middleware import edge
+from api.routes import ROUTES, guarded
+from shared.blobs import LocalBlobs
+from shared.keys import Keys
+from shared.redis import connect
+from shared.settings import Settings
+from shared.stores.documents import DocumentsStore
+from shared.stores.events import EventsStore
+from shared.stores.jobs import JobsStore
+from shared.stores.tenants import TenantsStore
+
+
+def our_version() -> str:
+    """The installed version, or that of the source tree."""
+    try:
+        return version("errand")
+    except PackageNotFoundError:
+        return "0.1.0"
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The API. Connections are made when it starts and closed when it stops."""
+    app = web.Application(middlewares=[edge], client_max_size=settings.max_upload_bytes)
+    names = Keys(settings.redis_prefix)
+    client = connect(settings.redis_url)
+    app[keys.SETTINGS] = settings
+    app[keys.REDIS] = client
+    app[keys.REDIS_KEYS] = names
+    app[keys.JOBS] = JobsStore(client, names)
+    app[keys.EVENTS] = EventsStore(client, names)
+    app[keys.TENANTS] = TenantsStore(client, names)
+    app[keys.DOCUMENTS] = DocumentsStore(client, names)
+    app[keys.BLOBS] = LocalBlobs(settings.data_dir / "blobs")
+    app[keys.PRINCIPALS] = {}
+    document = openapi.build(ROUTES, our_version())
+    app[keys.OPENAPI] = msgspec.json.encode(document)
+    app[keys.DOCS_PAGE] = openapi.page(document).encode()
+    app[keys.HUB] = Hub(connect(settings.redis_url, timeout_s=None), names)
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, guarded(route))
+    app.cleanup_ctx.append(_resources)
+    app.on_shutdown.append(_end_streams)
+    return app
+
+
+async def _resources(app: web.Application) -> AsyncIterator[None]:
+    hub = app[keys.HUB]
+    hub.on_revoked(lambda key_id: forget(app[keys.PRINCIPALS], key_id))
+    await hub.start()
+    yield
+    await hub.close()
+    await app[keys.REDIS].aclose()
+
+
+async def _end_streams(app: web.Application) -> None:
+    # Before aiohttp waits for the handlers: a stream ends by itself only when its job does.
+    app[keys.HUB].end_readers()

@@ -1,0 +1,60 @@
+"""Who calls: the key of a request, kept in memory for a moment, and its scopes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from api.keys import PRINCIPALS, TENANTS
+from shared.clock import monotonic_s
+from shared.errors import RefusedError
+from shared.ids import hash_secret
+from shared.stores.tenants import Principal
+from shared.tenants import Scope
+
+# A revoked key is forgotten at once by notice (api.live), and by this bound without it.
+CACHE_S: Final = 2.0
+MAX_CACHED: Final = 10_000
+_QUERY_NAMES: Final = frozenset({"key", "api_key", "apikey", "api-key", "access_token", "authorization"})
+
+
+async def authenticate(request: web.Request) -> Principal:
+    """The caller. Raises RefusedError `unauthenticated`, or `malformed_request` for a key in the query string."""
+    for name, value in request.query.items():
+        if name.lower() in _QUERY_NAMES or value.startswith("ek_"):
+            raise RefusedError(
+                "malformed_request", "A key in the address ends up in logs; send it as `Authorization: Bearer ek_…`."
+            )
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise RefusedError("unauthenticated", "There is no Authorization header; send `Authorization: Bearer ek_…`.")
+    scheme, _, presented = header.partition(" ")
+    if scheme.lower() != "bearer" or not presented.strip():
+        raise RefusedError("unauthenticated", "The Authorization header must read `Bearer ek_…`.")
+    presented = presented.strip()
+    cache = request.app[PRINCIPALS]
+    digest = hash_secret(presented)
+    known = cache.get(digest)
+    if known and known[0] > monotonic_s():
+        return known[1]
+    principal = await request.app[TENANTS].authenticate(presented)
+    if principal is None:
+        cache.pop(digest, None)
+        raise RefusedError("unauthenticated", "This key is not valid: unknown, revoked or expired.")
+    if len(cache) >= MAX_CACHED:
+        cache.clear()
+    cache[digest] = (monotonic_s() + CACHE_S, principal)
+    return principal
+
+
+def require(principal: Principal, scope: Scope) -> None:
+    """Raises RefusedError `scope_missing` when the key lacks the scope."""
+    if scope not in principal.scopes:
+        raise RefusedError("scope_missing", f"This call needs the scope {scope.value!r}, which the key has not.")
+
+
+def forget(cache: dict[str, tuple[float, Principal]], key_id: str) -> None:
+    """Drops a revoked key from a process's memory."""
+    for digest in [digest for digest, (_, principal) in cache.items() if principal.key_id == key_id]:
+        del cache[digest]

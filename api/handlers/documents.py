@@ -1,0 +1,202 @@
+"""Documents: upload, list, read, delete. The file is stored here; an `ingest` job reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from aiohttp import BodyPartReader, web
+
+from api.admission import record_of, timing_of
+from api.keys import BLOBS, DOCUMENTS, JOBS, REDIS, SETTINGS
+from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large
+from shared.blobs import BlobMissingError, BlobTooLargeError, Stored
+from shared.documents import DocumentAccepted, DocumentStatus, Extracted, NewTextDocument
+from shared.errors import RefusedError
+from shared.ids import new_id
+from shared.metrics import JOBS_ADMITTED
+from shared.redis import OUTAGE, redis_now_ms
+from shared.specs import IngestInput, IngestJob, Metadata
+from shared.stores.documents import document_view
+
+MAX_FIELD_BYTES = 64 * 1024
+TEXT_FIELDS = ("title", "collection", "metadata", "index")
+
+
+async def create(request: web.Request) -> web.Response:
+    """POST /api/documents: a multipart file, or JSON with the text."""
+    query(request, ())
+    document_id = new_id("doc", await redis_now_ms(request.app[REDIS]))
+    blob = f"files/{request['principal'].tenant}/{document_id}"
+    kept = False
+    try:
+        if request.content_type == "multipart/form-data":
+            stored, fields, body = await _read_upload(request, blob)
+        else:
+            new, body = await read_json(request, NewTextDocument)
+            if not new.text.strip():
+                raise invalid("$.text", "holds nothing but white space")
+            stored = await _store(request, blob, _one(new.text.encode("utf-8", "replace")))
+            fields = {"title": new.title, "collection": new.collection, "metadata": new.metadata}
+        accepted, replayed = await _admit(request, document_id, blob, stored, fields, body)
+        kept = not replayed
+    except OUTAGE:
+        kept = True  # the admission may have happened: better an orphaned file than a document without one
+        raise
+    finally:
+        if not kept:
+            await request.app[BLOBS].delete(blob)
+    headers = {"Location": f"/api/documents/{accepted.document_id}"}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return answer(accepted, status=202, headers=headers)
+
+
+async def _one(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+async def _store(request: web.Request, blob: str, chunks: AsyncIterator[bytes]) -> Stored:
+    limit = request.app[SETTINGS].max_upload_bytes
+    try:
+        return await request.app[BLOBS].put_stream(blob, chunks, limit_bytes=limit)
+    except BlobTooLargeError:
+        raise too_large(limit) from None
+
+
+async def _read_upload(request: web.Request, blob: str) -> tuple[Stored, dict[str, Any], bytes]:
+    """The file, stored as it arrives; the text fields beside it; and what an idempotency key is bound to."""
+    stored: Stored | None = None
+    fields: dict[str, Any] = {}
+    seconds = request.app[SETTINGS].body_seconds
+    try:
+        reader = await request.multipart()
+        while (part := await _timely(reader.next(), seconds)) is not None:
+            if not isinstance(part, BodyPartReader):
+                raise invalid("multipart", "a part is itself multipart; send the file as it is")
+            if part.name == "file":
+                if stored is not None:
+                    raise invalid("multipart.file", "given more than once")
+                stored = await _store(request, blob, _chunks(part, seconds))
+                fields["filename"] = (part.filename or "")[:255] or None
+            elif part.name in TEXT_FIELDS:
+                content = await _timely(part.read(decode=True), seconds)
+                if len(content) > MAX_FIELD_BYTES:
+                    raise invalid(f"multipart.{part.name}", f"is longer than {MAX_FIELD_BYTES} bytes")
+                fields[part.name] = bytes(content).decode("utf-8", "replace")
+            else:
+                known = ", ".join(("file", *TEXT_FIELDS))
+                raise invalid(f"multipart.{part.name}", f"unknown field; known are {known}")
+    except (ValueError, AssertionError, ConnectionError, web.HTTPBadRequest) as error:
+        raise RefusedError("malformed_request", f"The multipart body cannot be read: {error}") from None
+    if stored is None:
+        raise invalid("multipart.file", "this field is required")
+    if stored.size_bytes == 0:
+        raise invalid("multipart.file", "the file is empty")
+    if "metadata" in fields:
+        fields["metadata"] = _metadata(fields["metadata"])
+    for name in ("title", "collection"):
+        if name in fields and not 1 <= len(fields[name]) <= 256:
+            raise invalid(f"multipart.{name}", "must have 1 to 256 characters")
+    if fields.pop("index", "true") not in ("true", "false"):
+        raise invalid("multipart.index", "must be true or false")
+    identity = msgspec.json.encode([stored.sha256, sorted(fields.items(), key=lambda item: item[0])])
+    return stored, fields, identity
+
+
+async def _timely(awaitable: Any, seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaitable
+    except TimeoutError:
+        raise RefusedError("request_timeout", f"Nothing arrived for {seconds:g} s.") from None
+
+
+async def _chunks(part: BodyPartReader, seconds: float) -> AsyncIterator[bytes]:
+    while chunk := await _timely(part.read_chunk(256 * 1024), seconds):
+        yield bytes(chunk)
+
+
+def _metadata(text: str) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(text, type=Metadata)
+    except msgspec.DecodeError as error:
+        raise invalid("multipart.metadata", f"must be a JSON object of strings: {error}") from None
+
+
+async def _admit(
+    request: web.Request, document_id: str, blob: str, stored: Stored, fields: dict[str, Any], body: bytes
+) -> tuple[DocumentAccepted, bool]:
+    """Stores the record and its ingest job in one step; on a replay the first request's ids."""
+    settings = request.app[SETTINGS]
+    tenant = request["principal"].tenant
+    job = IngestJob(input=IngestInput(document_id=document_id))
+    record = {
+        "title": fields.get("title"),
+        "filename": fields.get("filename"),
+        "collection": fields.get("collection"),
+        "metadata": msgspec.json.encode(fields.get("metadata") or {}).decode(),
+        "file_blob": blob,
+        "size_bytes": stored.size_bytes,
+        "sha256": stored.sha256,
+    }
+    digest, body_hash = idempotency(request, body)
+    admitted = await request.app[JOBS].admit(
+        tenant=tenant,
+        lane=job.LANE,
+        record=record_of(job, settings, request.headers.get("traceparent")),
+        idem_digest=digest,
+        idem_body=body_hash,
+        companion=request.app[DOCUMENTS].companion(tenant, document_id, record),
+        **timing_of(job, settings),
+    )
+    if admitted.replayed:
+        _, spec = await request.app[JOBS].spec(tenant, admitted.job_id)
+        document_id = msgspec.json.decode(spec, type=IngestJob).input.document_id
+    else:
+        JOBS_ADMITTED.labels("ingest", job.priority.value).inc()
+    return DocumentAccepted(document_id=document_id, job_id=admitted.job_id), admitted.replayed
+
+
+async def list_documents(request: web.Request) -> web.Response:
+    """GET /api/documents."""
+    limit, after = page_of(query(request, ("limit", "after")))
+    rows, more = await request.app[DOCUMENTS].list(request["principal"].tenant, limit=limit, after=after)
+    return page_answer(request, rows, rows[-1].document_id if more else None)
+
+
+async def show(request: web.Request) -> web.Response:
+    """GET /api/documents/{id}."""
+    query(request, ())
+    return answer(document_view(await _record(request)))
+
+
+async def _record(request: web.Request) -> dict[str, str]:
+    return await request.app[DOCUMENTS].record(request["principal"].tenant, request.match_info["id"])
+
+
+async def text(request: web.Request) -> web.Response:
+    """GET /api/documents/{id}/text: the normalised text into which all offsets point."""
+    query(request, ())
+    row = await _record(request)
+    if row["status"] != DocumentStatus.READY:
+        raise RefusedError("conflict", f"The document is {row['status']}; its text is there once it is ready.")
+    try:
+        extracted = msgspec.json.decode(await request.app[BLOBS].get(row["text_blob"]), type=Extracted)
+    except BlobMissingError:
+        raise RefusedError("gone", "The document's text was removed.") from None
+    return web.Response(text=extracted.text, content_type="text/plain", charset="utf-8")
+
+
+async def delete(request: web.Request) -> web.Response:
+    """DELETE /api/documents/{id}."""
+    query(request, ())
+    row = await _record(request)
+    tenant = request["principal"].tenant
+    await request.app[DOCUMENTS].delete(tenant, row["id"])
+    if "text_blob" in row:
+        await request.app[BLOBS].delete(row["text_blob"])
+    await request.app[BLOBS].delete(row["file_blob"])
+    return web.Response(status=204)

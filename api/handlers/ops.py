@@ -1,0 +1,69 @@
+"""Operations: health, readiness, metrics, the published contract."""
+
+from __future__ import annotations
+
+import hmac
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from api.auth import authenticate
+from api.keys import DOCS_PAGE, JOBS, OPENAPI, REDIS, SETTINGS
+from api.wire import answer
+from shared.metrics import REGISTRY
+from shared.redis import OUTAGE, check_durability, redis_now_ms
+from shared.specs import Lane
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /healthz: the process is up."""
+    return answer({"status": "ok"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """GET /readyz: Redis answers, keeps what it acknowledges, and at least one worker is alive."""
+    checks: dict[str, object] = {}
+    try:
+        found = await check_durability(request.app[REDIS])
+        checks["redis"] = f"answers, version {found.version}"
+        durable = not found.wrong or request.app[SETTINGS].allow_volatile
+        checks["durability"] = list(found.wrong) or list(found.unknown) or "right"
+        lanes = await request.app[JOBS].live_workers(list(Lane), await redis_now_ms(request.app[REDIS]))
+        checks["workers"] = lanes
+        is_ready = durable and sum(lanes.values()) > 0
+    except OUTAGE as error:
+        checks["redis"] = f"out of reach: {error}"
+        is_ready = False
+    return answer(
+        {"status": "ready" if is_ready else "not ready", "checks": checks},
+        status=200 if is_ready else 503,
+        headers={} if is_ready else {"Retry-After": "1"},
+    )
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics: Prometheus. No key is needed on loopback; elsewhere a key, or ERRAND_METRICS_TOKEN."""
+    token = request.app[SETTINGS].metrics_token
+    presented = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    by_token = bool(token) and hmac.compare_digest(presented.encode(), token.encode())
+    if not by_token and not _on_loopback(request):
+        await authenticate(request)
+    return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _on_loopback(request: web.Request) -> bool:
+    # A proxy on this host forwards for others: then the peer's address says nothing.
+    if "X-Forwarded-For" in request.headers or "Forwarded" in request.headers:
+        return False
+    remote = request.remote or ""
+    return remote.startswith("127.") or remote in ("::1", "::ffff:127.0.0.1")
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """GET /openapi.json."""
+    return web.Response(body=request.app[OPENAPI], content_type="application/json", charset="utf-8")
+
+
+async def docs(request: web.Request) -> web.Response:
+    """GET /docs: the same contract to read, without a request to any other host."""
+    return web.Response(body=request.app[DOCS_PAGE], content_type="text/html", charset="utf-8")

@@ -1,0 +1,28 @@
+"""What the application carries, by typed key."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from api.live import Hub
+from shared.blobs import Blobs
+from shared.keys import Keys
+from shared.redis import Redis
+from shared.settings import Settings
+from shared.stores.documents import DocumentsStore
+from shared.stores.events import EventsStore
+from shared.stores.jobs import JobsStore
+from shared.stores.tenants import Principal, TenantsStore
+
+SETTINGS = web.AppKey("settings", Settings)
+REDIS = web.AppKey("redis", Redis)
+REDIS_KEYS = web.AppKey("redis_keys", Keys)
+JOBS = web.AppKey("jobs", JobsStore)
+EVENTS = web.AppKey("events", EventsStore)
+TENANTS = web.AppKey("tenants", TenantsStore)
+DOCUMENTS = web.AppKey("documents", DocumentsStore)
+BLOBS = web.AppKey("blobs", Blobs)  # type: ignore[type-abstract]
+HUB = web.AppKey("hub", Hub)
+PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
+OPENAPI = web.AppKey("openapi", bytes)
+DOCS_PAGE = web.AppKey("docs_page", bytes)

@@ -1,0 +1,81 @@
+"""The one middleware: request id, errors as problems, one canonical log line and the metrics of each request."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from api.problems import from_http_exception, problem_answer
+from shared.clock import monotonic_s
+from shared.errors import RefusedError
+from shared.log import get_logger
+from shared.metrics import HTTP_REQUESTS, HTTP_SECONDS, REDIS_OUTAGES
+from shared.redis import OUTAGE
+
+log = get_logger()
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Runs a handler; whatever it raises becomes an answer."""
+    started = monotonic_s()
+    request_id = request.headers.get("X-Request-Id", "")
+    if not _SANE_ID.fullmatch(request_id):
+        request_id = "req_" + secrets.token_hex(12)
+    request["request_id"] = request_id
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    status, error_text = 499, None
+    try:
+        try:
+            response = await handler(request)
+        except RefusedError as error:
+            error_text = error.detail
+            response = problem_answer(error, request_id)
+        except web.HTTPException as error:
+            refusal = from_http_exception(error, request.path)
+            error_text = refusal.detail
+            response = problem_answer(refusal, request_id)
+        except OUTAGE as error:
+            REDIS_OUTAGES.labels("api").inc()
+            error_text = f"{type(error).__name__}: {error}"
+            refusal = RefusedError("unavailable", "Redis cannot be reached just now; nothing was lost.")
+            response = problem_answer(refusal, request_id)
+        except Exception as error:
+            error_text = f"{type(error).__name__}: {error}"
+            log.exception("request.crashed")
+            refusal = RefusedError("internal", f"A defect of ours; the log has it under {request_id}.")
+            response = problem_answer(refusal, request_id)
+        status = response.status
+        if not response.prepared:
+            response.headers["X-Request-Id"] = request_id
+        return response
+    except ConnectionResetError:
+        error_text = "the client went away"
+        raise
+    finally:
+        seconds = monotonic_s() - started
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else "unknown"
+        HTTP_REQUESTS.labels(request.method, route, str(status)).inc()
+        HTTP_SECONDS.labels(route).observe(seconds)
+        principal = request.get("principal")
+        log.info(
+            "request.finished",
+            method=request.method,
+            route=route,
+            status=status,
+            ms=round(seconds * 1000, 1),
+            tenant=principal.tenant if principal else None,
+            key=principal.key_id if principal else None,
+            **({"reason": error_text[:300]} if error_text else {}),
+        )
+        structlog.contextvars.unbind_contextvars("request_id")

@@ -1,0 +1,202 @@
+"""The whole URL table. The OpenAPI document is generated from it, so each fact about a call stands here once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from api.auth import authenticate, require
+from api.handlers import admin, documents, jobs, ops
+from api.problems import problem_page
+from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
+from shared.jobs import JobView
+from shared.specs import PublicJob
+from shared.tenants import KeyView, NewKey, NewTenant, Scope, TenantView
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """A query parameter or header of a call."""
+
+    name: str
+    place: str
+    description: str
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One call. `scope` None needs no key. `answers` maps a status to (sentence, type or media type)."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    scope: Scope | None
+    answers: dict[int, tuple[str, Any]]
+    body: Any = None
+    upload: bool = False
+    parameters: tuple[Parameter, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def _q(name: str, description: str) -> Parameter:
+    return Parameter(name, "query", description)
+
+
+def _h(name: str, description: str) -> Parameter:
+    return Parameter(name, "header", description)
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Marks an answer that is a page of rows of `kind`."""
+
+    kind: Any
+
+
+LIST = (_q("limit", "1 to 200, default 50"), _q("after", "cursor: `next` of the page before"))
+WAIT = _q("wait", "long poll: wait up to so many seconds (at most 60) for a final state")
+IDEMPOTENCY = _h("Idempotency-Key", "the same key and body within 24 h: the first answer again")
+RESUME = (_h("Last-Event-ID", "resume after this event number"), _q("after", "the same, for clients without headers"))
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route(
+        "POST", "/api/jobs", jobs.submit, "Submit a job", Scope.JOBS,
+        {
+            202: ("The job is durable and queued (or scheduled).", JobView),
+            200: ("`Prefer: wait`: it ended in time. `Accept: text/event-stream`: its events.", JobView),
+        },
+        body=PublicJob,
+        parameters=(
+            IDEMPOTENCY,
+            _h("Prefer", "`wait=N` (at most 60): answer with the final view if it comes in time"),
+            _h("Accept", "`text/event-stream`: the job's events, inline"),
+        ),
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request",
+                  "idempotency_mismatch", "queue_full", "request_timeout"),
+    ),
+    Route(
+        "GET", "/api/jobs", jobs.list_jobs, "List jobs, newest first", Scope.JOBS,
+        {200: ("One page.", Page(JobView))},
+        parameters=(
+            *LIST, _q("status", "a status"), _q("type", "a job type"), _q("priority", "high, normal or low"),
+            _q("user", "the job's `user`"), _q("createdAfter", "RFC 3339"), _q("createdBefore", "RFC 3339"),
+            _q("metadata.<key>", "value of a metadata member"),
+        ),
+        problems=("invalid_request",),
+    ),
+    Route(
+        "GET", "/api/jobs/{id}", jobs.show, "Read a job", Scope.JOBS,
+        {200: ("The job.", JobView), 304: ("Unchanged.", None)},
+        parameters=(WAIT, _h("If-None-Match", "the ETag of an earlier answer")),
+        problems=("not_found", "gone", "invalid_request"),
+    ),
+    Route(
+        "DELETE", "/api/jobs/{id}", jobs.cancel, "Cancel a job", Scope.JOBS,
+        {200: ("It had not started, or has ended; `cancellation` is the receipt.", JobView),
+         202: ("It is being cancelled.", JobView)},
+        parameters=(WAIT,),
+        problems=("not_found", "gone", "invalid_request"),
+    ),
+    Route(
+        "POST", "/api/jobs/{id}/retry", jobs.retry, "Retry a failed, cancelled or expired job", Scope.JOBS,
+        {202: ("Queued again; finished steps are reused.", JobView)},
+        body=jobs.RetryRequest,
+        problems=("not_found", "gone", "conflict", "invalid_request"),
+    ),
+    Route(
+        "GET", "/api/jobs/{id}/stream", jobs.stream, "A job's events, as they happen", Scope.JOBS,
+        {200: ("Server-Sent Events; `id` is the event number; ends with `data: [DONE]`.", "text/event-stream"),
+         204: ("Nothing follows: the client has the final event.", None)},
+        parameters=RESUME,
+        problems=("not_found", "gone", "not_acceptable", "invalid_request"),
+    ),
+    Route(
+        "GET", "/api/jobs/{id}/events", jobs.events, "A job's events as a list", Scope.JOBS,
+        {200: ("Events in order.", jobs.JobEventList)},
+        parameters=(_q("after", "events after this number"), _q("limit", "1 to 1000, default 200")),
+        problems=("not_found", "gone", "invalid_request"),
+    ),
+    Route(
+        "POST", "/api/documents", documents.create, "Store a document", Scope.DOCUMENTS,
+        {202: ("Stored; an ingest job reads it.", DocumentAccepted)},
+        body=NewTextDocument, upload=True, parameters=(IDEMPOTENCY,),
+        problems=("malformed_request", "too_large", "invalid_request", "idempotency_mismatch",
+                  "unsupported_media_type", "queue_full"),
+    ),
+    Route(
+        "GET", "/api/documents", documents.list_documents, "List documents, newest first", Scope.DOCUMENTS,
+        {200: ("One page.", Page(DocumentView))}, parameters=LIST, problems=("invalid_request",),
+    ),
+    Route(
+        "GET", "/api/documents/{id}", documents.show, "Read a document's record", Scope.DOCUMENTS,
+        {200: ("The document.", DocumentView)}, problems=("not_found",),
+    ),
+    Route(
+        "GET", "/api/documents/{id}/text", documents.text, "Read a document's normalised text", Scope.DOCUMENTS,
+        {200: ("The text into which all offsets point.", "text/plain")}, problems=("not_found", "conflict", "gone"),
+    ),
+    Route(
+        "DELETE", "/api/documents/{id}", documents.delete, "Delete a document", Scope.DOCUMENTS,
+        {204: ("Record, file and text are removed.", None)}, problems=("not_found",),
+    ),
+    Route(
+        "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
+        {201: ("The tenant.", TenantView)}, body=NewTenant, parameters=(IDEMPOTENCY,),
+        problems=("malformed_request", "invalid_request", "idempotency_mismatch"),
+    ),
+    Route(
+        "GET", "/api/admin/tenants", admin.list_tenants, "List tenants", Scope.ADMIN,
+        {200: ("One page.", Page(TenantView))}, parameters=LIST, problems=("invalid_request",),
+    ),
+    Route(
+        "GET", "/api/admin/tenants/{tenantId}", admin.show_tenant, "Read a tenant", Scope.ADMIN,
+        {200: ("The tenant.", TenantView)}, problems=("not_found",),
+    ),
+    Route(
+        "POST", "/api/admin/tenants/{tenantId}/keys", admin.create_key, "Create an API key", Scope.ADMIN,
+        {201: ("The key; its secret is shown this once.", KeyView)}, body=NewKey, parameters=(IDEMPOTENCY,),
+        problems=("malformed_request", "invalid_request", "not_found", "idempotency_mismatch"),
+    ),
+    Route(
+        "GET", "/api/admin/tenants/{tenantId}/keys", admin.list_keys, "List a tenant's keys", Scope.ADMIN,
+        {200: ("One page, without secrets.", Page(KeyView))}, parameters=LIST, problems=("not_found",),
+    ),
+    Route(
+        "GET", "/api/admin/tenants/{tenantId}/keys/{keyId}", admin.show_key, "Read a key", Scope.ADMIN,
+        {200: ("The key, without its secret.", KeyView)}, problems=("not_found",),
+    ),
+    Route(
+        "DELETE", "/api/admin/tenants/{tenantId}/keys/{keyId}", admin.revoke_key, "Revoke a key", Scope.ADMIN,
+        {204: ("The key no longer works, in any process.", None)}, problems=("not_found",),
+    ),
+    Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
+    Route(
+        "GET", "/readyz", ops.ready, "A job would run", None,
+        {200: ("Redis is durable and answers, a worker is alive.", None), 503: ("Not so; the body says what.", None)},
+    ),
+    Route("GET", "/metrics", ops.metrics, "Prometheus metrics", None, {200: ("Metrics.", "text/plain")}),
+    Route("GET", "/openapi.json", ops.openapi, "This contract as OpenAPI 3.1", None, {200: ("OpenAPI.", None)}),
+    Route("GET", "/docs", ops.docs, "This contract to read", None, {200: ("A page.", "text/html")}),
+    Route(
+        "GET", "/problems/{code}", problem_page, "What a problem code means", None, {200: ("A page.", "text/html")},
+        problems=("not_found",),
+    ),
+)  # fmt: skip
+
+
+def guarded(route: Route) -> Handler:
+    """The handler with its authentication and scope in front."""
+    scope = route.scope
+    if scope is None:
+        return route.handler
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        principal = await authenticate(request)
+        request["principal"] = principal
+        require(principal, scope)
+        return await route.handler(request)
+
+    return handler

@@ -1,0 +1,175 @@
+"""Reading requests and writing answers: bodies, queries, idempotency keys, pages."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import ClientConnectionError, web
+
+from api.keys import SETTINGS
+from shared.codec import decode_body
+from shared.errors import RefusedError
+from shared.specs import MAX_WAIT_S
+
+T = TypeVar("T")
+
+DEFAULT_LIMIT: Final = 50
+MAX_LIMIT: Final = 200
+_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)")
+_CURSOR: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+def answer(
+    value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None, content_type: str = "application/json"
+) -> web.Response:
+    """A JSON answer from a Struct or plain value."""
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, headers=headers, content_type=content_type, charset="utf-8"
+    )
+
+
+def invalid(path: str, message: str) -> RefusedError:
+    """The refusal of one member or parameter."""
+    return RefusedError("invalid_request", f"{path}: {message}", errors=((path, message),))
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole JSON body. Raises RefusedError `unsupported_media_type`, `too_large`, `request_timeout`, or
+    `malformed_request` when it is cut off."""
+    if request.content_type not in ("application/json", "application/octet-stream") and not (
+        request.content_type.endswith("+json")
+    ):
+        raise RefusedError(
+            "unsupported_media_type", f"The body is {request.content_type}; send Content-Type: application/json."
+        )
+    settings = request.app[SETTINGS]
+    limit = settings.max_body_bytes
+    if (request.content_length or 0) > limit:
+        raise too_large(limit)
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            async for chunk in request.content.iter_any():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large(limit)
+                parts.append(chunk)
+    except TimeoutError:
+        raise RefusedError(
+            "request_timeout", f"The body did not arrive within {settings.body_seconds:g} s."
+        ) from None
+    except (ClientConnectionError, web.PayloadError if hasattr(web, "PayloadError") else ConnectionError):
+        raise RefusedError("malformed_request", "The connection ended before the body did.") from None
+    return b"".join(parts)
+
+
+def too_large(limit: int) -> RefusedError:
+    """The refusal of a body over `limit` bytes."""
+    return RefusedError("too_large", f"The body is over the limit of {limit} bytes.")
+
+
+async def read_json(request: web.Request, kind: Any) -> tuple[Any, bytes]:
+    """The body as `kind`, and its bytes. Raises as `read_body` and `decode_body`."""
+    body = await read_body(request)
+    return decode_body(body, kind), body
+
+
+def query(request: web.Request, allowed: Sequence[str], prefix: str | None = None) -> dict[str, str]:
+    """The query parameters. Raises RefusedError for one that this call does not know, or that is given twice.
+    Names that start with `prefix` are allowed too."""
+    found: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name not in allowed and not (prefix and name.startswith(prefix)):
+            raise invalid(f"?{name}", f"unknown query parameter; known are {', '.join(allowed)}")
+        if name in found:
+            raise invalid(f"?{name}", "given more than once")
+        found[name] = value
+    return found
+
+
+def integer(parameters: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
+    """A query parameter as a whole number within bounds. Raises RefusedError."""
+    text = parameters.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"\d{1,18}", text) or not low <= int(text) <= high:
+        raise invalid(f"?{name}", f"must be a whole number from {low} to {high}")
+    return int(text)
+
+
+def wait_s(parameters: Mapping[str, str]) -> int:
+    """The `?wait=` of a long poll, 0 when there is none."""
+    return integer(parameters, "wait", 0, low=0, high=MAX_WAIT_S)
+
+
+def preferred_wait_s(request: web.Request) -> int:
+    """The `Prefer: wait=N` of a request, at most 60; a preference that is no number is ignored (RFC 7240)."""
+    match = _PREFER_WAIT.search(request.headers.get("Prefer", ""))
+    return min(int(match[1]), MAX_WAIT_S) if match else 0
+
+
+def page_of(parameters: Mapping[str, str]) -> tuple[int, str | None]:
+    """`limit` and `after` of a list."""
+    after = parameters.get("after")
+    if after is not None and not _CURSOR.fullmatch(after):
+        raise invalid("?after", "is no cursor of this list")
+    return integer(parameters, "limit", DEFAULT_LIMIT, low=1, high=MAX_LIMIT), after
+
+
+def page_answer(request: web.Request, rows: Sequence[Any], cursor: str | None) -> web.Response:
+    """A page of a list; `cursor` is where the next begins, None at the end."""
+    headers = {}
+    if cursor is not None:
+        target = request.rel_url.update_query(after=cursor)
+        headers["Link"] = f'<{target}>; rel="next"'
+    return answer({"data": rows, "hasMore": cursor is not None, "next": cursor}, headers=headers)
+
+
+def idempotency(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
+    """(digest of method, path and key; hash of the body), or (None, None) when no Idempotency-Key was sent."""
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return None, None
+    if not 1 <= len(key) <= 255:
+        raise RefusedError("malformed_request", "An Idempotency-Key has 1 to 255 characters.")
+    digest = hashlib.sha256(f"{request.method} {request.path} {key}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:40], hashlib.sha256(body).hexdigest()
+
+
+def etag_of(body: bytes) -> str:
+    """A strong validator of a representation."""
+    return f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+
+
+def matches(header: str | None, etag: str) -> bool:
+    """Whether an If-None-Match header names this validator (weak comparison, RFC 9110 13.1.2)."""
+    if header is None:
+        return False
+    if header.strip() == "*":
+        return True
+    return etag in [part.strip().removeprefix("W/") for part in header.split(",")]
+
+
+def accepts(request: web.Request, media_type: str) -> bool:
+    """Whether the Accept header takes this type (or there is no such header)."""
+    header = request.headers.get("Accept")
+    if not header:
+        return True
+    kind = media_type.partition("/")[0]
+    for part in header.split(","):
+        name, _, parameters = part.partition(";")
+        if name.strip().lower() in (media_type, f"{kind}/*", "*/*") and "q=0" not in parameters.replace(
+            " ", ""
+        ).replace("q=0.", ""):
+            return True
+    return False
+
+
+def asks_for_stream(request: web.Request) -> bool:
+    """Whether the client asks for Server-Sent Events by name."""
+    return "text/event-stream" in request.headers.get("Accept", "").lower()

@@ -1,0 +1,1 @@
+"""What a person runs: set-up, start, demo, tests, command line, benchmarks."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints our figure and the bare limit from the same run."""

@@ -1,0 +1,1 @@
+"""What both the API and the workers must agree on."""

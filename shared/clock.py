@@ -1,0 +1,30 @@
+"""Time as text and numbers. What is stored is Redis TIME in milliseconds; what is measured is monotonic."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+
+def rfc3339(at_ms: int) -> str:
+    """`at_ms` (Unix milliseconds) as RFC 3339 UTC with milliseconds, e.g. `2026-01-31T09:30:00.123Z`."""
+    seconds, millis = divmod(at_ms, 1000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{millis:03d}Z"
+
+
+def to_ms(moment: datetime) -> int:
+    """An aware datetime as Unix milliseconds. Raises ValueError when it has no time zone."""
+    if moment.tzinfo is None:
+        raise ValueError("the time needs a zone, for example a trailing Z")
+    return round(moment.timestamp() * 1000)
+
+
+def parse_rfc3339(text: str) -> int:
+    """RFC 3339 text as Unix milliseconds. Raises ValueError when it is no such time or has no zone."""
+    return to_ms(datetime.fromisoformat(text))
+
+
+def monotonic_s() -> float:
+    """Seconds on the clock that measures and never jumps."""
+    return time.monotonic()

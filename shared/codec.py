@@ -1,0 +1,49 @@
+"""Strict decoding of what clients send: errors name their JSON path."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from shared.errors import RefusedError
+
+T = TypeVar("T")
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def decode_body(body: bytes, kind: type[T] | Any) -> Any:
+    """`body` as `kind`. Raises RefusedError `malformed_request` when it is no JSON, `invalid_request` when it is
+    JSON of another shape; the latter names the path."""
+    if not body.strip():
+        raise RefusedError("malformed_request", "The body is empty; a JSON object is expected.")
+    try:
+        return _decoder(kind).decode(body)
+    except msgspec.ValidationError as error:
+        path, message = explain(error)
+        raise RefusedError("invalid_request", f"{path}: {message}", errors=((path, message),)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RefusedError("malformed_request", f"The body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise RefusedError("malformed_request", "The body is nested too deeply.") from None
+
+
+def explain(error: msgspec.ValidationError) -> tuple[str, str]:
+    """A validation error as (JSON path, sentence). For an unknown or missing field the path is that field's."""
+    match = _PATH.match(str(error))
+    what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
+    if unknown := _UNKNOWN.fullmatch(what):
+        return f"{path}.{unknown['field']}", "unknown field"
+    if missing := _MISSING.fullmatch(what):
+        return f"{path}.{missing['field']}", "this field is required"
+    return path, what

@@ -1,0 +1,101 @@
+"""Documents: what a client sends, how a document is shown, and its extracted text."""
+
+from __future__ import annotations
+
+import unicodedata
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from shared.jobs import Output
+from shared.specs import Metadata, ShortText, Wire
+
+
+class DocumentStatus(StrEnum):
+    """`pending` until its ingest job has read it."""
+
+    PENDING = "pending"
+    READY = "ready"
+    REJECTED = "rejected"
+
+
+class NewTextDocument(Wire):
+    """Body of `POST /api/documents` as JSON."""
+
+    text: Annotated[str, Meta(min_length=1)]
+    title: ShortText | None = None
+    collection: ShortText | None = None
+    metadata: Metadata = {}
+
+
+class DocumentView(Output, kw_only=True):
+    """A stored document. `characters` and `pages` are null until it is ready; `chunks` counts those in search."""
+
+    document_id: str
+    job_id: str | None
+    title: str | None
+    filename: str | None
+    collection: str | None
+    metadata: dict[str, str]
+    media_type: str | None
+    size_bytes: int
+    sha256: str
+    status: DocumentStatus
+    characters: int | None
+    pages: int | None
+    chunks: int
+    skipped: msgspec.Raw | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    created_at: str
+
+
+class DocumentAccepted(Output):
+    """Answer to `POST /api/documents`."""
+
+    document_id: str
+    job_id: str
+
+
+class Skipped(Output):
+    """A part of the document without readable text. `start` and `end` are code points of the text."""
+
+    reason: str
+    start: int
+    end: int
+    page: int | UnsetType = UNSET
+
+
+class Extracted(msgspec.Struct, frozen=True, rename="camel"):
+    """A document's text, normalised once. All offsets everywhere are code points of `text`, end exclusive.
+
+    `pages` holds the start of each page; empty where the format has none.
+    """
+
+    media_type: str
+    text: str
+    pages: list[int]
+    skipped: list[Skipped]
+    title: str | None = None
+
+
+def normalise(text: str) -> str:
+    """The text into which all offsets point: NFC, line ends as `\\n`, no NUL, no lone surrogates."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return unicodedata.normalize("NFC", text)
+
+
+def page_of(pages: list[int], offset: int) -> int | None:
+    """The page (from 1) on which `offset` lies; None where the document has no pages."""
+    if not pages:
+        return None
+    low, high = 0, len(pages)
+    while low < high:
+        middle = (low + high) // 2
+        if pages[middle] <= offset:
+            low = middle + 1
+        else:
+            high = middle
+    return max(low, 1)

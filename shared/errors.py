@@ -1,0 +1,131 @@
+"""The error tree.
+
+    ErrandError
+    ├── ConfigurationError       a setting, or the Redis we were given, is wrong: the start stops
+    ├── RefusedError             the API refuses a request; becomes an RFC 9457 problem
+    ├── LeaseLostError           a worker's lease is no longer its own: it must stop and write nothing
+    └── JobError                 an attempt ended badly; code, text and whether a retry may help
+        ├── UpstreamUnavailable  upstream_unavailable  the model could not be reached, or cut its answer
+        ├── UpstreamRateLimited  upstream_rate_limited the model said 429
+        ├── UpstreamRefused      upstream_refused      the model refused this request for good
+        ├── BadOutput            bad_output            the model's answer has not the asked form
+        ├── InvalidInput         invalid_input         the job asks for what cannot be done
+        ├── DocumentRejected     document_rejected     the document cannot be read
+        ├── BudgetExhausted      budget_exhausted      the job's token budget is spent
+        ├── JobTimeout           timeout               the attempt took longer than timeoutSeconds
+        ├── WorkerLost           worker_lost           three workers died with this job
+        └── InternalError        internal              a defect of ours
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+MAX_ERROR_TEXT = 1_000  # characters of an error message that are stored
+
+
+class ErrandError(Exception):
+    """The root of all errors that Errand raises on purpose."""
+
+
+class ConfigurationError(ErrandError):
+    """A setting or the given Redis is wrong; the message names it and says what mends it."""
+
+
+class RefusedError(ErrandError):
+    """The request is refused. `code` is one of `shared.problems`; `errors` name JSON paths."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: tuple[tuple[str, str], ...] = (),
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers or {}
+
+
+class LeaseLostError(ErrandError):
+    """Another worker owns the job now, or it is final; nothing more may be written for it."""
+
+
+class JobError(ErrandError):
+    """An attempt ended badly. `retryable` says whether trying again may help."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, step: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message[:MAX_ERROR_TEXT]
+        self.retry_after_s = retry_after_s
+        self.step = step
+
+
+class UpstreamUnavailable(JobError):  # noqa: N818 - the codes of the contract are the names
+    """The model could not be reached, answered 5xx, stalled, or cut its answer in the middle."""
+
+    code = "upstream_unavailable"
+    retryable = True
+
+
+class UpstreamRateLimited(JobError):  # noqa: N818
+    """The model answered 429; `retry_after_s` is its own wish when it stated one."""
+
+    code = "upstream_rate_limited"
+    retryable = True
+
+
+class UpstreamRefused(JobError):  # noqa: N818
+    """The model refused this very request (400, 401, 403, 404, content filter); a repeat would be too."""
+
+    code = "upstream_refused"
+
+
+class BadOutput(JobError):  # noqa: N818
+    """The model's answer has not the asked form, also after it was told so."""
+
+    code = "bad_output"
+    retryable = True
+
+
+class InvalidInput(JobError):  # noqa: N818
+    """The job asks for something that cannot be done."""
+
+    code = "invalid_input"
+
+
+class DocumentRejected(JobError):  # noqa: N818
+    """The document cannot be read: broken, encrypted, of an unknown type, or over a limit."""
+
+    code = "document_rejected"
+
+
+class BudgetExhausted(JobError):  # noqa: N818
+    """The job's own `tokenBudget` is spent."""
+
+    code = "budget_exhausted"
+
+
+class JobTimeout(JobError):  # noqa: N818
+    """The attempt took longer than `timeoutSeconds`. Final: a person may retry, we do not."""
+
+    code = "timeout"
+
+
+class WorkerLost(JobError):  # noqa: N818
+    """Three workers died with this job; it is taken for poison."""
+
+    code = "worker_lost"
+
+
+class InternalError(JobError):
+    """A defect of ours. The client sees this sentence only; the traceback is in the worker's log."""
+
+    code = "internal"
+    retryable = True

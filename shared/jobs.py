@@ -1,0 +1,290 @@
+"""A job as it is stored and as it is shown. The stored form is the Redis hash that the Lua scripts write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from shared.clock import rfc3339
+
+
+class JobStatus(StrEnum):
+    """The states of a job; `docs/lifecycle.md` draws the ways between them."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    WAITING = "waiting"
+    CANCELLING = "cancelling"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+FINAL: Final = frozenset({JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
+
+# The record's fields, in the order in which `view.lua` and `list.lua` return them. `spec` and `result` are large;
+# the list leaves `result` out.
+VIEW_FIELDS: Final = (
+    "id", "tenant", "type", "status", "priority", "user", "metadata", "model", "lane",
+    "seq", "run", "attempt", "max_attempts", "created_ms", "queued_ms", "started_ms", "finished_ms", "expires_ms",
+    "due_ms", "progress", "tok_in", "tok_out", "tok_embed", "tok_reused", "tok_wasted", "cost_nano", "estimated",
+    "error", "waiting", "wait_reason", "cancel_ms", "cancelled_ms", "cancel_tokens", "upstream_closed_ms",
+    "result",
+)  # fmt: skip
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Base of everything that goes out: camelCase; an UNSET member is left out."""
+
+
+class PromptView(Output):
+    """The prompt version that a job is pinned to."""
+
+    name: str
+    version: int
+    label: str | None
+
+
+class Progress(Output):
+    """How far a job is. `fraction` is 0..1, or null where it cannot be known."""
+
+    fraction: float | None
+    stage: str
+    message: str
+
+
+class Eta(Output):
+    """When the job will probably start, in seconds from now."""
+
+    p50_seconds: float
+    p90_seconds: float
+
+
+class QueueView(Output):
+    """Where a waiting job stands. `position` counts from 1 within the tenant's queue of that lane."""
+
+    position: int | None
+    ahead_tokens: int | None
+    eta: Eta | None
+    waiting_on: str
+
+
+class UsageView(Output):
+    """Tokens over all attempts. `costUsd` is null where no price is known; `reusedTokens` were not paid again."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    embedding_tokens: int = 0
+    total_tokens: int = 0
+    reused_tokens: int = 0
+    wasted_tokens: int = 0
+    cost_usd: float | None = None
+    estimated: bool = False
+
+
+class JobErrorView(Output):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    retryable: bool
+    step: str | UnsetType = UNSET
+
+
+class WaitingView(Output):
+    """What a job in `waiting` waits for: `input`, `budget` or `backoff`."""
+
+    kind: str
+    request_id: str | UnsetType = UNSET
+    question: str | UnsetType = UNSET
+
+
+class CancellationView(Output):
+    """The receipt of a cancellation. Token counts are the job's total at the request and after the end."""
+
+    requested_at: str
+    finished_at: str | None
+    usage_at_request: int
+    usage_final: int | None
+    upstream_closed_ms: int | None
+
+
+class Links(Output, kw_only=True):
+    """Paths of the job's resources on the same host."""
+
+    self_: str = msgspec.field(name="self")
+    stream: str
+    events: str
+
+
+class JobView(Output, kw_only=True):
+    """A job as the API shows it."""
+
+    job_id: str
+    type: str
+    status: str
+    priority: str
+    user: str | None
+    metadata: dict[str, str]
+    model: str
+    prompt: PromptView | None
+    progress: Progress | None
+    queue: QueueView | None
+    attempt: int
+    max_attempts: int
+    created_at: str
+    queued_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    expires_at: str | None
+    usage: UsageView
+    result: msgspec.Raw | UnsetType = UNSET
+    error: JobErrorView | UnsetType = UNSET
+    waiting: WaitingView | UnsetType = UNSET
+    cancellation: CancellationView | UnsetType = UNSET
+    links: Links
+
+
+class JobRow(msgspec.Struct, frozen=True):
+    """The stored fields of one job, as read: text by field name, absent fields left out."""
+
+    fields: Mapping[str, bytes]
+
+    @classmethod
+    def from_reply(cls, values: Sequence[bytes | None], names: Sequence[str] = VIEW_FIELDS) -> JobRow:
+        """The row from a script's reply, which lists the values in the order of `names`."""
+        return cls({name: value for name, value in zip(names, values, strict=True) if value is not None})
+
+    def text(self, name: str) -> str | None:
+        """A field as text, or None where it was never written."""
+        value = self.fields.get(name)
+        return None if value is None else value.decode()
+
+    def number(self, name: str) -> int:
+        """A field as an integer, 0 where it was never written."""
+        value = self.fields.get(name)
+        return int(value) if value else 0
+
+    def moment(self, name: str) -> str | None:
+        """A millisecond field as RFC 3339, or None where it was never written."""
+        value = self.fields.get(name)
+        return rfc3339(int(value)) if value else None
+
+    def raw(self, name: str) -> bytes | None:
+        """A field as the bytes that were stored."""
+        return self.fields.get(name)
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.fields["id"].decode()
+
+    @property
+    def tenant(self) -> str:
+        """The id of the tenant that the job belongs to."""
+        return self.fields["tenant"].decode()
+
+    @property
+    def status(self) -> JobStatus:
+        """The job's state."""
+        return JobStatus(self.fields["status"].decode())
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this run of the job has ended."""
+        return self.status in FINAL
+
+
+def links_of(job_id: str) -> Links:
+    """The paths of a job's resources."""
+    base = f"/api/jobs/{job_id}"
+    return Links(self_=base, stream=f"{base}/stream", events=f"{base}/events")
+
+
+def usage_of(row: JobRow) -> UsageView:
+    """A job's usage. `totalTokens` is input + output + embedding over all attempts, wasted ones included."""
+    tok_in, tok_out, tok_embed = row.number("tok_in"), row.number("tok_out"), row.number("tok_embed")
+    cost = row.raw("cost_nano")
+    return UsageView(
+        input_tokens=tok_in,
+        output_tokens=tok_out,
+        embedding_tokens=tok_embed,
+        total_tokens=tok_in + tok_out + tok_embed,
+        reused_tokens=row.number("tok_reused"),
+        wasted_tokens=row.number("tok_wasted"),
+        cost_usd=int(cost) / 1e9 if cost else None,
+        estimated=row.number("estimated") == 1,
+    )
+
+
+def view_of(row: JobRow, rank: int | None = None) -> JobView:
+    """The view of a stored job. `rank` is its place (from 0) in its tenant's queue, where it has one."""
+    status = row.status
+    usage = usage_of(row)
+    progress = row.raw("progress")
+    error = row.raw("error")
+    return JobView(
+        job_id=row.job_id,
+        type=row.text("type") or "",
+        status=status,
+        priority=row.text("priority") or "normal",
+        user=row.text("user"),
+        metadata=msgspec.json.decode(row.raw("metadata") or b"{}", type=dict[str, str]),
+        model=row.text("model") or "",
+        prompt=None,
+        progress=msgspec.json.decode(progress, type=Progress) if progress else None,
+        queue=queue_of(row, rank),
+        attempt=row.number("attempt"),
+        max_attempts=row.number("max_attempts"),
+        created_at=row.moment("created_ms") or "",
+        queued_at=row.moment("queued_ms"),
+        started_at=row.moment("started_ms"),
+        finished_at=row.moment("finished_ms"),
+        expires_at=row.moment("expires_ms"),
+        usage=usage,
+        result=msgspec.Raw(row.fields["result"]) if status is JobStatus.COMPLETE and "result" in row.fields else UNSET,
+        error=msgspec.json.decode(error, type=JobErrorView) if error else UNSET,
+        waiting=WaitingView(kind=row.text("wait_reason") or "backoff") if status is JobStatus.WAITING else UNSET,
+        cancellation=cancellation_of(row, usage) if "cancel_ms" in row.fields else UNSET,
+        links=links_of(row.job_id),
+    )
+
+
+def queue_of(row: JobRow, rank: int | None) -> QueueView | None:
+    """Where a job stands that has not started, or waits to start again; null for all others."""
+    status = row.status
+    if status is JobStatus.QUEUED:
+        waiting_on = row.text("waiting_on") or "worker"
+        return QueueView(
+            position=None if rank is None else rank + 1,
+            ahead_tokens=None,
+            eta=None,
+            waiting_on=waiting_on,
+        )
+    if status in (JobStatus.SCHEDULED, JobStatus.WAITING):
+        return QueueView(position=None, ahead_tokens=None, eta=None, waiting_on="schedule")
+    return None
+
+
+def cancellation_of(row: JobRow, usage: UsageView) -> CancellationView:
+    """The receipt of a job whose cancellation was asked for."""
+    ended = row.raw("cancelled_ms")
+    closed = row.raw("upstream_closed_ms")
+    return CancellationView(
+        requested_at=row.moment("cancel_ms") or "",
+        finished_at=row.moment("cancelled_ms"),
+        usage_at_request=row.number("cancel_tokens"),
+        usage_final=usage.total_tokens if ended else None,
+        upstream_closed_ms=int(closed) if closed else None,
+    )
+
+
+def as_json(value: Any) -> bytes:
+    """Any Struct or plain value as UTF-8 JSON."""
+    return msgspec.json.encode(value)

@@ -1,0 +1,170 @@
+"""Every Redis key and channel, once: its form, type, lifetime, writer and reader."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+
+class KeyKind(NamedTuple):
+    """One kind of key, for the generated reference."""
+
+    form: str
+    type: str
+    lifetime: str
+    writer: str
+    reader: str
+    holds: str
+
+
+KEY_KINDS: Final[tuple[KeyKind, ...]] = (
+    KeyKind("job:{jobId}", "hash", "until retention ends", "admit, claim, append, settle, …", "view, list",
+            "the job's record; fields are those of VIEW_FIELDS, the spec, and the lease"),
+    KeyKind("log:{jobId}", "stream", "as the record", "every script that emits an event", "API streams",
+            "the job's events; entry id `<seq>-0`, fields t type, a ms, d JSON"),
+    KeyKind("journal:{jobId}", "hash", "as the record", "begin_step, finish_step", "begin_step",
+            "step name and input hash → its state and result"),
+    KeyKind("jobs:{tenantId}", "zset", "as its members", "admit, sweep", "list",
+            "all job ids of a tenant, score 0, so in order of creation"),
+    KeyKind("gone:{jobId}", "string", "30 days", "sweep", "view", "tenant of a job whose retention is over: 410, then 404"),
+    KeyKind("idem:{tenantId}:{hash}", "hash", "24 h", "admit, create", "admit, create",
+            "the first answer to an Idempotency-Key: body hash and what the answer is rebuilt from"),
+    KeyKind("q:{lane}:tenants", "zset", "while not empty", "queue_push, queue_pop", "claim",
+            "tenants with ready jobs; score is the virtual counter (tokens served / weight)"),
+    KeyKind("q:{lane}:served", "hash", "for ever, small", "claim, settle", "queue_push",
+            "virtual counter of every tenant that ever ran on the lane"),
+    KeyKind("q:{lane}:{tenantId}", "zset", "while not empty", "queue_push, queue_pop", "claim, view",
+            "ready jobs of a tenant; score is queuedAt + class × agingSeconds, in ms"),
+    KeyKind("delayed:{lane}", "zset", "while not empty", "admit, settle", "claim",
+            "scheduled jobs and jobs in backoff; score is the time they are due, ms"),
+    KeyKind("expiring", "zset", "while not empty", "admit, claim", "upkeep",
+            "jobs that have not started; score is the time at which they expire, ms"),
+    KeyKind("leases", "zset", "while not empty", "claim, renew, settle", "reap", "running jobs; score is the lease's end, ms"),
+    KeyKind("retention", "zset", "while not empty", "settle", "sweep", "final jobs; score is when they are removed, ms"),
+    KeyKind("running", "hash", "for ever, small", "claim, settle", "claim, view", "running jobs per tenant"),
+    KeyKind("scheduled", "hash", "for ever, small", "admit, claim", "admit", "scheduled jobs per tenant"),
+    KeyKind("workers:{lane}", "zset", "15 s a member", "renew", "readyz", "live workers; score is when they count as gone, ms"),
+    KeyKind("tenants", "zset", "for ever", "create", "list", "all tenant ids, score 0"),
+    KeyKind("tenant:{tenantId}", "hash", "for ever", "create", "claim, admit, API", "a tenant: name, limits, created_ms"),
+    KeyKind("keys:{tenantId}", "zset", "for ever", "create", "list", "key ids of a tenant, score 0"),
+    KeyKind("key:{keyId}", "hash", "until revoked", "create", "API", "an API key: tenant, secret hash, scopes, name, times"),
+    KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
+    KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
+    KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
+    KeyKind("wake:{lane}", "channel", "-", "admit, settle, retry", "sleeping workers", "a job became ready"),
+    KeyKind("ctl:{workerId}", "channel", "-", "cancel", "one worker", "`cancel <jobId>`"),
+    KeyKind("revoked", "channel", "-", "API", "API", "a key id that every process must forget"),
+)  # fmt: skip
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """Builds the names; `prefix` sets this installation apart from others in the same Redis."""
+
+    prefix: str
+
+    def job(self, job_id: str) -> str:
+        """The record of a job."""
+        return f"{self.prefix}job:{job_id}"
+
+    def log(self, job_id: str) -> str:
+        """The event log of a job."""
+        return f"{self.prefix}log:{job_id}"
+
+    def journal(self, job_id: str) -> str:
+        """The journal of a job."""
+        return f"{self.prefix}journal:{job_id}"
+
+    def jobs(self, tenant: str) -> str:
+        """The index of a tenant's jobs."""
+        return f"{self.prefix}jobs:{tenant}"
+
+    def gone(self, job_id: str) -> str:
+        """The tombstone of a removed job."""
+        return f"{self.prefix}gone:{job_id}"
+
+    def idem(self, tenant: str, digest: str) -> str:
+        """The first answer to an idempotency key; `digest` hashes method, path and key."""
+        return f"{self.prefix}idem:{tenant}:{digest}"
+
+    def lane_tenants(self, lane: str) -> str:
+        """Tenants with ready jobs on a lane."""
+        return f"{self.prefix}q:{lane}:tenants"
+
+    def lane_served(self, lane: str) -> str:
+        """Virtual counters of a lane."""
+        return f"{self.prefix}q:{lane}:served"
+
+    def ready(self, lane: str, tenant: str) -> str:
+        """Ready jobs of a tenant on a lane."""
+        return f"{self.prefix}q:{lane}:{tenant}"
+
+    def delayed(self, lane: str) -> str:
+        """Jobs of a lane that are due later."""
+        return f"{self.prefix}delayed:{lane}"
+
+    @property
+    def expiring(self) -> str:
+        """Jobs that expire unless they start."""
+        return f"{self.prefix}expiring"
+
+    @property
+    def leases(self) -> str:
+        """Running jobs by the end of their lease."""
+        return f"{self.prefix}leases"
+
+    @property
+    def retention(self) -> str:
+        """Final jobs by the time of their removal."""
+        return f"{self.prefix}retention"
+
+    @property
+    def running(self) -> str:
+        """Running jobs per tenant."""
+        return f"{self.prefix}running"
+
+    def workers(self, lane: str) -> str:
+        """Live workers of a lane."""
+        return f"{self.prefix}workers:{lane}"
+
+    @property
+    def tenants(self) -> str:
+        """The index of tenants."""
+        return f"{self.prefix}tenants"
+
+    def tenant(self, tenant: str) -> str:
+        """A tenant's record."""
+        return f"{self.prefix}tenant:{tenant}"
+
+    def api_keys(self, tenant: str) -> str:
+        """The index of a tenant's API keys."""
+        return f"{self.prefix}keys:{tenant}"
+
+    def api_key(self, key_id: str) -> str:
+        """An API key's record."""
+        return f"{self.prefix}key:{key_id}"
+
+    def documents(self, tenant: str) -> str:
+        """The index of a tenant's documents."""
+        return f"{self.prefix}docs:{tenant}"
+
+    def document(self, document_id: str) -> str:
+        """A document's record."""
+        return f"{self.prefix}doc:{document_id}"
+
+    def events_channel(self, job_id: str) -> str:
+        """Where a job's events are published."""
+        return f"{self.prefix}ev:{job_id}"
+
+    def wake_channel(self, lane: str) -> str:
+        """Where sleeping workers of a lane hear of new work."""
+        return f"{self.prefix}wake:{lane}"
+
+    def control_channel(self, worker_id: str) -> str:
+        """Where one worker hears of cancellations."""
+        return f"{self.prefix}ctl:{worker_id}"
+
+    @property
+    def revoked_channel(self) -> str:
+        """Where processes hear of revoked keys."""
+        return f"{self.prefix}revoked"

@@ -1,0 +1,69 @@
+-- admit: takes a job in, all or nothing.
+-- KEYS  1 index of the tenant's jobs   2 idempotency key (any name when none was sent)   3 tenant record
+-- ARGV  prefix, tenant, lane, random (16 characters of the id), record (map of the job's first fields),
+--       class_ms (class * agingSeconds, ms), delay_ms or run_at_ms (ms; absent = now), expires_in_ms,
+--       idem_body (hash of the body; absent = no key), companion (optional: {index, key prefix, id, fields}, a
+--       document that is stored in the same step)
+-- Returns {'ok', job id, now ms, status, due ms, rank from 0, '0' or '1' replayed}
+--         {'mismatch'} the idempotency key stands for another body
+--         {'full', limit} the tenant has maxQueuedJobs jobs waiting     {'no_tenant'} the tenant was deleted
+-- Events job.queued (not for a job that starts later)
+--@include base
+--@include queue
+local again = replay(KEYS[2])
+if again then
+  if again[1] == 'ok' then again[7] = '1' end
+  return again
+end
+local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued')
+if not limit[1] then return {'no_tenant'} end
+local waiting = 0
+for _, lane in ipairs({'interactive', 'batch'}) do
+  waiting = waiting + redis.call('ZCARD', P .. 'q:' .. lane .. ':' .. a.tenant)
+end
+waiting = waiting + tonumber(redis.call('HGET', P .. 'scheduled', a.tenant) or '0')
+local bound = tonumber(limit[2] or '100000')
+if waiting >= bound then return {'full', int(bound)} end
+
+local job_id = 'job_' .. ulid_time() .. a.random
+local key = P .. 'job:' .. job_id
+local due = now
+if a.run_at_ms then due = math.max(now, a.run_at_ms) elseif a.delay_ms then due = now + a.delay_ms end
+local status = due > now and 'scheduled' or 'queued'
+local score = due + a.class_ms
+local flat = {}
+for field, value in pairs(a.record) do
+  flat[#flat + 1] = field
+  flat[#flat + 1] = value
+end
+redis.call('HSET', key, 'id', job_id, 'tenant', a.tenant, 'lane', a.lane, 'status', status, 'created_ms', int(now),
+  'score', int(score), 'seq', 0, 'run', 1, 'attempt', 0, 'lease', 0, unpack(flat))
+redis.call('ZADD', KEYS[1], 0, job_id)
+local expires = due + a.expires_in_ms
+redis.call('HSET', key, 'expires_ms', int(expires))
+redis.call('ZADD', P .. 'expiring', expires, job_id)
+if a.companion then
+  local c = a.companion
+  local fields = {'id', c.id, 'job_id', job_id, 'created_ms', int(now)}
+  for field, value in pairs(c.fields) do
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+  end
+  redis.call('HSET', c.key, unpack(fields))
+  redis.call('ZADD', c.index, 0, c.id)
+end
+local rank = -1
+if status == 'queued' then
+  redis.call('HSET', key, 'queued_ms', int(now))
+  emit(job_id, 'job.queued', '{}')
+  queue_push(job_id, a.lane, a.tenant, score)
+  rank = redis.call('ZRANK', P .. 'q:' .. a.lane .. ':' .. a.tenant, job_id)
+else
+  redis.call('HSET', key, 'due_ms', int(due))
+  redis.call('ZADD', P .. 'delayed:' .. a.lane, due, job_id)
+  redis.call('HINCRBY', P .. 'scheduled', a.tenant, 1)
+  redis.call('PUBLISH', P .. 'wake:' .. a.lane, '1')
+end
+local reply = {'ok', job_id, int(now), status, int(due), int(rank), '0'}
+remember(KEYS[2], reply)
+return reply

@@ -1,0 +1,51 @@
+-- base: arguments, time, events. Included by every script.
+-- Every script gets ARGV[1], a MessagePack map of named arguments; `a.prefix` starts every key.
+local a = cmsgpack.unpack(ARGV[1])
+local P = a.prefix
+local time = redis.call('TIME')
+-- Milliseconds. Lua prints numbers above 1e14 in exponent form: pass numbers to redis.call as they are, or int() them.
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- A log longer than this loses its oldest events; readers are told by a `gap` event.
+local MAX_LOG = 100000
+
+-- Appends one event to the job's log and publishes it. `data` is a JSON object as text. Returns its number.
+local function emit(job_id, kind, data)
+  local seq = redis.call('HINCRBY', P .. 'job:' .. job_id, 'seq', 1)
+  redis.call('XADD', P .. 'log:' .. job_id, 'MAXLEN', '~', MAX_LOG, seq .. '-0', 't', kind, 'a', int(now), 'd', data)
+  redis.call('PUBLISH', P .. 'ev:' .. job_id, seq .. ' ' .. int(now) .. ' ' .. kind .. ' ' .. data)
+  return seq
+end
+
+local CROCKFORD = '0123456789ABCDEFGHJKMNPQRSTVWXYZ'
+
+-- The ten characters of a ULID that carry `now`.
+local function ulid_time()
+  local text, rest = '', now
+  for _ = 1, 10 do
+    local digit = rest % 32
+    text = string.sub(CROCKFORD, digit + 1, digit + 1) .. text
+    rest = (rest - digit) / 32
+  end
+  return text
+end
+
+-- Idempotency: returns nil when the key is new (or none was sent), else the stored reply or {'mismatch'}.
+local function replay(key)
+  if not a.idem_body then return nil end
+  local body = redis.call('HGET', key, 'body')
+  if not body then return nil end
+  if body ~= a.idem_body then return {'mismatch'} end
+  return cmsgpack.unpack(redis.call('HGET', key, 'reply'))
+end
+
+-- Remembers the reply of this request for 24 hours.
+local function remember(key, reply)
+  if not a.idem_body then return end
+  redis.call('HSET', key, 'body', a.idem_body, 'reply', cmsgpack.pack(reply))
+  redis.call('EXPIRE', key, 86400)
+end

@@ -1,0 +1,39 @@
+-- job: steps that several scripts share. `key` is the job's record.
+
+local function job_tokens(key)
+  local t = redis.call('HMGET', key, 'tok_in', 'tok_out', 'tok_embed')
+  return tonumber(t[1] or '0') + tonumber(t[2] or '0') + tonumber(t[3] or '0')
+end
+
+-- Whether the caller still holds the job: same worker, same lease number, and the job is running.
+local function holds_lease(key, worker, lease)
+  local row = redis.call('HMGET', key, 'owner', 'lease', 'status')
+  return row[1] == worker and row[2] == tostring(lease) and (row[3] == 'processing' or row[3] == 'cancelling')
+end
+
+-- Takes a job off its worker: lease, slot, and the correction of the tenant's counter by what was really used.
+local function release(job_id, key)
+  local row = redis.call('HMGET', key, 'tenant', 'lane', 'charged', 'tok_at_claim', 'weight')
+  local tenant, lane = row[1], row[2]
+  redis.call('ZREM', P .. 'leases', job_id)
+  if redis.call('HINCRBY', P .. 'running', tenant, -1) <= 0 then
+    redis.call('HDEL', P .. 'running', tenant)
+  end
+  local used = job_tokens(key) - tonumber(row[4] or '0')
+  local weight = tonumber(row[5] or '1')
+  charge(lane, tenant, math.floor((used - tonumber(row[3] or '0')) * 1000 / weight))
+  redis.call('HDEL', key, 'owner')
+end
+
+-- Writes a final state, once, with its event; the record stays until `retention_ms` from now.
+local function finish(job_id, key, status, data)
+  redis.call('HSET', key, 'status', status, 'finished_ms', int(now))
+  if status == 'cancelled' then
+    redis.call('HSET', key, 'cancelled_ms', int(now))
+  end
+  local keep = tonumber(redis.call('HGET', key, 'retention_ms'))
+  redis.call('HSET', key, 'expires_ms', int(now + keep))
+  redis.call('ZADD', P .. 'retention', now + keep, job_id)
+  redis.call('ZREM', P .. 'expiring', job_id)
+  emit(job_id, 'job.' .. status, data)
+end

@@ -1,0 +1,144 @@
+"""Redis: the connection, the Lua scripts, and the check that this Redis keeps what it acknowledged."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Final
+
+import msgspec
+import redis.asyncio as redis_asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.errors import ConfigurationError
+
+Redis = redis_asyncio.Redis
+
+# What says that Redis cannot serve us just now (also while it loads, fails over, or is out of memory); everything
+# else from redis-py is a defect.
+OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError)
+
+MIN_VERSION: Final = (6, 2)
+_INCLUDE: Final = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+
+
+def connect(url: str, *, timeout_s: float | None = 5.0, max_connections: int = 512) -> Redis:
+    """A client with its own pool. Answers must come within `timeout_s` (None: a subscriber, which waits); nothing is retried behind our back."""
+    options: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    try:
+        return redis_asyncio.from_url(
+            url,
+            socket_connect_timeout=1.0,
+            socket_timeout=timeout_s,
+            **options,
+            max_connections=max_connections,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0 if timeout_s else 10,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"REDIS_URL={url!r} is not a Redis address: {error}") from None
+
+
+def script_source(name: str) -> str:
+    """The full text of `shared/lua/<name>.lua`, with its includes in place."""
+    folder = resources.files("shared") / "lua"
+    body = (folder / f"{name}.lua").read_text()
+    return _INCLUDE.sub(lambda match: (folder / "lib" / f"{match[1]}.lua").read_text(), body)
+
+
+class Scripts:
+    """Runs Lua scripts by their SHA; loads one the first time, and again after Redis forgot it."""
+
+    def __init__(self, client: Redis, prefix: str) -> None:
+        self.client = client
+        self.prefix = prefix
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._loaded: dict[str, tuple[str, str]] = {}
+
+    def _script(self, name: str) -> tuple[str, str]:
+        if name not in self._loaded:
+            source = script_source(name)
+            self._loaded[name] = (source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+        return self._loaded[name]
+
+    async def run(self, name: str, keys: Sequence[str], **arguments: Any) -> Any:
+        """Runs `shared/lua/<name>.lua`; `arguments` go as one MessagePack map, absent where None, and never bytes
+        (Redis's cmsgpack knows no binary type).
+
+        Raises a member of OUTAGE when Redis cannot be reached: the script then ran or did not.
+        """
+        source, sha = self._script(name)
+        packed = self._encode(
+            {"prefix": self.prefix, **{key: value for key, value in arguments.items() if value is not None}}
+        )
+        try:
+            return await self.client.execute_command("EVALSHA", sha, len(keys), *keys, packed)
+        except NoScriptError:
+            return await self.client.execute_command("EVAL", source, len(keys), *keys, packed)
+
+
+async def redis_now_ms(client: Redis) -> int:
+    """Redis TIME in milliseconds: the one clock of what is stored."""
+    seconds, micros = await client.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+class Durability(msgspec.Struct, frozen=True):
+    """What the check of a Redis found. `wrong`: known to lose writes or jobs. `unknown`: could not be read."""
+
+    version: str
+    wrong: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+WANTED: Final[tuple[tuple[str, str, str], ...]] = (
+    ("appendonly", "yes", "without it a restart loses every job"),
+    ("appendfsync", "always", "plain everysec loses acknowledged writes when Redis is killed"),
+    ("maxmemory-policy", "noeviction", "any other policy drops jobs when memory is short"),
+)
+
+
+async def check_durability(client: Redis) -> Durability:
+    """Looks whether this Redis keeps what it acknowledges. Managed services refuse CONFIG: that is `unknown`.
+
+    Raises ConfigurationError when it is older than 6.2, and a member of OUTAGE when it cannot be reached.
+    """
+    info = await client.info("server")
+    version = str(info.get("redis_version", "0"))
+    parts = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if parts < MIN_VERSION:
+        raise ConfigurationError(f"This Redis is version {version}; Errand needs 6.2 or later.")
+    wrong, unknown = [], []
+    for name, wanted, reason in WANTED:
+        try:
+            found = (await client.config_get(name)).get(name)
+        except ResponseError as error:
+            unknown.append(f"{name} could not be read ({error}); it should be {wanted}: {reason}")
+            continue
+        if found is None:
+            unknown.append(f"{name} is not known to this server; it should be {wanted}: {reason}")
+        elif found != wanted:
+            wrong.append(f"{name} is {found}: {reason}. Mend it with: redis-cli CONFIG SET {name} {wanted}")
+    return Durability(version, tuple(wrong), tuple(unknown))
+
+
+async def require_durable(client: Redis, *, allow_volatile: bool) -> Durability:
+    """The check at every start. Raises ConfigurationError with the command that mends it when a setting is known
+    to be wrong and that was not allowed with ERRAND_ALLOW_VOLATILE=1."""
+    try:
+        found = await check_durability(client)
+    except OUTAGE as error:
+        raise ConfigurationError(f"Redis cannot be reached: {error}. Is REDIS_URL right?") from None
+    except RedisError as error:
+        raise ConfigurationError(f"Redis refuses us: {error}") from None
+    if found.wrong and not allow_volatile:
+        raise ConfigurationError(
+            "This Redis would lose jobs. " + " ".join(found.wrong) + " (or accept it with ERRAND_ALLOW_VOLATILE=1)"
+        )
+    return found

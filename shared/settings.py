@@ -1,0 +1,158 @@
+"""Settings: read once from the environment into a frozen Struct, each with its bounds and a sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from shared.errors import ConfigurationError
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+# Names that the contract gives without the project's prefix.
+BARE_NAMES = {
+    "port": "PORT",
+    "host": "HOST",
+    "redis_url": "REDIS_URL",
+    "openai_api_key": "OPENAI_API_KEY",
+    "openai_base_url": "OPENAI_BASE_URL",
+}
+
+
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that an operator may set. The environment name is `ERRAND_` + the field's name in capitals,
+    except those in BARE_NAMES."""
+
+    host: Annotated[str, _doc("Address on which the API listens.")] = "127.0.0.1"
+    port: Annotated[Port, _doc("Port of the API; 0 takes a free one.")] = 8080
+    redis_url: Annotated[str, _doc("Redis, e.g. `redis://host:6379/0` or `unix:///run/redis.sock`.")] = (
+        "redis://127.0.0.1:6379/0"
+    )
+    openai_api_key: Annotated[str, _doc("Key for the model's API; local servers take any.")] = ""
+    openai_base_url: Annotated[str, _doc("Base URL of the OpenAI-compatible API, with its `/v1`.")] = (
+        "https://api.openai.com/v1"
+    )
+
+    data_dir: Annotated[Path, _doc("Directory of files: blobs, the admin key, the embedded Redis.")] = Path(".errand")
+    admin_key: Annotated[str, _doc("The admin key `ek_…`; made at the first start when unset.")] = ""
+    redis_prefix: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{0,64}$")],
+        _doc("Starts every key, so that several installations can share one Redis."),
+    ] = "errand:"
+    allow_volatile: Annotated[bool, _doc("Run on a Redis that is known to lose acknowledged writes.")] = False
+
+    default_model: Annotated[str, _doc("Chat model of jobs that name none.")] = "gpt-4o-mini"
+    embedding_model: Annotated[str, _doc("Embedding model.")] = "text-embedding-3-small"
+    model_connect_seconds: Annotated[Seconds, _doc("Bound of connecting to the model.")] = 5.0
+    model_first_token_seconds: Annotated[Seconds, _doc("Bound of the wait for the first byte of an answer.")] = 120.0
+    model_between_tokens_seconds: Annotated[Seconds, _doc("Bound of silence within an answer.")] = 60.0
+
+    log_format: Annotated[
+        Literal["auto", "json", "console"], _doc("`auto`: console on a terminal, JSON elsewhere.")
+    ] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _doc("Least level that is logged.")] = "info"
+
+    worker_slots: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)], _doc("Jobs that one worker process runs at a time.")
+    ] = 20
+    drain_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=3_600)],
+        _doc("After SIGTERM a worker goes on with its jobs for so long, then hands them back."),
+    ] = 5.0
+    lease_seconds: Annotated[
+        Annotated[float, Meta(ge=1, le=300)],
+        _doc("A job whose worker has been silent for so long is given to another."),
+    ] = 15.0
+    aging_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=86_400)],
+        _doc("A job is overtaken only by jobs of its tenant queued at most this much per class later."),
+    ] = 60.0
+    retry_base_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=3_600)], _doc("First backoff of an automatic retry; doubles, with jitter.")
+    ] = 1.0
+    retry_max_seconds: Annotated[Seconds, _doc("Longest backoff of an automatic retry.")] = 300.0
+    retention_seconds: Annotated[
+        Annotated[float, Meta(ge=1, le=10 * 366 * 86_400)], _doc("How long a job is kept after its end.")
+    ] = 7 * 86_400.0
+    worker_metrics_port: Annotated[
+        Port, _doc("Port on which a worker serves its metrics on loopback; 0 takes a free one and logs it.")
+    ] = 0
+    map_concurrency: Annotated[
+        Annotated[int, Meta(ge=1, le=256)], _doc("Model calls that one document analysis makes at a time.")
+    ] = 4
+    chunk_characters: Annotated[
+        Annotated[int, Meta(ge=500, le=1_000_000)], _doc("Size of the parts in which a long document is read.")
+    ] = 12_000
+
+    max_body_bytes: Annotated[
+        Annotated[int, Meta(ge=1_024, le=1 << 30)], _doc("Largest JSON body.")
+    ] = 10 * 1024 * 1024
+    max_upload_bytes: Annotated[
+        Annotated[int, Meta(ge=1_024, le=1 << 34)], _doc("Largest uploaded file.")
+    ] = 50 * 1024 * 1024
+    body_seconds: Annotated[Seconds, _doc("A request's body must have arrived within this time.")] = 30.0
+    extract_seconds: Annotated[Seconds, _doc("CPU and wall time that reading one document may take.")] = 60.0
+    extract_memory_mb: Annotated[
+        Annotated[int, Meta(ge=128, le=65_536)], _doc("Memory that reading one document may take.")
+    ] = 1_024
+    max_document_pages: Annotated[Annotated[int, Meta(ge=1, le=1_000_000)], _doc("Most pages of a document.")] = 5_000
+    max_document_characters: Annotated[
+        Annotated[int, Meta(ge=1_000, le=1_000_000_000)], _doc("Most characters of a document's text.")
+    ] = 20_000_000
+    metrics_token: Annotated[str, _doc("Bearer token for `/metrics` from other hosts than loopback.")] = ""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings from the environment. Raises ConfigurationError, which names the variable, when one is bad."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for field in msgspec.structs.fields(cls):
+            text = environ.get(env_name(field.name))
+            if text is None or (text == "" and field.name in BARE_NAMES):
+                continue
+            try:
+                values[field.name] = msgspec.convert(text, field.type, strict=False, dec_hook=_decode_path)
+            except msgspec.ValidationError as error:
+                raise ConfigurationError(f"{env_name(field.name)}={text!r} is not valid: {error}") from None
+        known = {env_name(field.name) for field in msgspec.structs.fields(cls)} | CLIENT_NAMES
+        for name in environ:
+            if name.startswith("ERRAND_") and name not in known:
+                raise ConfigurationError(f"{name} is not a setting of Errand; see docs/reference/settings.md")
+        return cls(**values)
+
+
+# Read by scripts/errand and by the scripts, not by the servers.
+CLIENT_NAMES = frozenset({"ERRAND_URL", "ERRAND_KEY", "ERRAND_VENV"})
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError
+
+
+def env_name(field: str) -> str:
+    """The environment variable of a setting."""
+    return BARE_NAMES.get(field, f"ERRAND_{field.upper()}")
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every setting as (environment name, default, sentence), for the generated reference."""
+    hints = get_type_hints(Settings, include_extras=True)
+    rows = []
+    for field in msgspec.structs.fields(Settings):
+        sentence = next(
+            meta.description for meta in hints[field.name].__metadata__ if isinstance(meta, Meta) and meta.description
+        )
+        rows.append((env_name(field.name), str(field.default), sentence))
+    return rows

@@ -1,0 +1,178 @@
+"""What a client may submit: one tagged Struct per job type, decoded strictly (unknown fields are refused)."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+MAX_WAIT_S: Final = 60  # the contract's bound of every `wait`
+MAX_DELAY_S: Final = 366 * 86_400
+MAX_METADATA_PAIRS: Final = 16
+MAX_SCHEMA_BYTES: Final = 64 * 1024
+
+ShortText = Annotated[str, Meta(min_length=1, max_length=256)]
+MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Meta(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=MAX_METADATA_PAIRS)]
+
+
+class Priority(StrEnum):
+    """The class of a job inside its tenant's queue."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class Lane(StrEnum):
+    """Which workers take a job: `interactive` has somebody waiting for each token, `batch` has not."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """Base of everything that comes in from outside: camelCase, no unknown members."""
+
+
+class ChatMessage(Wire, kw_only=True):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, Meta(max_length=2_000_000)]
+
+
+class ChatInput(Wire, kw_only=True):
+    """Input of a `chat` job. `maxTokens` bounds the answer; `temperature` is handed on to the model."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1_000)]
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+
+
+class DocumentSource(Wire, kw_only=True):
+    """The document to analyse: exactly one of `text` and `documentId`; `title` goes with `text`."""
+
+    text: Annotated[str, Meta(min_length=1)] | None = None
+    title: ShortText | None = None
+    document_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.document_id is None):
+            raise ValueError("exactly one of `text` and `documentId` is needed")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("`text` holds nothing but white space")
+
+
+class SummaryTask(Wire, tag="summary", tag_field="kind"):
+    """A short summary of the whole document."""
+
+
+class KeyPointsTask(Wire, tag="keyPoints", tag_field="kind"):
+    """The document's main points, each with its citation."""
+
+
+class QuestionsTask(Wire, tag="questions", tag_field="kind"):
+    """Answers to given questions, from the document alone."""
+
+    questions: Annotated[list[Annotated[str, Meta(min_length=1, max_length=2_000)]], Meta(min_length=1, max_length=50)]
+
+
+class ExtractTask(Wire, tag="extract", tag_field="kind"):
+    """Data that fits a JSON Schema (draft 2020-12 unless `$schema` says otherwise)."""
+
+    schema: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if len(json.dumps(self.schema)) > MAX_SCHEMA_BYTES:
+            raise ValueError(f"`schema` is larger than {MAX_SCHEMA_BYTES} bytes")
+
+
+AnalysisTask = SummaryTask | KeyPointsTask | QuestionsTask | ExtractTask
+
+
+class AnalysisInput(Wire, kw_only=True):
+    """Input of a `document-analysis` job: one document, up to 20 tasks on it."""
+
+    document: DocumentSource
+    tasks: Annotated[list[AnalysisTask], Meta(min_length=1, max_length=20)]
+
+
+class IngestInput(Wire):
+    """Input of an `ingest` job, which `POST /api/documents` makes."""
+
+    document_id: str
+
+
+class PromptRef(Wire):
+    """Which stored prompt a job uses, and the values of its variables."""
+
+    name: ShortText
+    version: Annotated[int, Meta(ge=1)] | None = None
+    label: ShortText | None = None
+    variables: dict[str, Any] | None = None
+
+
+class Submission(Wire, kw_only=True):
+    """What every job has, whatever its type. Times are RFC 3339 with a zone."""
+
+    LANE: ClassVar[Lane] = Lane.BATCH
+    PUBLIC: ClassVar[bool] = True
+
+    priority: Priority = Priority.NORMAL
+    run_at: datetime | None = None
+    delay_seconds: Annotated[float, Meta(ge=0, le=MAX_DELAY_S)] | None = None
+    expires_in_seconds: Annotated[float, Meta(gt=0, le=MAX_DELAY_S)] = 86_400
+    timeout_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 600
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    token_budget: Annotated[int, Meta(ge=1)] | None = None
+    user: ShortText | None = None
+    metadata: Metadata = {}
+    model: ShortText | None = None
+    prompt: PromptRef | None = None
+
+    def __post_init__(self) -> None:
+        if self.run_at is not None and self.delay_seconds is not None:
+            raise ValueError("`runAt` and `delaySeconds` exclude each other")
+        if self.run_at is not None and self.run_at.tzinfo is None:
+            raise ValueError("`runAt` needs a time zone, for example a trailing Z")
+
+
+class ChatJob(Submission, tag="chat", tag_field="type", kw_only=True):
+    """A model's answer to a conversation, streamed as it is made."""
+
+    LANE: ClassVar[Lane] = Lane.INTERACTIVE
+    input: ChatInput
+
+
+class AnalysisJob(Submission, tag="document-analysis", tag_field="type", kw_only=True):
+    """Summary, key points, answers and data of a document, with verified citations."""
+
+    input: AnalysisInput
+
+
+class IngestJob(Submission, tag="ingest", tag_field="type", kw_only=True):
+    """Extraction of an uploaded document. Made by `POST /api/documents` only."""
+
+    PUBLIC: ClassVar[bool] = False
+    input: IngestInput
+
+
+AnyJob = ChatJob | AnalysisJob | IngestJob
+PublicJob = ChatJob | AnalysisJob
+
+JOB_TYPES: Final[dict[str, type[AnyJob]]] = {
+    "chat": ChatJob,
+    "document-analysis": AnalysisJob,
+    "ingest": IngestJob,
+}
+
+
+def type_of(job: Submission) -> str:
+    """The wire name of a submission's type, e.g. `document-analysis`."""
+    return str(job.__struct_config__.tag)

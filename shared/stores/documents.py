@@ -1,0 +1,107 @@
+"""The store of document records. Files and texts are blobs; the record names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from shared.clock import rfc3339
+from shared.documents import DocumentStatus, DocumentView, Extracted
+from shared.errors import RefusedError
+from shared.ids import is_id
+from shared.keys import Keys
+from shared.redis import Redis
+from shared.stores.jobs import Companion
+from shared.stores.records import Fields, RecordsStore
+
+
+class DocumentsStore(RecordsStore):
+    """Documents of all tenants. Raises a member of OUTAGE when Redis is out of reach."""
+
+    def __init__(self, client: Redis, keys: Keys) -> None:
+        super().__init__(client, keys.prefix)
+        self.keys = keys
+
+    def companion(self, tenant: str, document_id: str, fields: dict[str, Any]) -> Companion:
+        """The record as what `admit` stores in the same step as the document's ingest job."""
+        record = {name: value for name, value in fields.items() if value is not None}
+        return Companion(
+            key=self.keys.document(document_id),
+            index=self.keys.documents(tenant),
+            id=document_id,
+            fields={**record, "tenant": tenant, "status": DocumentStatus.PENDING},
+        )
+
+    async def record(self, tenant: str, document_id: str) -> Fields:
+        """A document's fields. Raises RefusedError `not_found`."""
+        row = await self.get(self.keys.document(document_id)) if is_id("doc", document_id) else None
+        if row is None or row["tenant"] != tenant:
+            raise RefusedError("not_found", f"There is no document {document_id[:64]!r}.")
+        return row
+
+    async def list(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[DocumentView], bool]:
+        """One page, newest first, and whether there are more."""
+        ids, more = await self.page(self.keys.documents(tenant), limit=limit, after=after)
+        rows = [await self.get(self.keys.document(document_id)) for document_id in ids]
+        return [document_view(row) for row in rows if row], more
+
+    async def set_ready(self, document_id: str, extracted: Extracted, text_blob: str) -> None:
+        """The document was read; unless it was deleted meanwhile."""
+        await self._update(
+            document_id,
+            {
+                "status": DocumentStatus.READY,
+                "media_type": extracted.media_type,
+                "characters": str(len(extracted.text)),
+                "pages": str(len(extracted.pages)),
+                "skipped": msgspec.json.encode(extracted.skipped).decode(),
+                "text_blob": text_blob,
+                **({"found_title": extracted.title} if extracted.title else {}),
+            },
+        )
+
+    async def set_rejected(self, document_id: str, reason: str) -> None:
+        """The document cannot be read, for the reason given."""
+        await self._update(document_id, {"status": DocumentStatus.REJECTED, "error": reason})
+
+    async def _update(self, document_id: str, fields: Fields) -> None:
+        key = self.keys.document(document_id)
+        async with self.client.pipeline(transaction=True) as pipe:
+            await pipe.watch(key)
+            if not await pipe.exists(key):
+                return
+            pipe.multi()
+            pipe.hset(key, mapping=fields)
+            await pipe.execute()
+
+    async def delete(self, tenant: str, document_id: str) -> None:
+        """Removes a document's record and its place in the list."""
+        async with self.client.pipeline(transaction=True) as pipe:
+            pipe.delete(self.keys.document(document_id))
+            pipe.zrem(self.keys.documents(tenant), document_id)
+            await pipe.execute()
+
+
+def document_view(row: Fields) -> DocumentView:
+    """How a stored document is shown."""
+    ready = row["status"] == DocumentStatus.READY
+    pages = int(row.get("pages", "0"))
+    return DocumentView(
+        document_id=row["id"],
+        job_id=row.get("job_id"),
+        title=row.get("title") or row.get("found_title"),
+        filename=row.get("filename"),
+        collection=row.get("collection"),
+        metadata=msgspec.json.decode(row.get("metadata", "{}"), type=dict[str, str]),
+        media_type=row.get("media_type"),
+        size_bytes=int(row["size_bytes"]),
+        sha256=row["sha256"],
+        status=DocumentStatus(row["status"]),
+        characters=int(row["characters"]) if ready else None,
+        pages=pages or None,
+        chunks=int(row.get("chunks", "0")),
+        skipped=msgspec.Raw(row["skipped"].encode()) if ready else msgspec.UNSET,
+        error=row.get("error", msgspec.UNSET),
+        created_at=rfc3339(int(row["created_ms"])),
+    )

@@ -1,0 +1,1 @@
+"""Proof, on a real Redis and through the real OpenAI SDK."""
