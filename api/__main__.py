@@ -14,16 +14,14 @@ from aiohttp import web
 
 from api.app import create_app
 from api.keys import TENANTS
-from shared.clock import monotonic_s
 from shared.errors import ConfigurationError
 from shared.ids import new_api_key
 from shared.log import configure, get_logger
-from shared.redis import OUTAGE, connect, redis_now_ms, require_durable
+from shared.redis import connect, redis_now_ms, wait_until_durable
 from shared.settings import Settings
 
 log = get_logger()
 
-REDIS_PATIENCE_S = 10.0  # a Redis that starts at the same time as we do is waited for
 SHUTDOWN_S = 5.0
 
 
@@ -51,32 +49,14 @@ async def admin_key(settings: Settings) -> str:
     return Path(path).read_text().strip()
 
 
-async def prepare(settings: Settings) -> None:
-    """Waits for Redis, then checks that it keeps what it acknowledges. Raises ConfigurationError."""
-    client = connect(settings.redis_url)
-    try:
-        deadline = monotonic_s() + REDIS_PATIENCE_S
-        while True:
-            try:
-                await client.ping()
-                break
-            except OUTAGE as error:
-                if monotonic_s() > deadline:
-                    raise ConfigurationError(f"Redis cannot be reached: {error}. Is REDIS_URL right?") from None
-                await asyncio.sleep(0.1)
-        found = await require_durable(client, allow_volatile=settings.allow_volatile)
-        for text in (*found.unknown, *found.wrong):
-            log.warning("redis.durability_doubted", detail=text)
-    finally:
-        await client.aclose()
-
-
 async def serve(settings: Settings) -> None:
     """Runs the API until a signal. Raises ConfigurationError."""
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    await prepare(settings)
+    found = await wait_until_durable(settings.redis_url, allow_volatile=settings.allow_volatile)
+    for text in (*found.unknown, *found.wrong):
+        log.warning("redis.durability_doubted", detail=text)
     app = create_app(settings)
     await app[TENANTS].ensure_admin(await admin_key(settings))
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)

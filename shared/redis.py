@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from shared.clock import monotonic_s
 from shared.errors import ConfigurationError
 
 Redis = redis_asyncio.Redis
@@ -142,3 +144,21 @@ async def require_durable(client: Redis, *, allow_volatile: bool) -> Durability:
             "This Redis would lose jobs. " + " ".join(found.wrong) + " (or accept it with ERRAND_ALLOW_VOLATILE=1)"
         )
     return found
+
+
+async def wait_until_durable(url: str, *, allow_volatile: bool, patience_s: float = 10.0) -> Durability:
+    """What every process does at its start: waits for a Redis that starts beside it, then `require_durable`."""
+    client = connect(url)
+    try:
+        deadline = monotonic_s() + patience_s
+        while True:
+            try:
+                await client.ping()
+                break
+            except OUTAGE as error:
+                if monotonic_s() > deadline:
+                    raise ConfigurationError(f"Redis cannot be reached: {error}. Is REDIS_URL right?") from None
+                await asyncio.sleep(0.1)
+        return await require_durable(client, allow_volatile=allow_volatile)
+    finally:
+        await client.aclose()

@@ -3,7 +3,7 @@
 -- ARGV  prefix, job, worker, lease,
 --       outcome: complete | failed | cancelled | retry | handback
 --       result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
---       upstream_closed_ms (for cancelled, optional: from the request to the model's connection being closed)
+--       upstream_closed (bool, for cancelled: a model's connection was open and is closed now)
 -- Returns {'ok', the job's new status}   {'again'} this lease was settled before   {'lost'} the lease is lost
 -- Events job.complete | job.failed | job.cancelled | job.waiting | job.queued
 --@include base
@@ -29,7 +29,9 @@ elseif outcome == 'cancelled' then
   if not redis.call('HGET', key, 'cancel_ms') then
     redis.call('HSET', key, 'cancel_ms', int(now), 'cancel_tokens', int(job_tokens(key)))
   end
-  if a.upstream_closed_ms then redis.call('HSET', key, 'upstream_closed_ms', int(a.upstream_closed_ms)) end
+  if a.upstream_closed then
+    redis.call('HSET', key, 'upstream_closed_ms', int(now - tonumber(redis.call('HGET', key, 'cancel_ms'))))
+  end
   finish(a.job, key, 'cancelled', '{}')
 elseif outcome == 'retry' then
   redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', a.error, 'due_ms', int(now + a.delay_ms))

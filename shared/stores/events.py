@@ -42,15 +42,22 @@ class EventsStore:
         return [from_log(entry_id, fields) for entry_id, fields in entries]
 
     async def append(
-        self, claimed: Claimed, worker: str, events: Sequence[NewEvent], progress: dict[str, Any] | None = None
+        self,
+        claimed: Claimed,
+        worker: str,
+        batch: int,
+        events: Sequence[NewEvent],
+        progress: dict[str, Any] | None = None,
     ) -> int:
-        """Adds events of the running attempt; the number of the last. Raises LeaseLostError."""
+        """Adds events of the running attempt; the number of the last. The same `batch` number again (a repeat after
+        a lost answer) writes nothing. Raises LeaseLostError."""
         seq = await self.scripts.run(
             "append",
             [self.keys.job(claimed.job_id), self.keys.log(claimed.job_id)],
             job=claimed.job_id,
             worker=worker,
             lease=claimed.lease,
+            batch=batch,
             events=[(event.type, msgspec.json.encode(event.data).decode()) for event in events],
             progress=msgspec.json.encode(progress).decode() if progress is not None else None,
         )

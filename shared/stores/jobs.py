@@ -264,7 +264,7 @@ class JobsStore:
         result: bytes | None = None,
         error: bytes | None = None,
         delay_ms: int = 0,
-        upstream_closed_ms: int | None = None,
+        upstream_closed: bool = False,
     ) -> str:
         """Ends the attempt; returns the job's status after it. Safe to repeat. Raises LeaseLostError."""
         reply = await self.scripts.run(
@@ -277,7 +277,7 @@ class JobsStore:
             result=result.decode() if result is not None else None,
             error=error.decode() if error else None,
             delay_ms=delay_ms,
-            upstream_closed_ms=upstream_closed_ms,
+            upstream_closed=upstream_closed,
         )
         if reply[0] == b"lost":
             raise LeaseLostError(claimed.job_id)

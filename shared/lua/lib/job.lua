@@ -23,6 +23,10 @@ local function release(job_id, key)
   local weight = tonumber(row[5] or '1')
   charge(lane, tenant, math.floor((used - tonumber(row[3] or '0')) * 1000 / weight))
   redis.call('HDEL', key, 'owner')
+  -- A tenant at its limit has a free slot again: sleeping workers passed its jobs over.
+  if redis.call('HEXISTS', P .. 'tenant:' .. tenant, 'max_concurrent') == 1 then
+    redis.call('PUBLISH', P .. 'wake:' .. lane, '1')
+  end
 end
 
 -- Writes a final state, once, with its event; the record stays until `retention_ms` from now.

@@ -1,0 +1,92 @@
+"""`python -m worker [batch|interactive]`: runs jobs of one lane until SIGINT or SIGTERM. Exit code 2 when a setting
+or Redis is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from prometheus_client import start_http_server
+
+from shared.blobs import LocalBlobs
+from shared.errors import ConfigurationError
+from shared.keys import Keys
+from shared.log import configure, get_logger
+from shared.metrics import REGISTRY
+from shared.redis import connect, wait_until_durable
+from shared.settings import Settings
+from shared.specs import Lane
+from shared.stores.documents import DocumentsStore
+from worker.context import Deps
+from worker.documents.library import Library
+from worker.engine import Engine
+from worker.model.client import Model
+from worker.tasks import HANDLERS
+
+log = get_logger()
+
+
+def build(settings: Settings, lane: str, *, handle_signals: bool = True) -> Engine:
+    """An engine with its connections; call it inside the loop that will run it."""
+    client = connect(settings.redis_url)
+    blobs = LocalBlobs(settings.data_dir / "blobs")
+    documents = DocumentsStore(client, Keys(settings.redis_prefix))
+    deps = Deps(
+        settings=settings,
+        model=Model(settings),
+        blobs=blobs,
+        documents=documents,
+        library=Library(settings, documents, blobs),
+    )
+    return Engine(
+        HANDLERS,
+        lane=lane,
+        settings=settings,
+        client=client,
+        subscriber=connect(settings.redis_url, timeout_s=None),
+        deps=deps,
+        handle_signals=handle_signals,
+    )
+
+
+def main() -> int:
+    """The process. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Run jobs of one lane.")
+    parser.add_argument("lane", nargs="?", default="batch", choices=[lane.value for lane in Lane])
+    lane = parser.parse_args().lane
+    try:
+        settings = Settings.load()
+    except ConfigurationError as error:
+        sys.stderr.write(f"errand: {error}\n")
+        return 2
+    configure(settings.log_format, settings.log_level, f"worker-{lane}")
+    try:
+        import uvloop
+
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    except ImportError:  # no wheel for this platform: asyncio's own loop does the same, more slowly
+        loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        found = loop.run_until_complete(
+            wait_until_durable(settings.redis_url, allow_volatile=settings.allow_volatile)
+        )
+    except ConfigurationError as error:
+        sys.stderr.write(f"errand: {error}\n")
+        return 2
+    for text in (*found.unknown, *found.wrong):
+        log.warning("redis.durability_doubted", detail=text)
+    server, _ = start_http_server(settings.worker_metrics_port, addr="127.0.0.1", registry=REGISTRY)
+    log.info("metrics.serving", port=server.server_port)
+
+    async def make() -> Engine:
+        return build(settings, lane)
+
+    engine = loop.run_until_complete(make())
+    engine.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

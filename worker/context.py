@@ -1,0 +1,96 @@
+"""What a task gets: its job, the model, the journal, the report. A task returns a Result or raises; it never writes
+state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shared.blobs import Blobs
+from shared.errors import BudgetExhausted, JobError
+from shared.settings import Settings
+from shared.stores.documents import DocumentsStore
+from shared.stores.jobs import Claimed
+from worker.documents.library import Library
+from worker.journal import Journal, Step
+from worker.model.client import ChatCall, Completion, Model, Progress, estimate_tokens
+from worker.report import Report
+
+
+class Deps(msgspec.Struct, frozen=True):
+    """What all jobs of a worker share."""
+
+    settings: Settings
+    model: Model
+    blobs: Blobs
+    documents: DocumentsStore
+    library: Library
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A completion as it is journaled."""
+
+    text: str
+    finish_reason: str
+
+
+class JobContext:
+    """One attempt of one job, as its task sees it."""
+
+    def __init__(self, claimed: Claimed, deps: Deps, journal: Journal, report: Report) -> None:
+        self.job = claimed
+        self.deps = deps
+        self.journal = journal
+        self.report = report
+        self.open_calls = 0
+
+    async def complete(
+        self,
+        label: str,
+        call: ChatCall,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        accept: Callable[[str], Any] | None = None,
+    ) -> Finished:
+        """One model call as a journaled step `label`.
+
+        `on_text` gets the answer as it comes, also when it comes from the journal. `accept` looks at the whole answer
+        and raises BadOutput when it has not the asked form: then it is booked, but not journaled, so that a retry asks
+        again. Raises JobError with `step` set, and LeaseLostError.
+        """
+        self._check_budget(call)
+        identity = msgspec.json.encode([self.job.model, call])
+
+        async def ask(step: Step) -> bytes:
+            progress = Progress(call)
+            step.usage = progress.usage
+            self.open_calls += 1
+            try:
+                completion: Completion = await self.deps.model.complete(self.job.model, call, progress, on_text)
+            finally:
+                self.open_calls -= 1
+                await self.report.flush()
+            if accept is not None:
+                accept(completion.text)
+            return msgspec.json.encode(Finished(completion.text, completion.finish_reason))
+
+        try:
+            journaled, reused = await self.journal.step(label, identity, estimate_tokens(call), ask)
+        except JobError as error:
+            error.step = error.step or label
+            raise
+        finished = msgspec.json.decode(journaled, type=Finished)
+        if reused and on_text is not None:
+            on_text(finished.text)
+        return finished
+
+    def _check_budget(self, call: ChatCall) -> None:
+        budget = self.job.token_budget
+        if budget is not None and self.journal.tokens_spent + estimate_tokens(call) > budget:
+            raise BudgetExhausted(
+                f"The job's tokenBudget of {budget} does not allow another call: {self.journal.tokens_spent} are spent."
+            )
+
+

@@ -1,0 +1,1 @@
+"""Reading documents: extraction, chunks, citations."""

@@ -1,0 +1,100 @@
+"""Documents as tasks use them: the stored file, read once in a process of its own, its text kept as a blob."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any, Final
+
+import msgspec
+
+from shared.blobs import BlobMissingError, Blobs
+from shared.documents import DocumentStatus, Extracted
+from shared.errors import DocumentRejected, InvalidInput, RefusedError
+from shared.settings import Settings
+from shared.stores.documents import DocumentsStore
+from worker.documents.extract import Limits
+
+PARALLEL: Final = 2  # readers at a time per worker; each may take ERRAND_EXTRACT_MEMORY_MB
+
+
+class Library:
+    """The documents of all tenants, for the tasks of one worker."""
+
+    def __init__(self, settings: Settings, documents: DocumentsStore, blobs: Blobs) -> None:
+        self._settings = settings
+        self._documents = documents
+        self._blobs = blobs
+        self._readers = asyncio.Semaphore(PARALLEL)
+
+    async def load(self, tenant: str, document_id: str) -> tuple[Extracted, str | None]:
+        """A document's text and title, read now if that was not done yet.
+
+        Raises InvalidInput when there is no such document, DocumentRejected when it cannot be read.
+        """
+        try:
+            row = await self._documents.record(tenant, document_id)
+            if row["status"] == DocumentStatus.REJECTED:
+                raise DocumentRejected(row.get("error", "The document could not be read."))
+            if "text_blob" in row:
+                extracted = msgspec.json.decode(await self._blobs.get(row["text_blob"]), type=Extracted)
+            else:
+                extracted = await self._read(tenant, document_id, row["file_blob"])
+        except RefusedError as error:
+            raise InvalidInput(error.detail) from None
+        except BlobMissingError:
+            raise InvalidInput(f"The document {document_id} was deleted.") from None
+        return extracted, row.get("title") or extracted.title or row.get("filename")
+
+    async def _read(self, tenant: str, document_id: str, file_blob: str) -> Extracted:
+        content = await self._blobs.get(file_blob)
+        try:
+            extracted = await self.extract(content)
+        except DocumentRejected as error:
+            await self._documents.set_rejected(document_id, error.message)
+            raise
+        text_blob = f"texts/{tenant}/{document_id}"
+        await self._blobs.put(text_blob, msgspec.json.encode(extracted))
+        await self._documents.set_ready(document_id, extracted, text_blob)
+        return extracted
+
+    async def extract(self, content: bytes) -> Extracted:
+        """The text of a file's content. Raises DocumentRejected."""
+        settings = self._settings
+        limits = Limits(
+            memory_mb=settings.extract_memory_mb,
+            seconds=settings.extract_seconds,
+            pages=settings.max_document_pages,
+            characters=settings.max_document_characters,
+        )
+        async with self._readers:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "worker.documents.extract", msgspec.json.encode(limits).decode(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(settings.extract_seconds):
+                    output, noise = await process.communicate(content)
+            except TimeoutError:
+                raise DocumentRejected(
+                    f"Reading the document took longer than {settings.extract_seconds:g} s."
+                ) from None
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        return _outcome(process.returncode or 0, output, noise)
+
+
+def _outcome(code: int, output: bytes, noise: bytes) -> Extracted:
+    if code == 0:
+        return msgspec.json.decode(output, type=Extracted)
+    if code == 3:
+        reason: dict[str, Any] = msgspec.json.decode(output)
+        raise DocumentRejected(reason["reason"])
+    last = noise.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"signal {-code}" if code < 0 else ""]
+    if "MemoryError" in last[0] or "cannot allocate" in last[0].lower():
+        raise DocumentRejected("The document needs too much memory to be read.")
+    raise DocumentRejected(f"The reader of this format failed on the document ({last[0][:200]}).")

@@ -1,0 +1,95 @@
+"""The journal: a step whose result was written is never paid again; a call is booked whatever became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from shared.redis import OUTAGE
+from shared.stores.events import CallUsage, EventsStore
+from shared.stores.jobs import Claimed
+
+T = TypeVar("T")
+
+RECONNECT_S = 0.25
+BOOKING_S = 10.0  # a call that is cancelled is still booked, within this time
+
+
+class Step:
+    """One call in progress: what it has used so far is what it is charged for if it does not end well."""
+
+    def __init__(self) -> None:
+        self.usage: Callable[[], CallUsage] = CallUsage
+
+
+class Journal:
+    """The steps of one attempt."""
+
+    def __init__(self, store: EventsStore, claimed: Claimed, worker: str) -> None:
+        self._store = store
+        self._claimed = claimed
+        self._worker = worker
+        self.tokens_spent = claimed.tokens_used
+
+    async def step(
+        self,
+        label: str,
+        identity: bytes,
+        tokens: int,
+        call: Callable[[Step], Awaitable[bytes]],
+    ) -> tuple[bytes, bool]:
+        """The result of a step, and whether it came from the journal.
+
+        `label` names its place, `identity` is hashed as its input, `tokens` estimates the input. `call` makes the
+        call and returns the JSON to journal; it sets `step.usage`. Raises what `call` raises, and LeaseLostError.
+        """
+        name = f"{label}:{hashlib.sha256(identity).hexdigest()[:24]}"
+        call_id = secrets.token_hex(8)
+        known = await self._steadily(
+            lambda: self._store.begin_step(
+                self._claimed, self._worker, step=name, label=label, call=call_id, tokens=tokens
+            )
+        )
+        if known is not None:
+            return known, True
+        step = Step()
+        result: bytes | None = None
+        try:
+            result = await call(step)
+            return result, False
+        finally:
+            usage = step.usage()
+            self.tokens_spent += usage.total
+            booking = asyncio.create_task(self._book(name, label, call_id, usage, result))
+            try:
+                await asyncio.shield(booking)
+            except asyncio.CancelledError:
+                # A cancelled call was paid for all the same: its booking is not cancelled with it.
+                await asyncio.wait([booking], timeout=BOOKING_S)
+                raise
+
+    async def _book(self, name: str, label: str, call_id: str, usage: CallUsage, result: bytes | None) -> None:
+        await self._steadily(
+            lambda: self._store.finish_step(
+                self._claimed,
+                self._worker,
+                step=name,
+                label=label,
+                call=call_id,
+                usage=usage,
+                result=result,
+                wasted=result is None,
+            )
+        )
+
+    async def _steadily(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeats a write until Redis is back. Every journal script may be repeated without harm."""
+        while True:
+            try:
+                return await write()
+            except OUTAGE:
+                await asyncio.sleep(RECONNECT_S)
+

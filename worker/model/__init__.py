@@ -1,0 +1,1 @@
+"""The only importer of openai: calls, their time-outs, errors and token counts."""

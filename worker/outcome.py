@@ -1,0 +1,76 @@
+"""What an attempt comes to: a pure decision from how it ended."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from shared.errors import JobError
+from shared.settings import Settings
+
+Ending = Literal["done", "cancelled", "shutdown"]
+
+
+class Complete(msgspec.Struct, frozen=True):
+    """The task returned its result."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Final: the error is not of a kind that may pass, or the attempts are used up."""
+
+    error: dict[str, Any]
+
+
+class RetryAfter(msgspec.Struct, frozen=True):
+    """Another attempt after `delay_s`."""
+
+    error: dict[str, Any]
+    delay_s: float
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """A client asked for the end."""
+
+
+class HandedBack(msgspec.Struct, frozen=True):
+    """This worker is stopping: another goes on with the same attempt."""
+
+
+Outcome = Complete | Failed | RetryAfter | Cancelled | HandedBack
+
+MAX_RETRY_AFTER_S: Final = 3_600.0  # a model's wish above this is cut; the attempt then simply fails again
+
+
+def describe(error: JobError) -> dict[str, Any]:
+    """A job error as it is stored and shown."""
+    shown: dict[str, Any] = {"code": error.code, "message": error.message, "retryable": error.retryable}
+    if error.step is not None:
+        shown["step"] = error.step
+    return shown
+
+
+def judge(
+    ending: Ending, error: JobError | None, *, attempt: int, max_attempts: int, settings: Settings, chance: float
+) -> Outcome:
+    """The outcome. `ending` says who stopped the task; `error` is what it raised, None when it returned a result;
+    `chance` (0..1) is the jitter."""
+    if ending == "cancelled":
+        return Cancelled()
+    if ending == "shutdown":
+        return HandedBack()
+    if error is None:
+        return Complete()
+    if not error.retryable or attempt >= max_attempts:
+        return Failed(describe(error))
+    return RetryAfter(describe(error), backoff_s(error, attempt, settings, chance))
+
+
+def backoff_s(error: JobError, attempt: int, settings: Settings, chance: float) -> float:
+    """Seconds until the next attempt: doubling from the base, between half and all of it; the model's own wish wins
+    when it is longer (equal jitter: Brooker, "Exponential Backoff And Jitter", AWS 2015)."""
+    full = min(settings.retry_max_seconds, settings.retry_base_seconds * 2.0 ** min(attempt - 1, 30))
+    wait = full / 2 + chance * full / 2
+    if error.retry_after_s is not None:
+        wait = max(wait, min(error.retry_after_s, MAX_RETRY_AFTER_S) * (1 + 0.1 * chance))
+    return wait

@@ -1,0 +1,14 @@
+"""The tasks, one file per job type."""
+
+from __future__ import annotations
+
+from worker.execution import Handler
+from worker.tasks.analysis import analyse_document
+from worker.tasks.chat import chat
+from worker.tasks.ingest import ingest
+
+HANDLERS: dict[str, Handler] = {
+    "chat": chat,
+    "document-analysis": analyse_document,
+    "ingest": ingest,
+}

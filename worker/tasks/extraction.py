@@ -1,0 +1,99 @@
+"""Data by a client's JSON Schema: made from the text (or from the facts noted part by part), validated, repaired once,
+and each value cited where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from shared.documents import Extracted
+from shared.errors import BadOutput, InvalidInput
+from shared.schemas import BadSchemaError, compile_schema, violations
+from shared.specs import ExtractTask
+from worker.context import JobContext
+from worker.documents.cite import Citation, Prover
+from worker.model.client import ChatCall
+from worker.tasks.notes import Note, parse_object
+from worker.tasks.prompts import EXTRACT, fenced
+
+MIN_CITED_LETTERS = 2
+
+
+async def extract_data(
+    task: ExtractTask, notes: Sequence[Note], document: Extracted, label: str, context: JobContext
+) -> tuple[Any, list[Citation]]:
+    """The data and a citation per value that stands in the text, its JSON path as `item`.
+
+    Raises BadOutput when the model's data does not fit the schema, also after it was told why; other JobErrors.
+    """
+    try:
+        validator = compile_schema(task.schema)
+    except BadSchemaError as error:
+        raise InvalidInput(f"The schema of the extract task is not valid: {error}") from None
+    if len(document.text) <= context.deps.settings.chunk_characters:
+        source = fenced("document", document.text)
+    else:
+        facts = "\n".join(f"{note.about}: {note.text} (“{note.citations[0].quote}”)" for note in notes)
+        source = fenced("document", facts or "Nothing was found.")
+    messages = [
+        {"role": "system", "content": EXTRACT},
+        {"role": "user", "content": f"{source}\n\nExtract the data that the schema describes."},
+    ]
+    answer = await _ask(messages, task.schema, label, context)
+    wrong = violations(validator, answer)
+    if wrong:
+        shown = msgspec.json.encode(answer).decode()
+        messages += [
+            {"role": "assistant", "content": shown},
+            {"role": "user", "content": "This does not fit the schema:\n" + "\n".join(wrong) + "\nCorrect it."},
+        ]
+
+        def accept(text: str) -> None:
+            if still := violations(validator, parse_object(text)):
+                raise BadOutput(f"The extracted data does not fit the schema, also after one repair: {still[0]}")
+
+        finished = await context.complete(
+            f"{label}/repair", ChatCall(messages, schema=task.schema, temperature=0.0), accept=accept
+        )
+        answer = parse_object(finished.text)
+    return answer, _cite(answer, notes, document)
+
+
+async def _ask(messages: list[dict[str, str]], schema: dict[str, Any], label: str, context: JobContext) -> Any:
+    call = ChatCall(list(messages), schema=schema, temperature=0.0)
+    finished = await context.complete(label, call, accept=parse_object)
+    return parse_object(finished.text)
+
+
+def _cite(data: Any, notes: Sequence[Note], document: Extracted) -> list[Citation]:
+    """Where each value stands: in a quote noted while reading, else anywhere in the text."""
+    prover = Prover(document.text, 0, document.pages)
+    found = []
+    for path, value in _leaves(data, "$"):
+        text = _written(value)
+        if sum(character.isalnum() for character in text) < MIN_CITED_LETTERS:
+            continue
+        noted = next(
+            (note.citations[0] for note in notes if note.citations and text.casefold() in note.citations[0].quote.casefold()),
+            None,
+        )
+        citation = msgspec.structs.replace(noted, item=path) if noted else prover.prove(text, path)
+        if citation is not None:
+            found.append(citation)
+    return found
+
+
+def _leaves(data: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(data, dict):
+        return [leaf for name, value in data.items() for leaf in _leaves(value, f"{path}.{name}")]
+    if isinstance(data, list):
+        return [leaf for index, value in enumerate(data) for leaf in _leaves(value, f"{path}[{index}]")]
+    return [] if data is None or isinstance(data, bool) else [(path, data)]
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,147 @@
+"""Combining the notes of a long document into one answer; citations come from the notes that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from worker.context import JobContext
+from worker.model.client import ChatCall
+from worker.tasks.notes import Note, parse_object
+from worker.tasks.prompts import MERGE, fenced
+
+MAX_POINTS: Final = 10
+NUMBERS: Final = {
+    "type": "array",
+    "items": {"type": "integer"},
+    "description": "Numbers of the notes that it rests on",
+}
+
+
+async def merge_summary(notes: Sequence[Note], label: str, context: JobContext) -> tuple[str, list[Note | Any]]:
+    """One summary from the parts' summaries, and its citations. No call when there is only one. Raises JobError."""
+    if not notes:
+        return "", []
+    if len(notes) == 1:
+        return notes[0].text, list(notes[0].citations)
+    schema = _object({"summary": {"type": "string", "description": "The summary of the whole document"}, "sources": NUMBERS})
+
+    def build(entry: dict[str, Any], group: Sequence[Note]) -> list[Note]:
+        text = str(entry.get("summary") or "").strip()
+        return [Note(text, _cited(entry, group, default_all=True))] if text else []
+
+    merged = await _merge(notes, "Write one summary of the whole document.", schema, build, label, context, single=True)
+    return merged[0].text, list(merged[0].citations)
+
+
+async def merge_points(notes: Sequence[Note], label: str, context: JobContext) -> list[Note]:
+    """The most important points, without repetition. No call when they are few already. Raises JobError."""
+    if len(notes) <= MAX_POINTS:
+        return list(notes)
+    point = _object({"point": {"type": "string", "description": "One main point, in one sentence"}, "sources": NUMBERS})
+    schema = _object(
+        {"points": {"type": "array", "items": point, "description": f"The {MAX_POINTS} main points of all"}}
+    )
+
+    def build(answer: dict[str, Any], group: Sequence[Note]) -> list[Note]:
+        entries = answer.get("points")
+        return [
+            Note(str(entry["point"]).strip(), _cited(entry, group))
+            for entry in (entries if isinstance(entries, list) else [])[:MAX_POINTS]
+            if isinstance(entry, dict) and str(entry.get("point") or "").strip()
+        ]
+
+    wish = f"Choose the {MAX_POINTS} most important points; join those that say the same."
+    return (await _merge(notes, wish, schema, build, label, context))[:MAX_POINTS]
+
+
+async def merge_answers(
+    questions: Sequence[str], notes: Sequence[Note], label: str, context: JobContext
+) -> list[Note]:
+    """One answer per question, with an empty text where no part answers it. Raises JobError."""
+    answers = []
+    schema = _object({"answer": {"type": "string", "description": "The answer to the question"}, "sources": NUMBERS})
+
+    def build(entry: dict[str, Any], group: Sequence[Note]) -> list[Note]:
+        text = str(entry.get("answer") or "").strip()
+        return [Note(text, _cited(entry, group, default_all=True))] if text else []
+
+    for number, question in enumerate(questions, 1):
+        about = [note for note in notes if note.about == number]
+        if len(about) > 1:
+            wish = f"Answer this question from the notes: {question}"
+            about = await _merge(about, wish, schema, build, f"{label}/{number}", context, single=True)
+        answers.append(about[0] if about else Note(""))
+    return answers
+
+
+async def _merge(
+    notes: Sequence[Note],
+    wish: str,
+    schema: dict[str, Any],
+    build: Callable[[dict[str, Any], Sequence[Note]], list[Note]],
+    label: str,
+    context: JobContext,
+    *,
+    single: bool = False,
+) -> list[Note]:
+    """Combines notes in groups that fit one call, and the results again, until one group is left.
+
+    Falls back to the notes themselves where a model's answer is empty, so that nothing read is lost.
+    """
+    level = 0
+    current = list(notes)
+    while True:
+        groups = _groups(current, context.deps.settings.chunk_characters)
+        merged: list[Note] = []
+        for index, group in enumerate(groups):
+            listed = "\n".join(f"[{n}] {note.text}" for n, note in enumerate(group, 1))
+            call = ChatCall(
+                messages=[
+                    {"role": "system", "content": MERGE},
+                    {"role": "user", "content": f"{fenced('notes', listed)}\n\n{wish}"},
+                ],
+                schema=schema,
+                strict=True,
+                temperature=0.0,
+            )
+            step = label if len(groups) == 1 and level == 0 else f"{label}/{level + 1}.{index + 1}"
+            finished = await context.complete(step, call, accept=parse_object)
+            merged += build(parse_object(finished.text), group) or list(group[: 1 if single else MAX_POINTS])
+        if len(groups) == 1 or len(merged) >= len(current):
+            return merged
+        current, level = merged, level + 1
+
+
+def _groups(notes: Sequence[Note], size: int) -> list[list[Note]]:
+    groups: list[list[Note]] = [[]]
+    used = 0
+    for note in notes:
+        if groups[-1] and used + len(note.text) > size:
+            groups.append([])
+            used = 0
+        groups[-1].append(note)
+        used += len(note.text)
+    return groups
+
+
+def _cited(entry: dict[str, Any], group: Sequence[Note], *, default_all: bool = False) -> tuple[Any, ...]:
+    """Citations of the notes that an entry names; of all when it names none that exist and that is asked for."""
+    numbers = entry.get("sources")
+    chosen = [
+        group[number - 1]
+        for number in (numbers if isinstance(numbers, list) else [])
+        if isinstance(number, int) and 1 <= number <= len(group)
+    ]
+    if not chosen and default_all:
+        chosen = list(group)
+    return tuple(dict.fromkeys(citation for note in chosen for citation in note.citations))
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

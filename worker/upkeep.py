@@ -1,0 +1,140 @@
+"""What every worker does beside its jobs: heartbeat and leases, reaping, sweeping, and a watch on its own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from typing import Final
+
+from shared.clock import monotonic_s
+from shared.log import get_logger
+from shared.metrics import JOBS_REAPED, LOOP_BLOCKED, REDIS_OUTAGES
+from shared.redis import OUTAGE, Redis
+from shared.stores.jobs import JobsStore
+from worker.execution import Attempt
+
+log = get_logger()
+
+REAP_EVERY_S: Final = 2.0
+SWEEP_EVERY_S: Final = 30.0
+RECONNECT_S: Final = 0.25
+
+
+class Heart:
+    """Renews the leases of all running jobs in one call, three times per lease."""
+
+    def __init__(
+        self, jobs: JobsStore, *, lane: str, worker: str, lease_s: float, running: Mapping[str, Attempt]
+    ) -> None:
+        self._jobs = jobs
+        self._lane = lane
+        self._worker = worker
+        self._lease_s = lease_s
+        self._running = running
+
+    async def beat(self) -> None:
+        """One renewal. Raises a member of OUTAGE."""
+        attempts = list(self._running.values())
+        states = await self._jobs.renew(
+            lane=self._lane,
+            worker=self._worker,
+            lease_ms=round(self._lease_s * 1000),
+            jobs=[(attempt.claimed.job_id, attempt.claimed.lease) for attempt in attempts],
+        )
+        for attempt, state in zip(attempts, states, strict=True):
+            # An attempt that settled meanwhile is no longer in `running`; its lease is rightly gone.
+            if self._running.get(attempt.claimed.job_id) is not attempt:
+                continue
+            if state == 0:
+                attempt.lose()
+            elif state == 2:
+                attempt.cancel()
+
+    async def run(self) -> None:
+        """Beats for ever; through an outage it tries again at once when Redis is back."""
+        while True:
+            try:
+                await self.beat()
+                await asyncio.sleep(self._lease_s / 3)
+            except OUTAGE as error:
+                REDIS_OUTAGES.labels("worker").inc()
+                log.warning("heartbeat.missed", error=str(error))
+                await asyncio.sleep(RECONNECT_S)
+
+
+class Reaper:
+    """Takes back the jobs of lost workers. After Redis came back nothing is reaped for one lease time, so that
+    owners who sat out the outage can renew."""
+
+    def __init__(self, client: Redis, jobs: JobsStore, *, lease_s: float) -> None:
+        self._client = client
+        self._jobs = jobs
+        self._lease_s = lease_s
+        self._patient_until = 0.0
+
+    async def _redis_is_settled(self) -> bool:
+        info = await self._client.info("server")
+        return int(info["uptime_in_seconds"]) > self._lease_s and monotonic_s() >= self._patient_until
+
+    async def run(self) -> None:
+        """Reaps and sweeps for ever."""
+        swept_at = 0.0
+        while True:
+            try:
+                if await self._redis_is_settled():
+                    for job_id, status in await self._jobs.reap():
+                        JOBS_REAPED.labels(status).inc()
+                        log.warning("job.reaped", job=job_id, status=status)
+                if monotonic_s() - swept_at > SWEEP_EVERY_S:
+                    swept_at = monotonic_s()
+                    while await self._jobs.sweep():
+                        pass
+            except OUTAGE:
+                self._patient_until = monotonic_s() + self._lease_s
+            await asyncio.sleep(REAP_EVERY_S)
+
+
+class LoopWatch:
+    """Notices a blocked event loop from a thread beside it, and logs where it stands."""
+
+    TICK_S: Final = 0.1
+    BLOCKED_S: Final = 0.5
+
+    def __init__(self) -> None:
+        self._seen = monotonic_s()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    async def run(self) -> None:
+        """Ticks for ever; the thread watches the ticks."""
+        loop_thread = threading.get_ident()
+        self._seen = monotonic_s()
+        self._thread = threading.Thread(target=self._watch, args=(loop_thread,), name="loop-watch", daemon=True)
+        self._thread.start()
+        try:
+            while True:
+                self._seen = monotonic_s()
+                await asyncio.sleep(self.TICK_S)
+        finally:
+            self._stop.set()
+
+    def _watch(self, loop_thread: int) -> None:
+        reported = 0.0
+        while not self._stop.wait(self.TICK_S):
+            seen = self._seen
+            silent_s = monotonic_s() - seen
+            if silent_s > self.BLOCKED_S + self.TICK_S and reported != seen:
+                reported = seen
+                frame = sys._current_frames().get(loop_thread)
+                where = traceback.format_stack(frame)[-3:] if frame else []
+                LOOP_BLOCKED.inc()
+                log.warning(
+                    "loop.blocked",
+                    seconds=round(silent_s, 2),
+                    where=[line.strip().splitlines()[0] for line in where],
+                )
+
+
