@@ -193,6 +193,7 @@ class _Filler:
         self.reader = reader
         self.root = root
         self.depth = 0
+        self.used: list[Sentence] = []  # what the last text was made of: its labels are the sources beside it
 
     def value(self, schema: dict[str, Any], about: str, focus: Sentence | None) -> Any:
         """`about` is what the field is called and described as; `focus` the sentence that its element is about."""
@@ -280,7 +281,7 @@ class _Filler:
     def labels(self, focus: Sentence | None, most: int) -> list[int]:
         if focus is not None:
             return [focus.label] if focus.label is not None else []
-        found = [sentence.label for sentence in self.reader.main(most) if sentence.label is not None]
+        found = [sentence.label for sentence in self.used or self.reader.main(most) if sentence.label is not None]
         return list(dict.fromkeys(found))
 
     def string(self, schema: dict[str, Any], about: str, focus: Sentence | None) -> str:
@@ -294,9 +295,11 @@ class _Filler:
             text = valued
         elif "summar" in about.casefold():
             chosen = sorted(self.reader.main(4), key=lambda sentence: sentence.place)
+            self.used = chosen
             text = " ".join(dict.fromkeys(sentence.text for sentence in chosen))
         else:
             found = self.reader.best(f"{about} {self.reader.asked}", 1)
+            self.used = found
             text = found[0].text if found else ""
         if pattern := schema.get("pattern"):
             match = _search(pattern, self.reader.context)

@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 4
     chunk_characters: Annotated[
         Annotated[int, Meta(ge=500, le=1_000_000)], _doc("Size of the parts in which a long document is read.")
-    ] = 12_000
+    ] = 6_000
 
     max_body_bytes: Annotated[
         Annotated[int, Meta(ge=1_024, le=1 << 30)], _doc("Largest JSON body.")

@@ -1,0 +1,117 @@
+"""A small client of the HTTP API, for the scripts: JSON calls, uploads and event streams that resume."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+class ApiError(Exception):
+    """The API refused; `problem` is its problem object."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(problem.get("detail") or problem.get("title") or str(problem))
+        self.problem = problem
+
+
+class UnreachableError(Exception):
+    """There is no API at this address."""
+
+
+def default_key() -> str | None:
+    """ERRAND_KEY, else ERRAND_ADMIN_KEY, else the admin key of the data directory."""
+    for name in ("ERRAND_KEY", "ERRAND_ADMIN_KEY"):
+        if os.environ.get(name):
+            return os.environ[name]
+    path = Path(os.environ.get("ERRAND_DATA_DIR", ".errand")) / "admin.key"
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+class Client:
+    """Calls to one API. Raises ApiError and UnreachableError."""
+
+    def __init__(self, url: str | None = None, key: str | None = None) -> None:
+        self.url = (url or os.environ.get("ERRAND_URL") or DEFAULT_URL).rstrip("/")
+        self._key = key or default_key()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._session = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=None, connect=5))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def call(self, method: str, path: str, **options: Any) -> Any:
+        """One call; the decoded JSON answer, None when it has no body."""
+        assert self._session is not None
+        try:
+            async with self._session.request(method, self.url + path, **options) as response:
+                body = await response.read()
+                if response.status >= 400:
+                    raise ApiError(_problem(response.status, body))
+                if not body:
+                    return None
+                if "json" in response.content_type:
+                    return json.loads(body)
+                return body.decode("utf-8", "replace")
+        except aiohttp.ClientConnectionError as error:
+            raise UnreachableError(f"there is no Errand at {self.url}: {error}") from None
+
+    async def upload(self, path: Path, **fields: str) -> Any:
+        """Stores a file as a document."""
+        form = aiohttp.FormData()
+        for name, value in fields.items():
+            form.add_field(name, value)
+        with path.open("rb") as file:
+            form.add_field("file", file, filename=path.name)
+            return await self.call("POST", "/api/documents", data=form)
+
+    async def events(self, job_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+        """A job's events to the final one; a broken connection is resumed after the last event seen."""
+        assert self._session is not None
+        failures = 0
+        while True:
+            headers = {"Last-Event-ID": str(after)} if after else {}
+            try:
+                async with self._session.get(f"{self.url}/api/jobs/{job_id}/stream", headers=headers) as response:
+                    if response.status == 204:
+                        return
+                    if response.status >= 400:
+                        raise ApiError(_problem(response.status, await response.read()))
+                    failures = 0
+                    async for line in response.content:
+                        if not line.startswith(b"data:"):
+                            continue
+                        payload = line[5:].strip()
+                        if payload == b"[DONE]":
+                            return
+                        event = json.loads(payload)
+                        after = event.get("seq", after)
+                        yield event
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+                failures += 1
+                if failures > 10:
+                    raise UnreachableError(f"the stream of {job_id} cannot be resumed: {error}") from None
+                await asyncio.sleep(min(0.2 * 2**failures, 3))
+
+
+def _problem(status: int, body: bytes) -> dict[str, Any]:
+    try:
+        problem = json.loads(body)
+        return problem if isinstance(problem, dict) else {"status": status, "detail": str(problem)}
+    except ValueError:
+        return {"status": status, "detail": f"HTTP {status}"}

@@ -1,0 +1,190 @@
+"""The main job, live: a document goes up, is read part by part, and its analysis comes back with citations."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from scripts.client import ApiError, Client, UnreachableError
+from scripts.stack import AlreadyRunningError, Stack, install_signals, say
+from shared.errors import ConfigurationError
+from shared.settings import Settings
+
+SAMPLE = Path(__file__).parent / "samples" / "harbour-report.md"
+QUESTIONS = {
+    SAMPLE: [
+        "How many ferry passengers did the harbour count?",
+        "Why was the east quay closed?",
+        "What does the new crane cost?",
+    ]
+}
+DEFAULT_QUESTIONS = ["What is this document about?", "What was decided?"]
+
+
+def tasks_for(path: Path, questions: list[str]) -> list[dict[str, Any]]:
+    """Summary, key points and questions."""
+    asked = questions or QUESTIONS.get(path, DEFAULT_QUESTIONS)
+    return [{"kind": "summary"}, {"kind": "keyPoints"}, {"kind": "questions", "questions": asked}]
+
+
+def width() -> int:
+    """Columns of the terminal, within reason."""
+    return max(60, min(shutil.get_terminal_size().columns, 110))
+
+
+def show_event(event: dict[str, Any]) -> None:
+    """A line per event that a person wants to see."""
+    at = event.get("at", "")[11:23]
+    match event["type"]:
+        case "job.queued":
+            print(f"  {at}  queued")
+        case "job.started":
+            print(f"  {at}  started, attempt {event['attempt']}, on {event['worker']}")
+        case "job.progress":
+            fraction = event["fraction"]
+            bar = "" if fraction is None else f"{'█' * round(fraction * 24):░<24} {fraction:4.0%}  "
+            print(f"  {at}  {bar}{event['message']}")
+        case "job.warning":
+            print(f"  {at}  ! {event['message']}")
+        case "job.waiting":
+            print(f"  {at}  waiting ({event['kind']})")
+        case "job.complete" | "job.failed" | "job.cancelled" | "job.expired":
+            print(f"  {at}  {event['type'].partition('.')[2]}")
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """Text within the terminal's width."""
+    return textwrap.fill(text, width(), initial_indent=indent, subsequent_indent=indent)
+
+
+def show_citations(citations: list[dict[str, Any]], item: Any = None) -> None:
+    """The proven quotes of a task (or of one of its items)."""
+    for citation in citations:
+        if item is None or citation.get("item") == item:
+            page = f", page {citation['page']}" if citation.get("page") else ""
+            quote = " ".join(citation["quote"].split())
+            print(wrapped(f"“{quote}”  [{citation['start']}–{citation['end']}{page}]", "      "))
+
+
+def show_result(job: dict[str, Any]) -> None:
+    """The whole result, to read."""
+    for task in job["result"]["tasks"]:
+        citations = task.get("citations", [])
+        match task["kind"]:
+            case "summary":
+                print("\nSummary\n" + wrapped(task["answer"]))
+                show_citations(citations)
+            case "keyPoints":
+                print("\nKey points")
+                for number, point in enumerate(task["points"]):
+                    print(wrapped(f"• {point}"))
+                    show_citations(citations, number)
+            case "questions":
+                print("\nQuestions")
+                for number, pair in enumerate(task["answers"]):
+                    print(wrapped(pair["question"]))
+                    print(wrapped(pair["answer"] or "The document does not say.", "    "))
+                    show_citations(citations, number)
+    coverage, usage = job["result"]["coverage"], job["usage"]
+    print(f"\nRead {coverage['readCharacters']} of {coverage['totalCharacters']} characters.", end=" ")
+    for span in [*coverage["failed"], *coverage["skipped"]]:
+        print(f"\n  not read: {span['reason']}" + (f" (page {span['page']})" if "page" in span else ""), end=" ")
+    print(f"Used {usage['totalTokens']} tokens ({usage['inputTokens']} in, {usage['outputTokens']} out).")
+
+
+async def analyse(client: Client, path: Path, questions: list[str]) -> int:
+    """Uploads the document, follows the job, shows the result. Returns the exit code."""
+    print(f"Document: {path} ({path.stat().st_size} bytes)", flush=True)
+    document = await client.upload(path)
+    body = {
+        "type": "document-analysis",
+        "input": {"document": {"documentId": document["documentId"]}, "tasks": tasks_for(path, questions)},
+    }
+    job = await client.call("POST", "/api/jobs", json=body)
+    print(f"POST /api/jobs → {job['jobId']} {job['status']}", flush=True)
+    async for event in client.events(job["jobId"]):
+        show_event(event)
+        sys.stdout.flush()
+    job = await client.call("GET", f"/api/jobs/{job['jobId']}")
+    if job["status"] != "complete":
+        error = job.get("error", {})
+        print(f"\nThe job is {job['status']}: {error.get('message', '')} ({error.get('code', '')})")
+        return 1
+    show_result(job)
+    return 0
+
+
+async def with_signals(stack: Stack, work: Any) -> int:
+    """Runs `work` until it is done or a signal comes. Returns the exit code."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stack.stopping.wait())
+    await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        stopping.cancel()
+        return int(task.result())
+    task.cancel()
+    await asyncio.wait([task])
+    return stack.exit_code or 130
+
+
+async def run(settings: Settings, path: Path, questions: list[str]) -> int:
+    """The demo on a stack of its own, or on the one that is running already. Returns the exit code."""
+    port = settings.port if os.environ.get("PORT") else 0
+    stack = Stack(settings, port=port, log_dir=settings.data_dir / "logs")
+    install_signals(stack)
+    try:
+        say("starting Redis, the model, the API and two workers")
+        try:
+            await stack.start()
+        except AlreadyRunningError as error:
+            say(f"using the stack that is {error}")
+            async with Client(error.url) as client:
+                return await with_signals(stack, analyse(client, path, questions))
+        if stack.stopping.is_set():
+            return stack.exit_code or 130
+        if not os.environ.get("OPENAI_BASE_URL") and not os.environ.get("OPENAI_API_KEY"):
+            say("no OPENAI_API_KEY: the development model answers; it only quotes what it reads")
+        async with Client(stack.url) as client:
+            return await with_signals(stack, analyse(client, path, questions))
+    except ConfigurationError as error:
+        say(str(error))
+        return 2
+    except (ApiError, UnreachableError) as error:
+        say(str(error))
+        return 1
+    finally:
+        await stack.stop()
+        if stack.fault:
+            say(stack.fault)
+
+
+def main() -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="./scripts/demo", description="Analyse a document through the whole system, live, then stop everything."
+    )
+    parser.add_argument("file", nargs="?", type=Path, default=SAMPLE, help="a PDF, DOCX, HTML, Markdown or text file")
+    parser.add_argument("-q", "--question", action="append", default=[], help="ask this (may be given several times)")
+    arguments = parser.parse_args()
+    if not arguments.file.is_file():
+        say(f"there is no file {arguments.file}")
+        return 2
+    if not os.access(arguments.file, os.R_OK):
+        say(f"the file {arguments.file} cannot be read")
+        return 2
+    try:
+        settings = Settings.load()
+    except ConfigurationError as error:
+        say(str(error))
+        return 2
+    return asyncio.run(run(settings, arguments.file, arguments.question))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

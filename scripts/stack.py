@@ -1,0 +1,453 @@
+"""The whole stack in one command: embedded Redis, development model, API and workers, supervised.
+
+`python -m scripts.stack` prints `ready http://HOST:PORT` on standard output once a job would run, restarts any child
+that dies, and on SIGINT or SIGTERM stops everything it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from scripts import embedded_redis
+from shared.errors import ConfigurationError
+from shared.settings import Settings
+
+BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+STEADY_S = 60.0  # a child that lived so long starts again at the least backoff
+START_S = 60.0  # everything must be ready within this time
+CONFIGURATION_EXIT = 2
+DEV_MODEL_PACE = ("--tokens-per-second", "250", "--first-token-seconds", "0.1")  # about that of a hosted model
+DEV_KEY = "development"
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal; standard output is for `ready`."""
+    print(f"errand: {line}", file=sys.stderr, flush=True)
+
+
+class Child:
+    """One supervised process: its command, and the pid file by which a later start finds it."""
+
+    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], run_dir: Path, grace_s: float):
+        self.name = name
+        self.command = command
+        self.environment = dict(environment)
+        self.pid_file = run_dir / f"{name}.pid"
+        self.grace_s = grace_s
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self, output: IO[Any] | None) -> None:
+        """Starts the process in a session of its own: Ctrl-C reaches us, and we stop it in order."""
+        self.process = await asyncio.create_subprocess_exec(
+            *self.command,
+            env=self.environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output or sys.stderr,
+            stderr=output or sys.stderr,
+            start_new_session=True,
+        )
+        self.pid_file.write_text(json.dumps({"pid": self.process.pid, "born": born(self.process.pid), "name": self.name}))
+
+    async def stop(self, *, hurry: asyncio.Event) -> None:
+        """SIGTERM, then SIGKILL after the grace time or when told to hurry; and whatever it left in its group."""
+        process = self.process
+        if process is None:
+            return
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            ended = asyncio.create_task(process.wait())
+            hurried = asyncio.create_task(hurry.wait())
+            await asyncio.wait([ended, hurried], timeout=self.grace_s, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
+            if not ended.done():
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await ended
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self.pid_file.unlink(missing_ok=True)
+
+
+def born(pid: int) -> str:
+    """When a process was started: with the pid it names one process, though pids come again. Empty when gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        return text.rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return ""
+    except OSError:
+        return ""
+    return subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
+
+
+def stop_leftovers(run_dir: Path) -> None:
+    """Stops what an earlier stack, killed hard, has left running: by pid file, and only if it is that very process."""
+    left = []
+    for pid_file in sorted(run_dir.glob("*.pid")):
+        try:
+            entry = json.loads(pid_file.read_text())
+            pid, born_at, name = int(entry["pid"]), entry["born"], entry["name"]
+        except (ValueError, KeyError, OSError):
+            pid_file.unlink(missing_ok=True)
+            continue
+        if born_at and born(pid) == born_at:
+            say(f"stopping the {name} that an earlier run left (pid {pid})")
+            left.append((name == "redis", pid, born_at, pid_file))
+        else:
+            pid_file.unlink(missing_ok=True)
+    # Redis last: workers hand their jobs back to it.
+    for _, pid, born_at, pid_file in sorted(left, key=lambda entry: entry[0]):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 12
+        while alive(pid, born_at) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if alive(pid, born_at):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        pid_file.unlink(missing_ok=True)
+
+
+def alive(pid: int, born_at: str) -> bool:
+    """Whether this very process still runs (a zombie does not)."""
+    if born(pid) != born_at:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return not Path("/proc/self/stat").exists()
+    except OSError:
+        return False
+
+
+def free_port(host: str) -> int:
+    """A port that is free just now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def require_port(host: str, port: int) -> None:
+    """Raises ConfigurationError when the API could not listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            what = "is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+            raise ConfigurationError(f"port {port} on {host} {what}; set PORT to another") from None
+        except OverflowError:
+            raise ConfigurationError(f"PORT={port} is no port") from None
+
+
+class AlreadyRunningError(Exception):
+    """Another stack holds this data directory; `url` is where it answers."""
+
+    def __init__(self, pid: int, url: str) -> None:
+        super().__init__(f"already running at {url} (pid {pid})")
+        self.url = url
+
+
+class Stack:
+    """The stack of one data directory. `log_dir`: where children write; None: our standard error."""
+
+    def __init__(self, settings: Settings, *, port: int | None = None, log_dir: Path | None = None) -> None:
+        self.settings = settings
+        self.host = settings.host
+        self.port = settings.port if port is None else port
+        self.data_dir = settings.data_dir.resolve()
+        self.run_dir = self.data_dir / "run"
+        self.log_dir = log_dir
+        self.children: list[Child] = []
+        self.stopping = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.fault: str | None = None
+        self.exit_code = 0
+        self._lock: int | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._ready = False
+        self.socket: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+    def request_stop(self, *, code: int = 0, fault: str | None = None) -> None:
+        """Stops the stack; a second request hurries."""
+        if self.stopping.is_set():
+            self.hurry.set()
+            return
+        self.exit_code, self.fault = code, fault
+        self.stopping.set()
+
+    async def start(self) -> None:
+        """Starts everything and returns when a job would run, or when stopping was asked for.
+
+        Raises ConfigurationError or AlreadyRunningError; `stop` must be called in every case.
+        """
+        self._take_lock()
+        stop_leftovers(self.run_dir)
+        if self.port == 0:
+            self.port = free_port(self.host)
+        require_port(self.host, self.port)
+        environment = self._environment()
+        if not os.environ.get("REDIS_URL"):
+            await self._start_redis(environment)
+        if not os.environ.get("OPENAI_BASE_URL") and not os.environ.get("OPENAI_API_KEY"):
+            await self._start_model(environment)
+        python = sys.executable
+        grace_s = self.settings.drain_seconds + 8
+        for name, command in (
+            ("api", [python, "-m", "api"]),
+            ("worker", [python, "-m", "worker", "batch"]),
+            ("interactive", [python, "-m", "worker", "interactive"]),
+        ):
+            await self._launch(Child(name, command, environment, self.run_dir, grace_s))
+        await self._until(self._is_ready, "the API and the workers")
+        if not self.stopping.is_set():
+            self._ready = True
+            (self.run_dir / "stack.json").write_text(json.dumps({"pid": os.getpid(), "url": self.url}))
+
+    def _take_lock(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            try:
+                entry = json.loads((self.run_dir / "stack.json").read_text())
+            except (OSError, ValueError):
+                entry = {"pid": 0, "url": "(it is still starting)"}
+            raise AlreadyRunningError(entry["pid"], entry["url"]) from None
+        self._lock = lock
+        (self.run_dir / "stack.json").unlink(missing_ok=True)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOST": self.host,
+            "PORT": str(self.port),
+            "ERRAND_DATA_DIR": str(self.data_dir),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    async def _start_redis(self, environment: dict[str, str]) -> None:
+        server = embedded_redis.find_server()
+        directory = self.data_dir / "redis"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.socket = embedded_redis.socket_path(directory)
+        self.socket.unlink(missing_ok=True)
+        command = embedded_redis.command(server, directory, self.socket)
+        await self._launch(Child("redis", command, environment, self.run_dir, 20.0))
+        path = self.socket
+        await self._until(lambda: asyncio.to_thread(embedded_redis.answers, path), "Redis")
+        environment["REDIS_URL"] = embedded_redis.url_of(self.socket)
+
+    async def _start_model(self, environment: dict[str, str]) -> None:
+        port = free_port("127.0.0.1")
+        command = [sys.executable, "-m", "scripts.dev_model", "--port", str(port), *DEV_MODEL_PACE]
+        await self._launch(Child("model", command, environment, self.run_dir, 5.0))
+        environment["OPENAI_BASE_URL"] = f"http://127.0.0.1:{port}/v1"
+        environment["OPENAI_API_KEY"] = DEV_KEY
+        environment.setdefault("ERRAND_DEFAULT_MODEL", "errand-dev-extractive")
+        environment.setdefault("ERRAND_EMBEDDING_MODEL", "errand-dev-embedding")
+        await self._until(lambda: asyncio.to_thread(_responds, f"http://127.0.0.1:{port}/healthz"), "the model")
+
+    async def _launch(self, child: Child) -> None:
+        if self.stopping.is_set():
+            return
+        self.children.append(child)
+        with self._output(child.name) as output:
+            await child.start(output)
+        watcher = asyncio.create_task(self._watch(child), name=f"watch {child.name}")
+        watcher.add_done_callback(self._watcher_ended)
+        self._watchers.append(watcher)
+
+    def _watcher_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.request_stop(code=1, fault=f"the supervisor failed: {error}")
+
+    def _output(self, name: str) -> Any:
+        if self.log_dir is None:
+            return _Inherit()
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        return (self.log_dir / f"{name}.log").open("ab")
+
+    async def _watch(self, child: Child) -> None:
+        """Restarts a child that dies, with backoff. One that ends for a bad setting before all is ready stops all."""
+        deaths = 0
+        while True:
+            assert child.process is not None
+            started = time.monotonic()
+            code = await child.process.wait()
+            if self.stopping.is_set():
+                return
+            if code == CONFIGURATION_EXIT and not self._ready:
+                self.request_stop(code=CONFIGURATION_EXIT, fault=self._last_words(child))
+                return
+            if time.monotonic() - started > STEADY_S:
+                deaths = 0
+            wait_s = BACKOFF_S[min(deaths, len(BACKOFF_S) - 1)]
+            deaths += 1
+            say(f"{child.name} ended with {_how(code)}; starting it again in {wait_s:g} s")
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self.stopping.wait()
+                    return
+            with self._output(child.name) as output:
+                await child.start(output)
+
+    def _last_words(self, child: Child) -> str | None:
+        if self.log_dir is None:
+            return None  # it has said it on our standard error
+        lines = (self.log_dir / f"{child.name}.log").read_text(errors="replace").splitlines()
+        return lines[-1].removeprefix("errand: ") if lines else f"{child.name} could not start"
+
+    async def _is_ready(self) -> bool:
+        return await asyncio.to_thread(_all_lanes_alive, f"{self.url}/readyz")
+
+    async def _until(self, condition: Any, what: str) -> None:
+        deadline = time.monotonic() + START_S
+        while not self.stopping.is_set():
+            if await condition():
+                return
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"{what} did not become ready within {START_S:g} s; the log says why")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await self.stopping.wait()
+
+    async def stop(self) -> None:
+        """Stops everything in order (API and workers, then model, then Redis) and leaves nothing behind."""
+        self.stopping.set()
+        by_name = {child.name: child for child in self.children}
+        for names in (("api", "worker", "interactive"), ("model",), ("redis",)):
+            await asyncio.gather(
+                *(by_name[name].stop(hurry=self.hurry if name != "redis" else asyncio.Event()) for name in names if name in by_name)
+            )
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        if self.socket is not None:
+            self.socket.unlink(missing_ok=True)
+        if self._lock is not None:
+            (self.run_dir / "stack.json").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+
+class _Inherit:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _how(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _fetch(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own loopback address
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except (OSError, ValueError):
+        return 0, b""
+
+
+def _responds(url: str) -> bool:
+    return _fetch(url)[0] == 200
+
+
+def _all_lanes_alive(url: str) -> bool:
+    status, body = _fetch(url)
+    if status != 200:
+        return False
+    try:
+        return all(json.loads(body)["checks"]["workers"].values())
+    except (ValueError, KeyError):
+        return False
+
+
+def install_signals(stack: Stack) -> None:
+    """SIGINT, SIGTERM and a closed terminal stop the stack; a second one hurries."""
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, stack.request_stop)
+
+
+async def run(settings: Settings) -> int:
+    """Runs the stack until a signal. Returns the exit code."""
+    stack = Stack(settings)
+    install_signals(stack)
+    try:
+        await stack.start()
+        if not stack.stopping.is_set():
+            print(f"ready {stack.url}", flush=True)
+            key = "ERRAND_ADMIN_KEY" if settings.admin_key else str(stack.data_dir / "admin.key")
+            say(f"the admin key is in {key}; the contract is at {stack.url}/docs; Ctrl-C stops everything")
+        await stack.stopping.wait()
+    except AlreadyRunningError as error:
+        say(str(error))
+        return 2
+    except ConfigurationError as error:
+        stack.request_stop(code=2)
+        say(str(error))
+    finally:
+        await stack.stop()
+    if stack.fault:
+        say(stack.fault)
+    return stack.exit_code
+
+
+def main() -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="./scripts/start",
+        description="Start Redis (unless REDIS_URL is set), the development model (unless OPENAI_BASE_URL or "
+        "OPENAI_API_KEY is set), the API and workers; keep them running until Ctrl-C.",
+        epilog="Settings come from the environment: PORT, HOST, REDIS_URL, OPENAI_API_KEY, OPENAI_BASE_URL, and those "
+        "in docs/reference/settings.md.",
+    )
+    parser.parse_args()
+    try:
+        settings = Settings.load()
+    except ConfigurationError as error:
+        say(str(error))
+        return 2
+    return asyncio.run(run(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
