@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import secrets
 import signal
 import sys
 from contextlib import suppress
@@ -29,16 +30,24 @@ async def admin_key(settings: Settings) -> str:
     """The admin key: the setting, or the file in the data directory, made (mode 0600) at the first start."""
     if settings.admin_key:
         return settings.admin_key
-    path = settings.data_dir / "admin.key"
-    if not path.exists():
-        client = connect(settings.redis_url)
-        _, key = new_api_key(await redis_now_ms(client))
+    client = connect(settings.redis_url)
+    try:
+        _, fresh = new_api_key(await redis_now_ms(client))
+    finally:
         await client.aclose()
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(key + "\n")
+    try:
+        return await asyncio.to_thread(keep_admin_key, settings.data_dir / "admin.key", fresh)
+    except OSError as error:
+        raise ConfigurationError(f"The admin key cannot be kept in {settings.data_dir}: {error}") from None
+
+
+def keep_admin_key(path: Path, fresh: str) -> str:
+    """The key in the file; `fresh` is written there first when there is none. Raises OSError."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{secrets.token_hex(8)}")
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(fresh + "\n")
             file.flush()
             os.fsync(file.fileno())
         # The first of several processes wins; the others read what it wrote.
@@ -46,7 +55,7 @@ async def admin_key(settings: Settings) -> str:
             os.link(aside, path)
             log.info("admin_key.created", path=str(path.resolve()))
         aside.unlink()
-    return Path(path).read_text().strip()
+    return path.read_text().strip()
 
 
 async def serve(settings: Settings) -> None:

@@ -24,7 +24,8 @@ async def authenticate(request: web.Request) -> Principal:
     for name, value in request.query.items():
         if name.lower() in _QUERY_NAMES or value.startswith("ek_"):
             raise RefusedError(
-                "malformed_request", "A key in the address ends up in logs; send it as `Authorization: Bearer ek_…`."
+                "malformed_request",
+                "A key in the address ends up in logs; send it as `Authorization: Bearer ek_…`.",
             )
     header = request.headers.get("Authorization")
     if header is None:

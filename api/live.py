@@ -138,7 +138,7 @@ class Hub:
                 self._pubsub = None
                 self._connected.clear()
                 with suppress(*OUTAGE):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+                    await pubsub.aclose()
             await asyncio.sleep(RECONNECT_S[min(attempt, len(RECONNECT_S) - 1)])
             attempt += 1
 
@@ -211,9 +211,7 @@ class Closing(msgspec.Struct, frozen=True):
 Frame = list[Event] | Gap | ReplayEnd | Heartbeat | Closing
 
 
-async def follow(
-    hub: Hub, events: EventsStore, job_id: str, *, after: int, heartbeat_s: float
-) -> AsyncIterator[Frame]:
+async def follow(hub: Hub, events: EventsStore, job_id: str, *, after: int, heartbeat_s: float) -> AsyncIterator[Frame]:
     """A job's events above `after`: from the log, then live, each exactly once and in order.
 
     Ends after a final event that is the log's newest, or with Closing; the caller has made sure that `after` is not
@@ -275,4 +273,3 @@ async def follow(
                 last_sent = monotonic_s()
                 if fresh[-1].is_final and not must_read:
                     return
-

@@ -151,9 +151,7 @@ def page(document: dict[str, Any]) -> str:
         for method, operation in operations.items():
             tag = operation["tags"][0]
             anchor = operation["operationId"]
-            links.setdefault(tag, []).append(
-                f'<a href="#{anchor}"><b>{method.upper()}</b> {html.escape(path)}</a>'
-            )
+            links.setdefault(tag, []).append(f'<a href="#{anchor}"><b>{method.upper()}</b> {html.escape(path)}</a>')
             sections.setdefault(tag, []).append(_article(method, path, operation))
     schemas = "".join(
         f"<article id='schema-{name}'><h3>{name}</h3><pre>{_json(schema)}</pre></article>"

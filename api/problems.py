@@ -26,14 +26,14 @@ BY_STATUS = {
 }
 
 
-class FieldError(Output):
+class FieldError(Output, frozen=True):
     """What is wrong at one JSON path."""
 
     path: str
     message: str
 
 
-class Problem(Output):
+class Problem(Output, frozen=True):
     """An error as the API shows it."""
 
     type: str

@@ -59,7 +59,10 @@ class Page(msgspec.Struct, frozen=True):
 LIST = (_q("limit", "1 to 200, default 50"), _q("after", "cursor: `next` of the page before"))
 WAIT = _q("wait", "long poll: wait up to so many seconds (at most 60) for a final state")
 IDEMPOTENCY = _h("Idempotency-Key", "the same key and body within 24 h: the first answer again")
-RESUME = (_h("Last-Event-ID", "resume after this event number"), _q("after", "the same, for clients without headers"))
+RESUME = (
+    _h("Last-Event-ID", "resume after this event number"),
+    _q("after", "the same, for clients without headers"),
+)
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(

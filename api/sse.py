@@ -33,9 +33,7 @@ async def stream_job(request: web.Request, job_id: str, after: int, headers: dic
     try:
         await response.write(b"retry: 2000\n\n")
         finished = False
-        async for frame in follow(
-            request.app[HUB], request.app[EVENTS], job_id, after=after, heartbeat_s=HEARTBEAT_S
-        ):
+        async for frame in follow(request.app[HUB], request.app[EVENTS], job_id, after=after, heartbeat_s=HEARTBEAT_S):
             await response.write(encode(frame))
             finished = not isinstance(frame, Closing)
         if finished:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import ClientConnectionError, web
+from aiohttp import ClientConnectionError, ClientPayloadError, web
 
 from api.keys import SETTINGS
 from shared.codec import decode_body
@@ -25,11 +25,19 @@ _CURSOR: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 def answer(
-    value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None, content_type: str = "application/json"
+    value: Any,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    content_type: str = "application/json",
 ) -> web.Response:
     """A JSON answer from a Struct or plain value."""
     return web.Response(
-        body=msgspec.json.encode(value), status=status, headers=headers, content_type=content_type, charset="utf-8"
+        body=msgspec.json.encode(value),
+        status=status,
+        headers=headers,
+        content_type=content_type,
+        charset="utf-8",
     )
 
 
@@ -45,7 +53,8 @@ async def read_body(request: web.Request) -> bytes:
         request.content_type.endswith("+json")
     ):
         raise RefusedError(
-            "unsupported_media_type", f"The body is {request.content_type}; send Content-Type: application/json."
+            "unsupported_media_type",
+            f"The body is {request.content_type}; send Content-Type: application/json.",
         )
     settings = request.app[SETTINGS]
     limit = settings.max_body_bytes
@@ -60,10 +69,8 @@ async def read_body(request: web.Request) -> bytes:
                     raise too_large(limit)
                 parts.append(chunk)
     except TimeoutError:
-        raise RefusedError(
-            "request_timeout", f"The body did not arrive within {settings.body_seconds:g} s."
-        ) from None
-    except (ClientConnectionError, web.PayloadError if hasattr(web, "PayloadError") else ConnectionError):
+        raise RefusedError("request_timeout", f"The body did not arrive within {settings.body_seconds:g} s.") from None
+    except (ClientConnectionError, ClientPayloadError, ConnectionError):
         raise RefusedError("malformed_request", "The connection ended before the body did.") from None
     return b"".join(parts)
 

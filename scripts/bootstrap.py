@@ -110,7 +110,14 @@ def explain_pip(output: str) -> str:
     lowered = output.lower()
     if any(
         sign in lowered
-        for sign in ("name resolution", "connection", "network is unreachable", "timed out", "max retries", "proxy")
+        for sign in (
+            "name resolution",
+            "connection",
+            "network is unreachable",
+            "timed out",
+            "max retries",
+            "proxy",
+        )
     ):
         return "the packages cannot be fetched: no network to the package registry"
     errors = [line for line in output.splitlines() if line.startswith("ERROR")]

@@ -167,7 +167,8 @@ async def run(settings: Settings, path: Path, questions: list[str]) -> int:
 def main() -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="./scripts/demo", description="Analyse a document through the whole system, live, then stop everything."
+        prog="./scripts/demo",
+        description="Analyse a document through the whole system, live, then stop everything.",
     )
     parser.add_argument("file", nargs="?", type=Path, default=SAMPLE, help="a PDF, DOCX, HTML, Markdown or text file")
     parser.add_argument("-q", "--question", action="append", default=[], help="ask this (may be given several times)")

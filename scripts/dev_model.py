@@ -91,7 +91,9 @@ PACE = web.AppKey("pace", dict[str, float])
 def error(status: int, message: str, kind: str = "invalid_request_error", **headers: str) -> web.Response:
     """An error as OpenAI words it."""
     return web.json_response(
-        {"error": {"message": message, "type": kind, "param": None, "code": None}}, status=status, headers=headers
+        {"error": {"message": message, "type": kind, "param": None, "code": None}},
+        status=status,
+        headers=headers,
     )
 
 
@@ -196,7 +198,13 @@ def make_answer(body: dict[str, Any]) -> dict[str, Any]:
     if limit is not None and len(pieces) > limit and not tool_calls:
         pieces, finish = pieces[:limit], "length"
         content = "".join(pieces)
-    return {"content": content, "tool_calls": tool_calls, "pieces": pieces, "finish": finish, "tokens": len(pieces)}
+    return {
+        "content": content,
+        "tool_calls": tool_calls,
+        "pieces": pieces,
+        "finish": finish,
+        "tokens": len(pieces),
+    }
 
 
 def split_tokens(text: str) -> list[str]:
@@ -222,7 +230,11 @@ def frame_of(body: dict[str, Any]) -> dict[str, Any]:
 
 def usage_of(answer: dict[str, Any], tokens: int) -> dict[str, int]:
     """Usage as OpenAI words it."""
-    return {"prompt_tokens": tokens, "completion_tokens": answer["tokens"], "total_tokens": tokens + answer["tokens"]}
+    return {
+        "prompt_tokens": tokens,
+        "completion_tokens": answer["tokens"],
+        "total_tokens": tokens + answer["tokens"],
+    }
 
 
 def whole_answer(body: dict[str, Any], answer: dict[str, Any], tokens: int) -> dict[str, Any]:
@@ -245,7 +257,11 @@ async def pace(request: web.Request, tokens: int) -> None:
 
 
 async def stream_answer(
-    request: web.Request, body: dict[str, Any], answer: dict[str, Any], call: dict[str, Any], fault: dict[str, Any]
+    request: web.Request,
+    body: dict[str, Any],
+    answer: dict[str, Any],
+    call: dict[str, Any],
+    fault: dict[str, Any],
 ) -> web.StreamResponse:
     """Server-Sent Events, a token each; tokens are counted as they are sent."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
@@ -265,7 +281,12 @@ async def stream_answer(
     cut_after = fault.get("after", len(pieces) // 2) if fault.get("kind") == "cut" else None
     if answer["tool_calls"]:
         tool = answer["tool_calls"][0]
-        head = {"index": 0, "id": tool["id"], "type": "function", "function": {"name": tool["function"]["name"], "arguments": ""}}
+        head = {
+            "index": 0,
+            "id": tool["id"],
+            "type": "function",
+            "function": {"name": tool["function"]["name"], "arguments": ""},
+        }
         await send({"tool_calls": [head]})
     for number, piece in enumerate(pieces):
         if cut_after is not None and number >= cut_after:

@@ -33,8 +33,7 @@ def find_server() -> str:
         seen.append(f"{candidate} is too old or does not run")
     raise ConfigurationError(
         "no Redis server was found: install redis-server or valkey-server 6.2 or later "
-        "(on Debian: apt-get install redis-server), or set REDIS_URL to a Redis"
-        + "".join(f"; {text}" for text in seen)
+        "(on Debian: apt-get install redis-server), or set REDIS_URL to a Redis" + "".join(f"; {text}" for text in seen)
     )
 
 

@@ -23,9 +23,11 @@ _ITEM = re.compile(r"^\s*(\d+)[.)]\s+(.+)$", re.MULTILINE)
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s|^\s*[-=|*_]{3,}\s*$")
 
 STOP = frozenset(
-    "a an and are as at be been but by can did do does for from had has have how i if in into is it its may more most "
-    "no not of on or our should so such than that the their them then there these they this to was we were what when "
-    "where which who whom why will with would you your der die das und ist in zu den von mit".split()
+    (
+        "a an and are as at be been but by can did do does for from had has have how i if in into is it its may more "
+        "most no not of on or our should so such than that the their them then there these they this to was we were "
+        "what when where which who whom why will with would you your der die das und ist in zu den von mit"
+    ).split()
 )
 PLENTY = 5  # elements of a list when nothing says how many
 
@@ -153,10 +155,7 @@ def reply_text(reader: Reader) -> str:
             chosen = memory.best(reader.asked, 3, floor=0.2)
             if chosen:
                 return " ".join(sentence.text for sentence in sorted(chosen, key=lambda found: found.place))
-        return (
-            "I am the development model: I only quote what I am given. "
-            f"You wrote: {reader.asked}"
-        )
+        return f"I am the development model: I only quote what I am given. You wrote: {reader.asked}"
     chosen = reader.best(reader.asked, 4)
     return " ".join(sentence.text for sentence in sorted(chosen, key=lambda found: found.place)) or "Nothing is said."
 
@@ -218,7 +217,10 @@ class _Filler:
         for key in ("anyOf", "oneOf", "allOf"):
             if schema.get(key):
                 options = [option for option in schema[key] if option.get("type") != "null"]
-                return {**{name: value for name, value in schema.items() if name != key}, **(options or schema[key])[0]}
+                return {
+                    **{name: value for name, value in schema.items() if name != key},
+                    **(options or schema[key])[0],
+                }
         return schema
 
     def _value(self, schema: dict[str, Any], about: str, focus: Sentence | None) -> Any:
@@ -233,8 +235,7 @@ class _Filler:
         about = f"{about} {schema.get('description', '')}".strip()
         if kind == "object" or (kind is None and "properties" in schema):
             return {
-                name: self.value(part, f"{_spaced(name)}", focus)
-                for name, part in schema.get("properties", {}).items()
+                name: self.value(part, f"{_spaced(name)}", focus) for name, part in schema.get("properties", {}).items()
             }
         if kind == "array":
             return self.array(schema, about, focus)
@@ -302,8 +303,7 @@ class _Filler:
             self.used = found
             text = found[0].text if found else ""
         if pattern := schema.get("pattern"):
-            match = _search(pattern, self.reader.context)
-            text = match or text
+            text = _search(pattern, self.reader.context) or text
         return text[: schema.get("maxLength", len(text))]
 
     def named_value(self, about: str) -> str | None:

@@ -32,7 +32,12 @@ BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 STEADY_S = 60.0  # a child that lived so long starts again at the least backoff
 START_S = 60.0  # everything must be ready within this time
 CONFIGURATION_EXIT = 2
-DEV_MODEL_PACE = ("--tokens-per-second", "250", "--first-token-seconds", "0.1")  # about that of a hosted model
+DEV_MODEL_PACE = (
+    "--tokens-per-second",
+    "250",
+    "--first-token-seconds",
+    "0.1",
+)  # about that of a hosted model
 DEV_KEY = "development"
 
 
@@ -62,7 +67,9 @@ class Child:
             stderr=output or sys.stderr,
             start_new_session=True,
         )
-        self.pid_file.write_text(json.dumps({"pid": self.process.pid, "born": born(self.process.pid), "name": self.name}))
+        self.pid_file.write_text(
+            json.dumps({"pid": self.process.pid, "born": born(self.process.pid), "name": self.name})
+        )
 
     async def stop(self, *, hurry: asyncio.Event) -> None:
         """SIGTERM, then SIGKILL after the grace time or when told to hurry; and whatever it left in its group."""
@@ -349,9 +356,14 @@ class Stack:
         """Stops everything in order (API and workers, then model, then Redis) and leaves nothing behind."""
         self.stopping.set()
         by_name = {child.name: child for child in self.children}
-        for names in (("api", "worker", "interactive"), ("model",), ("redis",)):
+        order: tuple[tuple[str, ...], ...] = (("api", "worker", "interactive"), ("model",), ("redis",))
+        for names in order:
             await asyncio.gather(
-                *(by_name[name].stop(hurry=self.hurry if name != "redis" else asyncio.Event()) for name in names if name in by_name)
+                *(
+                    by_name[name].stop(hurry=self.hurry if name != "redis" else asyncio.Event())
+                    for name in names
+                    if name in by_name
+                )
             )
         for watcher in self._watchers:
             watcher.cancel()

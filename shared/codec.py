@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from shared.errors import RefusedError
-
-T = TypeVar("T")
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
@@ -22,7 +20,7 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-def decode_body(body: bytes, kind: type[T] | Any) -> Any:
+def decode_body(body: bytes, kind: Any) -> Any:
     """`body` as `kind`. Raises RefusedError `malformed_request` when it is no JSON, `invalid_request` when it is
     JSON of another shape; the latter names the path."""
     if not body.strip():

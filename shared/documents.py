@@ -21,16 +21,16 @@ class DocumentStatus(StrEnum):
     REJECTED = "rejected"
 
 
-class NewTextDocument(Wire):
+class NewTextDocument(Wire, frozen=True):
     """Body of `POST /api/documents` as JSON."""
 
     text: Annotated[str, Meta(min_length=1)]
     title: ShortText | None = None
     collection: ShortText | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = msgspec.field(default_factory=dict)
 
 
-class DocumentView(Output, kw_only=True):
+class DocumentView(Output, frozen=True, kw_only=True):
     """A stored document. `characters` and `pages` are null until it is ready; `chunks` counts those in search."""
 
     document_id: str
@@ -51,14 +51,14 @@ class DocumentView(Output, kw_only=True):
     created_at: str
 
 
-class DocumentAccepted(Output):
+class DocumentAccepted(Output, frozen=True):
     """Answer to `POST /api/documents`."""
 
     document_id: str
     job_id: str
 
 
-class Skipped(Output):
+class Skipped(Output, frozen=True):
     """A part of the document without readable text. `start` and `end` are code points of the text."""
 
     reason: str

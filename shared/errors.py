@@ -1,20 +1,20 @@
 """The error tree.
 
-    ErrandError
-    ├── ConfigurationError       a setting, or the Redis we were given, is wrong: the start stops
-    ├── RefusedError             the API refuses a request; becomes an RFC 9457 problem
-    ├── LeaseLostError           a worker's lease is no longer its own: it must stop and write nothing
-    └── JobError                 an attempt ended badly; code, text and whether a retry may help
-        ├── UpstreamUnavailable  upstream_unavailable  the model could not be reached, or cut its answer
-        ├── UpstreamRateLimited  upstream_rate_limited the model said 429
-        ├── UpstreamRefused      upstream_refused      the model refused this request for good
-        ├── BadOutput            bad_output            the model's answer has not the asked form
-        ├── InvalidInput         invalid_input         the job asks for what cannot be done
-        ├── DocumentRejected     document_rejected     the document cannot be read
-        ├── BudgetExhausted      budget_exhausted      the job's token budget is spent
-        ├── JobTimeout           timeout               the attempt took longer than timeoutSeconds
-        ├── WorkerLost           worker_lost           three workers died with this job
-        └── InternalError        internal              a defect of ours
+ErrandError
+├── ConfigurationError       a setting, or the Redis we were given, is wrong: the start stops
+├── RefusedError             the API refuses a request; becomes an RFC 9457 problem
+├── LeaseLostError           a worker's lease is no longer its own: it must stop and write nothing
+└── JobError                 an attempt ended badly; code, text and whether a retry may help
+    ├── UpstreamUnavailable  upstream_unavailable  the model could not be reached, or cut its answer
+    ├── UpstreamRateLimited  upstream_rate_limited the model said 429
+    ├── UpstreamRefused      upstream_refused      the model refused this request for good
+    ├── BadOutput            bad_output            the model's answer has not the asked form
+    ├── InvalidInput         invalid_input         the job asks for what cannot be done
+    ├── DocumentRejected     document_rejected     the document cannot be read
+    ├── BudgetExhausted      budget_exhausted      the job's token budget is spent
+    ├── JobTimeout           timeout               the attempt took longer than timeoutSeconds
+    ├── WorkerLost           worker_lost           three workers died with this job
+    └── InternalError        internal              a defect of ours
 """
 
 from __future__ import annotations

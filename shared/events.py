@@ -16,7 +16,7 @@ EVENT_TYPES: Final[dict[str, str]] = {
     "job.queued": "The job waits for a worker: at admission, when its time has come, after a hand-back or a retry.",
     "job.started": "An attempt began. `attempt` counts from 1; `worker` is the worker's id.",
     "job.progress": "`fraction` 0..1 or null, `stage`, `message`.",
-    "job.step": "`step` is its place, `state` one of started, finished, failed; `reused` when it came from the journal.",
+    "job.step": "`step` is its place, `state` is started, finished or failed; `reused`: it came from the journal.",
     "delta": "`text` that the model has just made.",
     "tool.call": "The agent calls a tool.",
     "tool.result": "What the tool answered.",

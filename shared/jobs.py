@@ -43,7 +43,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Base of everything that goes out: camelCase; an UNSET member is left out."""
 
 
-class PromptView(Output):
+class PromptView(Output, frozen=True):
     """The prompt version that a job is pinned to."""
 
     name: str
@@ -51,7 +51,7 @@ class PromptView(Output):
     label: str | None
 
 
-class Progress(Output):
+class Progress(Output, frozen=True):
     """How far a job is. `fraction` is 0..1, or null where it cannot be known."""
 
     fraction: float | None
@@ -59,14 +59,14 @@ class Progress(Output):
     message: str
 
 
-class Eta(Output):
+class Eta(Output, frozen=True):
     """When the job will probably start, in seconds from now."""
 
     p50_seconds: float
     p90_seconds: float
 
 
-class QueueView(Output):
+class QueueView(Output, frozen=True):
     """Where a waiting job stands. `position` counts from 1 within the tenant's queue of that lane."""
 
     position: int | None
@@ -75,7 +75,7 @@ class QueueView(Output):
     waiting_on: str
 
 
-class UsageView(Output):
+class UsageView(Output, frozen=True):
     """Tokens over all attempts. `costUsd` is null where no price is known; `reusedTokens` were not paid again."""
 
     input_tokens: int = 0
@@ -88,7 +88,7 @@ class UsageView(Output):
     estimated: bool = False
 
 
-class JobErrorView(Output):
+class JobErrorView(Output, frozen=True):
     """Why a job failed."""
 
     code: str
@@ -97,7 +97,7 @@ class JobErrorView(Output):
     step: str | UnsetType = UNSET
 
 
-class WaitingView(Output):
+class WaitingView(Output, frozen=True):
     """What a job in `waiting` waits for: `input`, `budget` or `backoff`."""
 
     kind: str
@@ -105,7 +105,7 @@ class WaitingView(Output):
     question: str | UnsetType = UNSET
 
 
-class CancellationView(Output):
+class CancellationView(Output, frozen=True):
     """The receipt of a cancellation. Token counts are the job's total at the request and after the end."""
 
     requested_at: str
@@ -115,7 +115,7 @@ class CancellationView(Output):
     upstream_closed_ms: int | None
 
 
-class Links(Output, kw_only=True):
+class Links(Output, frozen=True, kw_only=True):
     """Paths of the job's resources on the same host."""
 
     self_: str = msgspec.field(name="self")
@@ -123,7 +123,7 @@ class Links(Output, kw_only=True):
     events: str
 
 
-class JobView(Output, kw_only=True):
+class JobView(Output, frozen=True, kw_only=True):
     """A job as the API shows it."""
 
     job_id: str

@@ -47,7 +47,10 @@ PROBLEMS: Final[dict[str, ProblemKind]] = {
         "There is no such resource, or it belongs to another tenant.",
     ),
     "method_not_allowed": ProblemKind(
-        405, "Method not allowed", False, "The path exists; the `Allow` header lists the methods that it takes."
+        405,
+        "Method not allowed",
+        False,
+        "The path exists; the `Allow` header lists the methods that it takes.",
     ),
     "not_acceptable": ProblemKind(
         406, "Not acceptable", False, "The `Accept` header names no form that this resource has."
@@ -61,17 +64,21 @@ PROBLEMS: Final[dict[str, ProblemKind]] = {
         False,
         "For example a retry of a job that is still running, or that is complete. Read the resource, then decide.",
     ),
-    "gone": ProblemKind(
-        410, "Gone", False, "The resource existed; its time of retention is over and it was removed."
-    ),
+    "gone": ProblemKind(410, "Gone", False, "The resource existed; its time of retention is over and it was removed."),
     "precondition_failed": ProblemKind(
         412, "The precondition failed", False, "The resource has changed since the version in `If-Match`."
     ),
     "too_large": ProblemKind(
-        413, "The body is too large", False, "The body is over the limit that the detail names. Send less, or upload."
+        413,
+        "The body is too large",
+        False,
+        "The body is over the limit that the detail names. Send less, or upload.",
     ),
     "unsupported_media_type": ProblemKind(
-        415, "Unsupported media type", False, "Send `Content-Type: application/json`, or multipart for uploads."
+        415,
+        "Unsupported media type",
+        False,
+        "Send `Content-Type: application/json`, or multipart for uploads.",
     ),
     "range_not_satisfiable": ProblemKind(
         416, "The range cannot be served", False, "The `Range` header asks for bytes that do not exist."

@@ -31,10 +31,11 @@ _INCLUDE: Final = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 
 def connect(url: str, *, timeout_s: float | None = 5.0, max_connections: int = 512) -> Redis:
-    """A client with its own pool. Answers must come within `timeout_s` (None: a subscriber, which waits); nothing is retried behind our back."""
+    """A client with its own pool. Answers must come within `timeout_s` (None: a subscriber, which waits); nothing is
+    retried behind our back."""
     options: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
-        return redis_asyncio.from_url(
+        client: Redis = redis_asyncio.from_url(
             url,
             socket_connect_timeout=1.0,
             socket_timeout=timeout_s,
@@ -43,6 +44,7 @@ def connect(url: str, *, timeout_s: float | None = 5.0, max_connections: int = 5
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0 if timeout_s else 10,
         )
+        return client
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"REDIS_URL={url!r} is not a Redis address: {error}") from None
 

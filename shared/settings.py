@@ -78,7 +78,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _doc("A job is overtaken only by jobs of its tenant queued at most this much per class later."),
     ] = 60.0
     retry_base_seconds: Annotated[
-        Annotated[float, Meta(ge=0, le=3_600)], _doc("First backoff of an automatic retry; doubles, with jitter.")
+        Annotated[float, Meta(ge=0, le=3_600)],
+        _doc("First backoff of an automatic retry; doubles, with jitter."),
     ] = 1.0
     retry_max_seconds: Annotated[Seconds, _doc("Longest backoff of an automatic retry.")] = 300.0
     retention_seconds: Annotated[
@@ -91,15 +92,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=256)], _doc("Model calls that one document analysis makes at a time.")
     ] = 4
     chunk_characters: Annotated[
-        Annotated[int, Meta(ge=500, le=1_000_000)], _doc("Size of the parts in which a long document is read.")
+        Annotated[int, Meta(ge=500, le=1_000_000)],
+        _doc("Size of the parts in which a long document is read."),
     ] = 6_000
 
-    max_body_bytes: Annotated[
-        Annotated[int, Meta(ge=1_024, le=1 << 30)], _doc("Largest JSON body.")
-    ] = 10 * 1024 * 1024
-    max_upload_bytes: Annotated[
-        Annotated[int, Meta(ge=1_024, le=1 << 34)], _doc("Largest uploaded file.")
-    ] = 50 * 1024 * 1024
+    max_body_bytes: Annotated[Annotated[int, Meta(ge=1_024, le=1 << 30)], _doc("Largest JSON body.")] = 10 * 1024 * 1024
+    max_upload_bytes: Annotated[Annotated[int, Meta(ge=1_024, le=1 << 34)], _doc("Largest uploaded file.")] = (
+        50 * 1024 * 1024
+    )
     body_seconds: Annotated[Seconds, _doc("A request's body must have arrived within this time.")] = 30.0
     extract_seconds: Annotated[Seconds, _doc("CPU and wall time that reading one document may take.")] = 60.0
     extract_memory_mb: Annotated[

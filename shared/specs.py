@@ -40,14 +40,14 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of everything that comes in from outside: camelCase, no unknown members."""
 
 
-class ChatMessage(Wire, kw_only=True):
+class ChatMessage(Wire, frozen=True, kw_only=True):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, Meta(max_length=2_000_000)]
 
 
-class ChatInput(Wire, kw_only=True):
+class ChatInput(Wire, frozen=True, kw_only=True):
     """Input of a `chat` job. `maxTokens` bounds the answer; `temperature` is handed on to the model."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1_000)]
@@ -55,7 +55,7 @@ class ChatInput(Wire, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
 
 
-class DocumentSource(Wire, kw_only=True):
+class DocumentSource(Wire, frozen=True, kw_only=True):
     """The document to analyse: exactly one of `text` and `documentId`; `title` goes with `text`."""
 
     text: Annotated[str, Meta(min_length=1)] | None = None
@@ -69,21 +69,21 @@ class DocumentSource(Wire, kw_only=True):
             raise ValueError("`text` holds nothing but white space")
 
 
-class SummaryTask(Wire, tag="summary", tag_field="kind"):
+class SummaryTask(Wire, frozen=True, tag="summary", tag_field="kind"):
     """A short summary of the whole document."""
 
 
-class KeyPointsTask(Wire, tag="keyPoints", tag_field="kind"):
+class KeyPointsTask(Wire, frozen=True, tag="keyPoints", tag_field="kind"):
     """The document's main points, each with its citation."""
 
 
-class QuestionsTask(Wire, tag="questions", tag_field="kind"):
+class QuestionsTask(Wire, frozen=True, tag="questions", tag_field="kind"):
     """Answers to given questions, from the document alone."""
 
     questions: Annotated[list[Annotated[str, Meta(min_length=1, max_length=2_000)]], Meta(min_length=1, max_length=50)]
 
 
-class ExtractTask(Wire, tag="extract", tag_field="kind"):
+class ExtractTask(Wire, frozen=True, tag="extract", tag_field="kind"):
     """Data that fits a JSON Schema (draft 2020-12 unless `$schema` says otherwise)."""
 
     schema: dict[str, Any]
@@ -96,20 +96,20 @@ class ExtractTask(Wire, tag="extract", tag_field="kind"):
 AnalysisTask = SummaryTask | KeyPointsTask | QuestionsTask | ExtractTask
 
 
-class AnalysisInput(Wire, kw_only=True):
+class AnalysisInput(Wire, frozen=True, kw_only=True):
     """Input of a `document-analysis` job: one document, up to 20 tasks on it."""
 
     document: DocumentSource
     tasks: Annotated[list[AnalysisTask], Meta(min_length=1, max_length=20)]
 
 
-class IngestInput(Wire):
+class IngestInput(Wire, frozen=True):
     """Input of an `ingest` job, which `POST /api/documents` makes."""
 
     document_id: str
 
 
-class PromptRef(Wire):
+class PromptRef(Wire, frozen=True):
     """Which stored prompt a job uses, and the values of its variables."""
 
     name: ShortText
@@ -118,7 +118,7 @@ class PromptRef(Wire):
     variables: dict[str, Any] | None = None
 
 
-class Submission(Wire, kw_only=True):
+class Submission(Wire, frozen=True, kw_only=True):
     """What every job has, whatever its type. Times are RFC 3339 with a zone."""
 
     LANE: ClassVar[Lane] = Lane.BATCH
@@ -143,20 +143,20 @@ class Submission(Wire, kw_only=True):
             raise ValueError("`runAt` needs a time zone, for example a trailing Z")
 
 
-class ChatJob(Submission, tag="chat", tag_field="type", kw_only=True):
+class ChatJob(Submission, frozen=True, tag="chat", tag_field="type", kw_only=True):
     """A model's answer to a conversation, streamed as it is made."""
 
     LANE: ClassVar[Lane] = Lane.INTERACTIVE
     input: ChatInput
 
 
-class AnalysisJob(Submission, tag="document-analysis", tag_field="type", kw_only=True):
+class AnalysisJob(Submission, frozen=True, tag="document-analysis", tag_field="type", kw_only=True):
     """Summary, key points, answers and data of a document, with verified citations."""
 
     input: AnalysisInput
 
 
-class IngestJob(Submission, tag="ingest", tag_field="type", kw_only=True):
+class IngestJob(Submission, frozen=True, tag="ingest", tag_field="type", kw_only=True):
     """Extraction of an uploaded document. Made by `POST /api/documents` only."""
 
     PUBLIC: ClassVar[bool] = False

@@ -28,7 +28,7 @@ class Scope(StrEnum):
 DEFAULT_SCOPES: Final = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
 
 
-class Limits(Wire, omit_defaults=True):
+class Limits(Wire, frozen=True, omit_defaults=True):
     """A tenant's limits; an absent one does not exist (`maxQueuedJobs`: 100,000, `weight`: 1)."""
 
     max_concurrent_jobs: Annotated[int, Meta(ge=1)] | None = None
@@ -36,14 +36,14 @@ class Limits(Wire, omit_defaults=True):
     weight: Annotated[float, Meta(gt=0, le=1_000)] | None = None
 
 
-class NewTenant(Wire):
+class NewTenant(Wire, frozen=True):
     """Body of `POST /api/admin/tenants`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     limits: Limits = Limits()
 
 
-class TenantView(Output):
+class TenantView(Output, frozen=True):
     """A tenant."""
 
     tenant_id: str
@@ -52,7 +52,7 @@ class TenantView(Output):
     created_at: str
 
 
-class NewKey(Wire):
+class NewKey(Wire, frozen=True):
     """Body of `POST /api/admin/tenants/{tenantId}/keys`; `expiresAt` is RFC 3339 with a zone."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
@@ -60,7 +60,7 @@ class NewKey(Wire):
     expires_at: str | None = None
 
 
-class KeyView(Output, kw_only=True):
+class KeyView(Output, frozen=True, kw_only=True):
     """An API key. `key` is the full key, present in the answer to its creation only."""
 
     key_id: str

@@ -69,9 +69,7 @@ def main() -> int:
         loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        found = loop.run_until_complete(
-            wait_until_durable(settings.redis_url, allow_volatile=settings.allow_volatile)
-        )
+        found = loop.run_until_complete(wait_until_durable(settings.redis_url, allow_volatile=settings.allow_volatile))
     except ConfigurationError as error:
         sys.stderr.write(f"errand: {error}\n")
         return 2

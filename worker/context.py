@@ -92,5 +92,3 @@ class JobContext:
             raise BudgetExhausted(
                 f"The job's tokenBudget of {budget} does not allow another call: {self.journal.tokens_spent} are spent."
             )
-
-

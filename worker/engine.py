@@ -13,9 +13,9 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from arq.worker import Function, Worker, func
+from arq.worker import Worker, func
 
 from shared.errors import InvalidInput
 from shared.keys import Keys
@@ -42,7 +42,7 @@ def new_worker_id() -> str:
     return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-class Engine(Worker):  # type: ignore[misc]  # arq ships no types
+class Engine(Worker):
     """One worker process on one lane."""
 
     def __init__(
@@ -58,8 +58,8 @@ class Engine(Worker):  # type: ignore[misc]  # arq ships no types
     ) -> None:
         """`subscriber` is a client without a time-out, for the one pub/sub connection of this process."""
         super().__init__(
-            functions=[func(handler, name=name) for name, handler in handlers.items()],
-            redis_pool=client,
+            functions=[func(cast(Any, handler), name=name) for name, handler in handlers.items()],
+            redis_pool=cast(Any, client),  # arq asks for its own subclass, of which we use nothing
             queue_name=f"{settings.redis_prefix}unused-by-errand",
             max_jobs=settings.worker_slots,
             job_completion_wait=max(1, round(settings.drain_seconds)),
@@ -176,8 +176,8 @@ class Engine(Worker):  # type: ignore[misc]  # arq ships no types
     def _start(self, job: Claimed) -> None:
         JOBS_CLAIMED.labels(self.lane).inc()
         PICKUP_SECONDS.labels(self.lane).observe(max(0, job.claimed_ms - job.queued_ms) / 1000)
-        function: Function | None = self.functions.get(job.type)
-        handler: Handler = function.coroutine if function is not None else _unknown_type
+        function = self.functions.get(job.type)
+        handler = cast(Handler, function.coroutine) if function is not None else _unknown_type
         attempt = Attempt(job, self.worker_id, handler, self._jobs, self._events, self._deps)
         self.running[job.job_id] = attempt
         SLOTS_BUSY.labels(self.lane).set(len(self.running))

@@ -34,7 +34,13 @@ class Attempt:
     """A running attempt: what the engine holds to stop it."""
 
     def __init__(
-        self, claimed: Claimed, worker: str, handler: Handler, jobs: JobsStore, events: EventsStore, deps: Deps
+        self,
+        claimed: Claimed,
+        worker: str,
+        handler: Handler,
+        jobs: JobsStore,
+        events: EventsStore,
+        deps: Deps,
     ) -> None:
         self.claimed = claimed
         self._worker = worker
@@ -71,6 +77,9 @@ class Attempt:
         if self._task is not None and not self._task.done():
             self._upstream_open = self._upstream_open or self._context.open_calls > 0
             self._task.cancel()
+
+    def _was_stopped(self) -> bool:
+        return self._ending != "done" or self._lost
 
     async def run(self) -> None:
         """Runs the attempt to its settlement. Never raises for what the task does."""
@@ -112,7 +121,7 @@ class Attempt:
 
     async def _perform(self) -> tuple[bytes | None, JobError | None]:
         """The task's result as JSON, or its error. Whoever stops the task is noted in `_ending`."""
-        if self._ending != "done":
+        if self._was_stopped():
             return None, None
         self._task = asyncio.create_task(self._call(), name=f"job {self.claimed.job_id}")
         try:
@@ -120,10 +129,10 @@ class Attempt:
             if not done:
                 self._task.cancel()
                 await asyncio.wait([self._task])
-                if self._ending == "done":
+                if not self._was_stopped():
                     return None, JobTimeout(f"The attempt took longer than {self.claimed.timeout_s:g} s.")
             if self._task.cancelled():
-                return None, None if self._ending != "done" else InternalError("the task was cancelled from within")
+                return None, None if self._was_stopped() else InternalError("the task was cancelled from within")
             return self._task.result(), None
         except LeaseLostError:
             self._lost = True

@@ -92,4 +92,3 @@ class Journal:
                 return await write()
             except OUTAGE:
                 await asyncio.sleep(RECONNECT_S)
-

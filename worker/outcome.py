@@ -51,7 +51,13 @@ def describe(error: JobError) -> dict[str, Any]:
 
 
 def judge(
-    ending: Ending, error: JobError | None, *, attempt: int, max_attempts: int, settings: Settings, chance: float
+    ending: Ending,
+    error: JobError | None,
+    *,
+    attempt: int,
+    max_attempts: int,
+    settings: Settings,
+    chance: float,
 ) -> Outcome:
     """The outcome. `ending` says who stopped the task; `error` is what it raised, None when it returned a result;
     `chance` (0..1) is the jitter."""

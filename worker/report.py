@@ -56,7 +56,11 @@ class Report:
 
     def progress(self, fraction: float | None, stage: str, message: str) -> None:
         """How far the job is: an event, and what the job view shows."""
-        data = {"fraction": None if fraction is None else round(fraction, 4), "stage": stage, "message": message}
+        data = {
+            "fraction": None if fraction is None else round(fraction, 4),
+            "stage": stage,
+            "message": message,
+        }
         self._progress = data
         self.event("job.progress", **data)
 

@@ -136,5 +136,3 @@ class LoopWatch:
                     seconds=round(silent_s, 2),
                     where=[line.strip().splitlines()[0] for line in where],
                 )
-
-

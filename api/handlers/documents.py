@@ -163,7 +163,7 @@ async def _admit(
 async def list_documents(request: web.Request) -> web.Response:
     """GET /api/documents."""
     limit, after = page_of(query(request, ("limit", "after")))
-    rows, more = await request.app[DOCUMENTS].list(request["principal"].tenant, limit=limit, after=after)
+    rows, more = await request.app[DOCUMENTS].documents(request["principal"].tenant, limit=limit, after=after)
     return page_answer(request, rows, rows[-1].document_id if more else None)
 
 

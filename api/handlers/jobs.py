@@ -36,13 +36,23 @@ from shared.errors import RefusedError
 from shared.ids import time_part
 from shared.jobs import FINAL, JobRow, JobStatus, JobView, Output, view_of
 from shared.metrics import JOBS_ADMITTED, JOBS_REFUSED
-from shared.specs import JOB_TYPES, AnalysisJob, Priority, PromptRef, PublicJob, ShortText, Submission, Wire, type_of
+from shared.specs import (
+    JOB_TYPES,
+    AnalysisJob,
+    Priority,
+    PromptRef,
+    PublicJob,
+    ShortText,
+    Submission,
+    Wire,
+    type_of,
+)
 from shared.stores.jobs import Companion
 
 MAX_SEQ = 10**15
 
 
-class RetryRequest(Wire):
+class RetryRequest(Wire, frozen=True):
     """Optional body of a retry: drop the journal, or change the model of what is left."""
 
     from_: str | None = msgspec.field(default=None, name="from")
@@ -50,7 +60,7 @@ class RetryRequest(Wire):
     prompt: PromptRef | None = None
 
 
-class JobEventList(Output):
+class JobEventList(Output, frozen=True):
     """Answer of `GET /api/jobs/{id}/events`."""
 
     data: list[msgspec.Raw]
@@ -77,7 +87,9 @@ async def check(request: web.Request, job: Submission) -> None:
         except RefusedError as error:
             problems.append(("$.input.document.documentId", error.detail))
     if problems:
-        raise RefusedError("invalid_request", "; ".join(f"{path}: {text}" for path, text in problems), errors=tuple(problems))
+        raise RefusedError(
+            "invalid_request", "; ".join(f"{path}: {text}" for path, text in problems), errors=tuple(problems)
+        )
 
 
 async def admit(
@@ -125,7 +137,11 @@ async def wait_final(request: web.Request, job_id: str, seconds: float) -> tuple
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             frames = follow(
-                request.app[HUB], request.app[EVENTS], job_id, after=row.number("seq"), heartbeat_s=HEARTBEAT_S
+                request.app[HUB],
+                request.app[EVENTS],
+                job_id,
+                after=row.number("seq"),
+                heartbeat_s=HEARTBEAT_S,
             )
             async for _ in frames:
                 pass
@@ -156,7 +172,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     names = ("limit", "after", "status", "type", "priority", "user", "createdAfter", "createdBefore")
     parameters = query(request, names, prefix="metadata.")
     limit, after = page_of(parameters)
-    known = {"status": list(JobStatus), "type": list(JOB_TYPES), "priority": list(Priority)}
+    known: dict[str, list[str]] = {"status": list(JobStatus), "type": list(JOB_TYPES), "priority": list(Priority)}
     filters = {}
     for name, values in known.items():
         if name in parameters:
@@ -173,7 +189,7 @@ async def list_jobs(request: web.Request) -> web.Response:
         low = f"[job_{_time_bound(parameters, 'createdAfter')}"
     if after is not None:
         high = min(high, f"({after}") if high != "+" else f"({after}"
-    rows, cursor = await request.app[JOBS].list(
+    rows, cursor = await request.app[JOBS].page(
         request["principal"].tenant, limit=limit, high=high, low=low, filters=filters, metadata=metadata
     )
     return page_answer(request, [view_of(row) for row in rows], cursor)
@@ -252,6 +268,4 @@ async def events(request: web.Request) -> web.Response:
     found = await request.app[EVENTS].read(job_id, after=after, limit=limit + 1)
     page, more = found[:limit], len(found) > limit
     following = page[-1].seq if more else None
-    return answer(
-        JobEventList(data=[msgspec.Raw(event.to_json()) for event in page], has_more=more, next=following)
-    )
+    return answer(JobEventList(data=[msgspec.Raw(event.to_json()) for event in page], has_more=more, next=following))

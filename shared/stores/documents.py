@@ -40,7 +40,7 @@ class DocumentsStore(RecordsStore):
             raise RefusedError("not_found", f"There is no document {document_id[:64]!r}.")
         return row
 
-    async def list(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[DocumentView], bool]:
+    async def documents(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[DocumentView], bool]:
         """One page, newest first, and whether there are more."""
         ids, more = await self.page(self.keys.documents(tenant), limit=limit, after=after)
         rows = [await self.get(self.keys.document(document_id)) for document_id in ids]

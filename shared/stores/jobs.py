@@ -128,7 +128,11 @@ class JobsStore:
         if not is_id("job", job_id):
             raise job_not_found(job_id)
         reply = await self.scripts.run(
-            "view", [self.keys.job(job_id), self.keys.gone(job_id)], job=job_id, tenant=tenant, fields=VIEW_FIELDS
+            "view",
+            [self.keys.job(job_id), self.keys.gone(job_id)],
+            job=job_id,
+            tenant=tenant,
+            fields=VIEW_FIELDS,
         )
         if reply[0] == b"gone":
             raise RefusedError("gone", f"{job_id} was removed: its time of retention is over.")
@@ -143,7 +147,7 @@ class JobsStore:
         row, _ = await self.view(tenant, job_id)
         return row.status, row.number("seq")
 
-    async def list(
+    async def page(
         self,
         tenant: str,
         *,
@@ -180,10 +184,10 @@ class JobsStore:
     async def spec(self, tenant: str, job_id: str) -> tuple[str, bytes]:
         """The lane-independent spec of a job as (type, JSON). Raises as `view`."""
         row, _ = await self.view(tenant, job_id)
-        spec = await self.client.hget(self.keys.job(job_id), "spec")  # type: ignore[misc]  # redis-py types both worlds
+        spec: Any = await self.client.hget(self.keys.job(job_id), "spec")  # type: ignore[misc]  # typed for both worlds
         if spec is None:
             raise job_not_found(job_id)
-        return row.text("type") or "", spec  # type: ignore[return-value]
+        return row.text("type") or "", spec
 
     async def retry(
         self,
@@ -237,9 +241,7 @@ class JobsStore:
         next_due = float(due)
         return [_claimed(row) for row in rows], max(0, round(next_due - int(now))) if next_due >= 0 else None
 
-    async def renew(
-        self, *, lane: str, worker: str, lease_ms: int, jobs: Sequence[tuple[str, int]]
-    ) -> list[int]:
+    async def renew(self, *, lane: str, worker: str, lease_ms: int, jobs: Sequence[tuple[str, int]]) -> list[int]:
         """The worker's heartbeat. Per job: 1 renewed, 0 lost, 2 renewed but to be cancelled."""
         states = await self.scripts.run(
             "renew",

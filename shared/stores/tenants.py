@@ -12,7 +12,16 @@ from shared.ids import hash_secret, new_api_key, new_id, parse_api_key, same_sec
 from shared.keys import Keys
 from shared.redis import Redis, redis_now_ms
 from shared.stores.records import Fields, RecordsStore
-from shared.tenants import DEFAULT_SCOPES, DEFAULT_TENANT_NAME, KeyView, Limits, NewKey, NewTenant, Scope, TenantView
+from shared.tenants import (
+    DEFAULT_SCOPES,
+    DEFAULT_TENANT_NAME,
+    KeyView,
+    Limits,
+    NewKey,
+    NewTenant,
+    Scope,
+    TenantView,
+)
 
 # The tenant of the admin key. Its id is fixed, so that every process finds it without asking.
 DEFAULT_TENANT = "ten_00000000000000000000000000"
@@ -48,9 +57,7 @@ class TenantsStore(RecordsStore):
         )
         if created is None:
             raise RefusedError("conflict", "The tenant's id is taken; send the request again.")
-        view = TenantView(
-            tenant_id=created.id, name=new.name, limits=new.limits, created_at=rfc3339(created.now_ms)
-        )
+        view = TenantView(tenant_id=created.id, name=new.name, limits=new.limits, created_at=rfc3339(created.now_ms))
         return view, created.replayed
 
     async def tenant(self, tenant: str) -> TenantView:
@@ -85,7 +92,11 @@ class TenantsStore(RecordsStore):
         )
         if created is None:
             raise RefusedError("not_found", f"There is no tenant {tenant[:64]!r}.")
-        row = await self.get(self.keys.api_key(created.id)) or {**fields, "id": created.id, "created_ms": str(now_ms)}
+        row = await self.get(self.keys.api_key(created.id)) or {
+            **fields,
+            "id": created.id,
+            "created_ms": str(now_ms),
+        }
         view = _key_view(row)
         return (view, True) if created.replayed else (msgspec.structs.replace(view, key=full), False)
 
@@ -180,7 +191,9 @@ def _key_fields(
         try:
             expires_ms = parse_rfc3339(expires_at)
         except ValueError as error:
-            raise RefusedError("invalid_request", f"$.expiresAt: {error}", errors=(("$.expiresAt", str(error)),)) from None
+            raise RefusedError(
+                "invalid_request", f"$.expiresAt: {error}", errors=(("$.expiresAt", str(error)),)
+            ) from None
         if expires_ms <= now_ms:
             text = "this time has passed"
             raise RefusedError("invalid_request", f"$.expiresAt: {text}", errors=(("$.expiresAt", text),))

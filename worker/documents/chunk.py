@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 from semantic_text_splitter import TextSplitter
 
@@ -24,7 +26,4 @@ def split(text: str, size: int) -> list[Part]:
         return [Part(0, 0, len(text), text)]
     starts = [start for start, _ in TextSplitter(size, trim=False).chunk_indices(text)]
     bounds = [*starts, len(text)]
-    return [
-        Part(index, start, end, text[start:end])
-        for index, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
-    ]
+    return [Part(index, start, end, text[start:end]) for index, (start, end) in enumerate(pairwise(bounds))]

@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 import zipfile
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -85,8 +86,8 @@ def decode(content: bytes) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         text = content.decode("cp1252", "replace")
-        strange = sum(1 for character in text[:100_000] if character == "\ufffd" or not character.isprintable()
-                      and character not in "\t\n\r\f")  # fmt: skip
+        strange = sum(1 for character in text[:100_000] if character == "\ufffd" or (not character.isprintable()
+                      and character not in "\t\n\r\f"))  # fmt: skip
         if strange > len(text[:100_000]) / 50:
             raise RejectedError("The file is binary, and no PDF, DOCX, HTML, Markdown or text.") from None
     controls = sum(1 for character in text[:100_000] if ord(character) < 32 and character not in "\t\n\r\f\x1b")
@@ -169,8 +170,10 @@ def _docx(content: bytes, media_type: str) -> Extracted:
 
 
 _BLOCKS: Final = frozenset(
-    "address article aside blockquote br caption dd div dl dt figcaption figure footer form h1 h2 h3 h4 h5 h6 header "
-    "hr li main nav ol p pre section table tbody td tfoot th thead tr ul".split()
+    (
+        "address article aside blockquote br caption dd div dl dt figcaption figure footer form h1 h2 h3 h4 h5 h6 "
+        "header hr li main nav ol p pre section table tbody td tfoot th thead tr ul"
+    ).split()
 )
 
 
@@ -180,12 +183,11 @@ def _html(content: bytes) -> Extracted:
     match = re.search(rb"<meta[^>]+charset=[\"']?([A-Za-z0-9_-]+)", content[:4096])
     text = decode(content)
     if match and match[1].lower() not in (b"utf-8", b"utf8"):
-        try:
+        with suppress(LookupError):
             text = content.decode(match[1].decode(), "replace")
-        except LookupError:
-            pass
     tree = LexborHTMLParser(text)
-    title = _clean_title(tree.css_first("title").text() if tree.css_first("title") else None)
+    head = tree.css_first("title")
+    title = _clean_title(head.text() if head is not None else None)
     tree.strip_tags(["script", "style", "noscript", "template", "svg", "head"])
     pieces: list[str] = []
     body = tree.body or tree.root
@@ -215,10 +217,9 @@ def main() -> int:
         (resource.RLIMIT_CPU, int(limits.seconds) + 1),
         (resource.RLIMIT_CORE, 0),
     ):
-        try:
+        # macOS knows no RLIMIT_AS; the wall clock bound of the caller stands.
+        with suppress(ValueError, OSError):
             resource.setrlimit(kind, (bound, bound))
-        except (ValueError, OSError):
-            pass  # macOS knows no RLIMIT_AS; the wall clock bound of the caller stands
     content = sys.stdin.buffer.read()
     try:
         found = extract(content, limits)

@@ -27,14 +27,14 @@ from worker.tasks.merging import merge_answers, merge_points, merge_summary
 READING_SHARE: Final = 0.9  # of the progress bar; the rest is combining
 
 
-class QuestionAnswer(Output):
+class QuestionAnswer(Output, frozen=True):
     """A question and its answer; null when the document does not answer it."""
 
     question: str
     answer: str | None
 
 
-class TaskResult(Output, omit_defaults=True):
+class TaskResult(Output, frozen=True, omit_defaults=True):
     """The result of one task: `answer`, `points`, `answers` or `data`, by its kind."""
 
     kind: str
@@ -45,7 +45,7 @@ class TaskResult(Output, omit_defaults=True):
     citations: list[Citation] = msgspec.field(default_factory=list)
 
 
-class Span(Output):
+class Span(Output, frozen=True):
     """A stretch of the text that was not read, and why."""
 
     start: int
@@ -54,7 +54,7 @@ class Span(Output):
     page: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class Coverage(Output):
+class Coverage(Output, frozen=True):
     """What was read: `readCharacters` and the lengths of `failed` and `skipped` add up to `totalCharacters`."""
 
     read_characters: int
@@ -63,7 +63,7 @@ class Coverage(Output):
     skipped: list[Span]
 
 
-class AnalysisResult(Output):
+class AnalysisResult(Output, frozen=True):
     """One result per task, in their order, and what of the document they rest on."""
 
     tasks: list[TaskResult]
@@ -118,7 +118,9 @@ async def _read_all(
                 return await reading.read_part(part, len(parts), title, tasks, prover, label, context)
             except UpstreamRefused as error:
                 failed.append((part, error.message))
-                context.report.event("job.warning", code="part_refused", message=f"Part {part.index + 1}: {error.message}")
+                context.report.event(
+                    "job.warning", code="part_refused", message=f"Part {part.index + 1}: {error.message}"
+                )
                 return None
             finally:
                 done += 1
@@ -188,5 +190,3 @@ def _coverage(document: Extracted, parts: Sequence[Part], failed: Sequence[tuple
 
 def _span(skipped: Skipped) -> Span:
     return Span(start=skipped.start, end=skipped.end, reason=skipped.reason, page=skipped.page)
-
-

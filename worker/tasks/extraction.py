@@ -47,7 +47,10 @@ async def extract_data(
         shown = msgspec.json.encode(answer).decode()
         messages += [
             {"role": "assistant", "content": shown},
-            {"role": "user", "content": "This does not fit the schema:\n" + "\n".join(wrong) + "\nCorrect it."},
+            {
+                "role": "user",
+                "content": "This does not fit the schema:\n" + "\n".join(wrong) + "\nCorrect it.",
+            },
         ]
 
         def accept(text: str) -> None:
@@ -76,7 +79,11 @@ def _cite(data: Any, notes: Sequence[Note], document: Extracted) -> list[Citatio
         if sum(character.isalnum() for character in text) < MIN_CITED_LETTERS:
             continue
         noted = next(
-            (note.citations[0] for note in notes if note.citations and text.casefold() in note.citations[0].quote.casefold()),
+            (
+                note.citations[0]
+                for note in notes
+                if note.citations and text.casefold() in note.citations[0].quote.casefold()
+            ),
             None,
         )
         citation = msgspec.structs.replace(noted, item=path) if noted else prover.prove(text, path)

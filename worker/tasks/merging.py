@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from worker.context import JobContext
+from worker.documents.cite import Citation
 from worker.model.client import ChatCall
 from worker.tasks.notes import Note, parse_object
 from worker.tasks.prompts import MERGE, fenced
@@ -18,13 +19,18 @@ NUMBERS: Final = {
 }
 
 
-async def merge_summary(notes: Sequence[Note], label: str, context: JobContext) -> tuple[str, list[Note | Any]]:
+async def merge_summary(notes: Sequence[Note], label: str, context: JobContext) -> tuple[str, list[Citation]]:
     """One summary from the parts' summaries, and its citations. No call when there is only one. Raises JobError."""
     if not notes:
         return "", []
     if len(notes) == 1:
         return notes[0].text, list(notes[0].citations)
-    schema = _object({"summary": {"type": "string", "description": "The summary of the whole document"}, "sources": NUMBERS})
+    schema = _object(
+        {
+            "summary": {"type": "string", "description": "The summary of the whole document"},
+            "sources": NUMBERS,
+        }
+    )
 
     def build(entry: dict[str, Any], group: Sequence[Note]) -> list[Note]:
         text = str(entry.get("summary") or "").strip()
@@ -55,9 +61,7 @@ async def merge_points(notes: Sequence[Note], label: str, context: JobContext) -
     return (await _merge(notes, wish, schema, build, label, context))[:MAX_POINTS]
 
 
-async def merge_answers(
-    questions: Sequence[str], notes: Sequence[Note], label: str, context: JobContext
-) -> list[Note]:
+async def merge_answers(questions: Sequence[str], notes: Sequence[Note], label: str, context: JobContext) -> list[Note]:
     """One answer per question, with an empty text where no part answers it. Raises JobError."""
     answers = []
     schema = _object({"answer": {"type": "string", "description": "The answer to the question"}, "sources": NUMBERS})
@@ -125,7 +129,7 @@ def _groups(notes: Sequence[Note], size: int) -> list[list[Note]]:
     return groups
 
 
-def _cited(entry: dict[str, Any], group: Sequence[Note], *, default_all: bool = False) -> tuple[Any, ...]:
+def _cited(entry: dict[str, Any], group: Sequence[Note], *, default_all: bool = False) -> tuple[Citation, ...]:
     """Citations of the notes that an entry names; of all when it names none that exist and that is asked for."""
     numbers = entry.get("sources")
     chosen = [

@@ -125,7 +125,11 @@ def _schema(task: AnalysisTask, count: int) -> dict[str, Any] | None:
             return _array(answer, "One entry for each question that this part answers; none for the others")
         case ExtractTask() if count > 1:
             fact = _object(
-                {"field": _text("Path of the field in the schema"), "value": _text("Its value"), "quote": quote}
+                {
+                    "field": _text("Path of the field in the schema"),
+                    "value": _text("Its value"),
+                    "quote": quote,
+                }
             )
             return _array(fact, "Every value in this part that belongs into the wanted data")
         case _:
@@ -149,7 +153,9 @@ def _notes(task: AnalysisTask, answer: Any, prover: Prover) -> list[Note]:
     match task:
         case SummaryTask() if isinstance(answer, dict) and isinstance(answer.get("summary"), str):
             quotes = answer.get("quotes")
-            found = [prover.prove(quote) for quote in (quotes if isinstance(quotes, list) else []) if isinstance(quote, str)]
+            found = [
+                prover.prove(quote) for quote in (quotes if isinstance(quotes, list) else []) if isinstance(quote, str)
+            ]
             text = answer["summary"].strip()
             return [Note(text, tuple(filter(None, found)))] if text else []
         case KeyPointsTask():
