@@ -26,3 +26,6 @@ HUB = web.AppKey("hub", Hub)
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)
 DOCS_PAGE = web.AppKey("docs_page", bytes)
+
+PRINCIPAL = web.RequestKey("principal", Principal)
+REQUEST_ID = web.RequestKey("request_id", str)

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from api.keys import PRINCIPAL, REQUEST_ID
 from api.problems import from_http_exception, problem_answer
 from shared.clock import monotonic_s
 from shared.errors import RefusedError
@@ -31,7 +32,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = request.headers.get("X-Request-Id", "")
     if not _SANE_ID.fullmatch(request_id):
         request_id = "req_" + secrets.token_hex(12)
-    request["request_id"] = request_id
+    request[REQUEST_ID] = request_id
     structlog.contextvars.bind_contextvars(request_id=request_id)
     status, error_text = 499, None
     try:
@@ -67,7 +68,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         route = resource.canonical if resource else "unknown"
         HTTP_REQUESTS.labels(request.method, route, str(status)).inc()
         HTTP_SECONDS.labels(route).observe(seconds)
-        principal = request.get("principal")
+        principal = request.get(PRINCIPAL)
         log.info(
             "request.finished",
             method=request.method,

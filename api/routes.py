@@ -10,6 +10,7 @@ from aiohttp import web
 
 from api.auth import authenticate, require
 from api.handlers import admin, documents, jobs, ops
+from api.keys import PRINCIPAL
 from api.problems import problem_page
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
@@ -198,7 +199,7 @@ def guarded(route: Route) -> Handler:
 
     async def handler(request: web.Request) -> web.StreamResponse:
         principal = await authenticate(request)
-        request["principal"] = principal
+        request[PRINCIPAL] = principal
         require(principal, scope)
         return await route.handler(request)
 

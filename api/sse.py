@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from api.keys import EVENTS, HUB
+from api.keys import EVENTS, HUB, REQUEST_ID
 from api.live import Closing, Frame, Gap, Heartbeat, ReplayEnd, follow
 from shared.events import Event
 from shared.metrics import STREAMS_OPEN
@@ -27,7 +27,7 @@ async def stream_job(request: web.Request, job_id: str, after: int, headers: dic
     A client that goes away ends the response, never the job. When this process stops, the response ends with a
     short `retry:`, so that clients come back to another process and resume.
     """
-    response = web.StreamResponse(headers={**HEADERS, **headers, "X-Request-Id": request["request_id"]})
+    response = web.StreamResponse(headers={**HEADERS, **headers, "X-Request-Id": request[REQUEST_ID]})
     await response.prepare(request)
     STREAMS_OPEN.inc()
     try:

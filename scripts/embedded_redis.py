@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ FETCHED = "redis/redis-server"
 
 def find_server() -> str:
     """The server to run. Raises ConfigurationError with what to install when there is none of 6.2 or later."""
-    fetched = Path(os.environ.get("ERRAND_VENV", ".venv")) / FETCHED
+    fetched = Path(sys.prefix) / FETCHED
     seen = []
     for candidate in (shutil.which("redis-server"), shutil.which("valkey-server"), str(fetched)):
         if candidate is None or not Path(candidate).exists():

@@ -26,10 +26,13 @@ def decode_body(body: bytes, kind: Any) -> Any:
     if not body.strip():
         raise RefusedError("malformed_request", "The body is empty; a JSON object is expected.")
     try:
-        return _decoder(kind).decode(body)
-    except msgspec.ValidationError as error:
-        path, message = explain(error)
-        raise RefusedError("invalid_request", f"{path}: {message}", errors=((path, message),)) from None
+        try:
+            return _decoder(kind).decode(body)
+        except msgspec.ValidationError as error:
+            # The decoder stops at the first wrong member; what follows may be no JSON at all.
+            msgspec.json.decode(body)
+            path, message = explain(error)
+            raise RefusedError("invalid_request", f"{path}: {message}", errors=((path, message),)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RefusedError("malformed_request", f"The body is not valid JSON: {error}") from None
     except RecursionError:

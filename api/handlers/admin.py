@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from api.keys import REDIS_KEYS, TENANTS
+from api.keys import PRINCIPAL, REDIS_KEYS, TENANTS
 from api.wire import answer, idempotency, page_answer, page_of, query, read_json
 from shared.keys import Keys
 from shared.tenants import NewKey, NewTenant
@@ -13,7 +13,7 @@ from shared.tenants import NewKey, NewTenant
 def _idem(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
     digest, body_hash = idempotency(request, body)
     keys: Keys = request.app[REDIS_KEYS]
-    return (keys.idem(request["principal"].tenant, digest) if digest else None), body_hash
+    return (keys.idem(request[PRINCIPAL].tenant, digest) if digest else None), body_hash
 
 
 def _headers(location: str, replayed: bool) -> dict[str, str]:

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import BodyPartReader, web
 
 from api.admission import record_of, timing_of
-from api.keys import BLOBS, DOCUMENTS, JOBS, REDIS, SETTINGS
+from api.keys import BLOBS, DOCUMENTS, JOBS, PRINCIPAL, REDIS, SETTINGS
 from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large
 from shared.blobs import BlobMissingError, BlobTooLargeError, Stored
 from shared.documents import DocumentAccepted, DocumentStatus, Extracted, NewTextDocument
@@ -131,7 +131,7 @@ async def _admit(
 ) -> tuple[DocumentAccepted, bool]:
     """Stores the record and its ingest job in one step; on a replay the first request's ids."""
     settings = request.app[SETTINGS]
-    tenant = request["principal"].tenant
+    tenant = request[PRINCIPAL].tenant
     job = IngestJob(input=IngestInput(document_id=document_id))
     record = {
         "title": fields.get("title"),
@@ -163,7 +163,7 @@ async def _admit(
 async def list_documents(request: web.Request) -> web.Response:
     """GET /api/documents."""
     limit, after = page_of(query(request, ("limit", "after")))
-    rows, more = await request.app[DOCUMENTS].documents(request["principal"].tenant, limit=limit, after=after)
+    rows, more = await request.app[DOCUMENTS].documents(request[PRINCIPAL].tenant, limit=limit, after=after)
     return page_answer(request, rows, rows[-1].document_id if more else None)
 
 
@@ -174,7 +174,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def _record(request: web.Request) -> dict[str, str]:
-    return await request.app[DOCUMENTS].record(request["principal"].tenant, request.match_info["id"])
+    return await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, request.match_info["id"])
 
 
 async def text(request: web.Request) -> web.Response:
@@ -194,7 +194,7 @@ async def delete(request: web.Request) -> web.Response:
     """DELETE /api/documents/{id}."""
     query(request, ())
     row = await _record(request)
-    tenant = request["principal"].tenant
+    tenant = request[PRINCIPAL].tenant
     await request.app[DOCUMENTS].delete(tenant, row["id"])
     if "text_blob" in row:
         await request.app[BLOBS].delete(row["text_blob"])

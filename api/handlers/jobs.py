@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from api.admission import admitted_view, class_ms, record_of, schema_problems, timing_of
-from api.keys import DOCUMENTS, EVENTS, HUB, JOBS, SETTINGS
+from api.keys import DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS
 from api.live import follow
 from api.sse import HEARTBEAT_S, stream_job
 from api.wire import (
@@ -83,7 +83,7 @@ async def check(request: web.Request, job: Submission) -> None:
         problems.append(("$.prompt.name", f"there is no prompt {job.prompt.name!r}"))
     if isinstance(job, AnalysisJob) and (document_id := job.input.document.document_id):
         try:
-            await request.app[DOCUMENTS].record(request["principal"].tenant, document_id)
+            await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, document_id)
         except RefusedError as error:
             problems.append(("$.input.document.documentId", error.detail))
     if problems:
@@ -97,7 +97,7 @@ async def admit(
 ) -> web.StreamResponse:
     """Takes a checked job in and answers as the request prefers: 202, 200 after a wait, or the stream inline."""
     settings = request.app[SETTINGS]
-    tenant = request["principal"].tenant
+    tenant = request[PRINCIPAL].tenant
     digest, body_hash = idempotency(request, body)
     kind = type_of(job)
     try:
@@ -115,7 +115,6 @@ async def admit(
         raise
     if not admitted.replayed:
         JOBS_ADMITTED.labels(kind, job.priority.value).inc()
-    request["job_id"] = admitted.job_id
     headers = {"Location": f"/api/jobs/{admitted.job_id}"}
     if admitted.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -130,7 +129,7 @@ async def admit(
 
 async def wait_final(request: web.Request, job_id: str, seconds: float) -> tuple[JobRow, int | None]:
     """The job when it is final, or as it is after `seconds`."""
-    store, tenant = request.app[JOBS], request["principal"].tenant
+    store, tenant = request.app[JOBS], request[PRINCIPAL].tenant
     row, rank = await store.view(tenant, job_id)
     if row.is_final or seconds <= 0:
         return row, rank
@@ -190,7 +189,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     if after is not None:
         high = min(high, f"({after}") if high != "+" else f"({after}"
     rows, cursor = await request.app[JOBS].page(
-        request["principal"].tenant, limit=limit, high=high, low=low, filters=filters, metadata=metadata
+        request[PRINCIPAL].tenant, limit=limit, high=high, low=low, filters=filters, metadata=metadata
     )
     return page_answer(request, [view_of(row) for row in rows], cursor)
 
@@ -207,7 +206,7 @@ async def cancel(request: web.Request) -> web.Response:
     """DELETE /api/jobs/{id}."""
     seconds = wait_s(query(request, ("wait",)))
     job_id = request.match_info["id"]
-    await request.app[JOBS].cancel(request["principal"].tenant, job_id)
+    await request.app[JOBS].cancel(request[PRINCIPAL].tenant, job_id)
     row, rank = await wait_final(request, job_id, seconds)
     return answer(view_of(row, rank), status=200 if row.is_final else 202)
 
@@ -222,7 +221,7 @@ async def retry(request: web.Request) -> web.Response:
         raise invalid("$.from", 'must be "start"')
     if wish.prompt is not None:
         raise invalid("$.prompt.name", f"there is no prompt {wish.prompt.name!r}")
-    store, tenant, settings = request.app[JOBS], request["principal"].tenant, request.app[SETTINGS]
+    store, tenant, settings = request.app[JOBS], request[PRINCIPAL].tenant, request.app[SETTINGS]
     job_id = request.match_info["id"]
     kind, spec = await store.spec(tenant, job_id)
     job = msgspec.json.decode(spec, type=JOB_TYPES[kind])
@@ -245,7 +244,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     if not accepts(request, "text/event-stream"):
         raise RefusedError("not_acceptable", "This resource is text/event-stream only; the Accept header excludes it.")
     job_id = request.match_info["id"]
-    row, _ = await request.app[JOBS].view(request["principal"].tenant, job_id)
+    row, _ = await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)
     header = request.headers.get("Last-Event-ID")
     if header is not None and header.strip():
         parameters["Last-Event-ID"] = header.strip()
@@ -262,7 +261,7 @@ async def events(request: web.Request) -> web.Response:
     """GET /api/jobs/{id}/events."""
     parameters = query(request, ("after", "limit"))
     job_id = request.match_info["id"]
-    await request.app[JOBS].view(request["principal"].tenant, job_id)
+    await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)
     after = integer(parameters, "after", 0, low=0, high=MAX_SEQ)
     limit = integer(parameters, "limit", 200, low=1, high=1_000)
     found = await request.app[EVENTS].read(job_id, after=after, limit=limit + 1)

@@ -16,7 +16,7 @@ _FOLD = {
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"',
     "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u00a0": " ",
 }  # fmt: skip
-_EDGES = re.compile(r"^[\s\"'\u2018\u2019\u201c\u201d\u2026.]+|[\s\"'\u2018\u2019\u201c\u201d\u2026]+$")
+_EDGES = re.compile(r"^[\s\"'\u2018\u2019\u201c\u201d\u2026.]+|(?:[\s\"'\u2018\u2019\u201c\u201d\u2026]|\.{2,})+$")
 
 
 class Citation(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
