@@ -15,6 +15,7 @@ from aiohttp import web
 
 from api.app import create_app
 from api.keys import TENANTS
+from api.server import EdgeRunner
 from shared.errors import ConfigurationError
 from shared.ids import new_api_key
 from shared.log import configure, get_logger
@@ -68,7 +69,7 @@ async def serve(settings: Settings) -> None:
         log.warning("redis.durability_doubted", detail=text)
     app = create_app(settings)
     await app[TENANTS].ensure_admin(await admin_key(settings))
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
+    runner = EdgeRunner(app, header_seconds=settings.body_seconds, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)

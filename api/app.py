@@ -50,7 +50,10 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.DOCS_PAGE] = openapi.page(document).encode()
     app[keys.HUB] = Hub(connect(settings.redis_url, timeout_s=None), names)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, guarded(route))
+        handler = guarded(route)
+        app.router.add_route(route.method, route.path, handler)
+        if route.method == "GET" and not route.path.endswith("/stream"):
+            app.router.add_route("HEAD", route.path, handler)
     app.cleanup_ctx.append(_resources)
     app.on_shutdown.append(_end_streams)
     return app

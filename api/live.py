@@ -16,7 +16,7 @@ from shared.events import Event, from_message
 from shared.keys import Keys
 from shared.log import get_logger
 from shared.metrics import REDIS_OUTAGES
-from shared.redis import OUTAGE, Redis
+from shared.redis import OUTAGE, Redis, shielded
 from shared.stores.events import EventsStore
 
 log = get_logger()
@@ -110,9 +110,10 @@ class Hub:
         """Ends every reader, then the connection."""
         self.end_readers()
         if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # Again and again: redis-py can swallow a cancellation.
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=0.2)
         await self._client.aclose()
 
     async def _run(self) -> None:
@@ -172,7 +173,7 @@ class Hub:
             if self._pubsub is not None:
                 channel.unconfirmed += 1
                 with suppress(*OUTAGE):
-                    await self._pubsub.subscribe(name)
+                    await shielded(self._pubsub.subscribe(name))
         else:
             channel.readers.add(reader)
         try:
@@ -186,7 +187,7 @@ class Hub:
                 del self._channels[name]
                 if self._pubsub is not None:
                     with suppress(*OUTAGE):
-                        await self._pubsub.unsubscribe(name)
+                        await shielded(self._pubsub.unsubscribe(name))
 
 
 class Gap(msgspec.Struct, frozen=True):

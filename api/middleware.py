@@ -34,24 +34,24 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = "req_" + secrets.token_hex(12)
     request[REQUEST_ID] = request_id
     structlog.contextvars.bind_contextvars(request_id=request_id)
-    status, error_text = 499, None
+    status, reason = 499, None
     try:
         try:
             response = await handler(request)
         except RefusedError as error:
-            error_text = error.detail
+            reason = error.code
             response = problem_answer(error, request_id)
         except web.HTTPException as error:
             refusal = from_http_exception(error, request.path)
-            error_text = refusal.detail
+            reason = refusal.code
             response = problem_answer(refusal, request_id)
         except OUTAGE as error:
             REDIS_OUTAGES.labels("api").inc()
-            error_text = f"{type(error).__name__}: {error}"
+            reason = f"redis: {type(error).__name__}: {error}"
             refusal = RefusedError("unavailable", "Redis cannot be reached just now; nothing was lost.")
             response = problem_answer(refusal, request_id)
         except Exception as error:
-            error_text = f"{type(error).__name__}: {error}"
+            reason = type(error).__name__
             log.exception("request.crashed")
             refusal = RefusedError("internal", f"A defect of ours; the log has it under {request_id}.")
             response = problem_answer(refusal, request_id)
@@ -60,7 +60,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             response.headers["X-Request-Id"] = request_id
         return response
     except ConnectionResetError:
-        error_text = "the client went away"
+        reason = "the client went away"
         raise
     finally:
         seconds = monotonic_s() - started
@@ -77,6 +77,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             ms=round(seconds * 1000, 1),
             tenant=principal.tenant if principal else None,
             key=principal.key_id if principal else None,
-            **({"reason": error_text[:300]} if error_text else {}),
+            # Codes and types only: details of a refusal quote what the client sent.
+            **({"reason": reason[:200]} if reason else {}),
         )
         structlog.contextvars.unbind_contextvars("request_id")

@@ -14,7 +14,15 @@ from api.routes import Page, Route
 from shared.problems import PROBLEMS
 
 REF = "#/components/schemas/{name}"
-COMMON_PROBLEMS = ("unauthenticated", "scope_missing", "unavailable")
+COMMON_PROBLEMS = (
+    "malformed_request",
+    "invalid_request",
+    "unauthenticated",
+    "scope_missing",
+    "internal",
+    "unavailable",
+)
+BODY_PROBLEMS = ("too_large", "unsupported_media_type", "request_timeout")
 
 
 def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
@@ -109,7 +117,9 @@ def _operation(route: Route, by_kind: dict[Any, Any]) -> dict[str, Any]:
         str(status): {"description": sentence, **_content(answer, by_kind)}
         for status, (sentence, answer) in route.answers.items()
     }
-    codes = (*route.problems, *(COMMON_PROBLEMS if route.scope else ()))
+    codes = dict.fromkeys(
+        (*route.problems, *(BODY_PROBLEMS if route.body else ()), *(COMMON_PROBLEMS if route.scope else ()))
+    )
     for code in codes:
         status = str(PROBLEMS[code].status)
         entry = responses.setdefault(

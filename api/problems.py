@@ -77,9 +77,15 @@ def problem_answer(error: RefusedError, request_id: str) -> web.Response:
     )
 
 
+def from_status(status: int) -> RefusedError:
+    """The refusal for a bare status code."""
+    code = BY_STATUS.get(status, "internal" if status >= 500 else "malformed_request")
+    return RefusedError(code, PROBLEMS[code].explanation)
+
+
 def from_http_exception(error: web.HTTPException, path: str) -> RefusedError:
     """One of aiohttp's own refusals as ours."""
-    code = BY_STATUS.get(error.status, "internal" if error.status >= 500 else "malformed_request")
+    code = from_status(error.status).code
     headers: Mapping[str, Any] = error.headers
     kept = {"Allow": str(headers["Allow"])} if "Allow" in headers else {}
     detail = f"There is nothing at {path}." if code == "not_found" else PROBLEMS[code].explanation

@@ -82,12 +82,11 @@ ROUTES: Final[tuple[Route, ...]] = (
                   "idempotency_mismatch", "queue_full", "request_timeout"),
     ),
     Route(
-        "GET", "/api/jobs", jobs.list_jobs, "List jobs, newest first", Scope.JOBS,
+        "GET", "/api/jobs", jobs.list_jobs, "List jobs, newest first (`?metadata.NAME=` filters too)", Scope.JOBS,
         {200: ("One page.", Page(JobView))},
         parameters=(
             *LIST, _q("status", "a status"), _q("type", "a job type"), _q("priority", "high, normal or low"),
             _q("user", "the job's `user`"), _q("createdAfter", "RFC 3339"), _q("createdBefore", "RFC 3339"),
-            _q("metadata.<key>", "value of a metadata member"),
         ),
         problems=("invalid_request",),
     ),

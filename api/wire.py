@@ -10,18 +10,20 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import ClientConnectionError, ClientPayloadError, web
+from aiohttp.web_protocol import RequestPayloadError
 
 from api.keys import SETTINGS
 from shared.codec import decode_body
 from shared.errors import RefusedError
+from shared.ids import is_id
 from shared.specs import MAX_WAIT_S
 
 T = TypeVar("T")
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
-_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)")
-_CURSOR: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def answer(
@@ -70,6 +72,8 @@ async def read_body(request: web.Request) -> bytes:
                 parts.append(chunk)
     except TimeoutError:
         raise RefusedError("request_timeout", f"The body did not arrive within {settings.body_seconds:g} s.") from None
+    except RequestPayloadError:
+        raise RefusedError("malformed_request", "The body is not in the Content-Encoding that it claims.") from None
     except (ClientConnectionError, ClientPayloadError, ConnectionError):
         raise RefusedError("malformed_request", "The connection ended before the body did.") from None
     return b"".join(parts)
@@ -104,7 +108,7 @@ def integer(parameters: Mapping[str, str], name: str, default: int, *, low: int,
     text = parameters.get(name)
     if text is None:
         return default
-    if not re.fullmatch(r"\d{1,18}", text) or not low <= int(text) <= high:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= high:
         raise invalid(f"?{name}", f"must be a whole number from {low} to {high}")
     return int(text)
 
@@ -120,10 +124,10 @@ def preferred_wait_s(request: web.Request) -> int:
     return min(int(match[1]), MAX_WAIT_S) if match else 0
 
 
-def page_of(parameters: Mapping[str, str]) -> tuple[int, str | None]:
-    """`limit` and `after` of a list."""
+def page_of(parameters: Mapping[str, str], prefix: str) -> tuple[int, str | None]:
+    """`limit` and `after` of a list whose cursors are ids with this prefix."""
     after = parameters.get("after")
-    if after is not None and not _CURSOR.fullmatch(after):
+    if after is not None and not is_id(prefix, after):
         raise invalid("?after", "is no cursor of this list")
     return integer(parameters, "limit", DEFAULT_LIMIT, low=1, high=MAX_LIMIT), after
 
@@ -162,21 +166,30 @@ def matches(header: str | None, etag: str) -> bool:
     return etag in [part.strip().removeprefix("W/") for part in header.split(",")]
 
 
+def traceparent_of(request: web.Request) -> str | None:
+    """The W3C trace context that a job carries on; one that has not its form is dropped, as the standard says."""
+    text = request.headers.get("traceparent", "")
+    return text if _TRACEPARENT.fullmatch(text) else None
+
+
+def _accepted(request: web.Request) -> set[str]:
+    """The media ranges of the Accept header whose weight is not zero."""
+    found = set()
+    for part in request.headers.get("Accept", "").split(","):
+        name, *parameters = [piece.strip().lower() for piece in part.split(";")]
+        weight = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        if name and weight.strip("0.") != "":
+            found.add(name)
+    return found
+
+
 def accepts(request: web.Request, media_type: str) -> bool:
     """Whether the Accept header takes this type (or there is no such header)."""
-    header = request.headers.get("Accept")
-    if not header:
+    if not request.headers.get("Accept"):
         return True
-    kind = media_type.partition("/")[0]
-    for part in header.split(","):
-        name, _, parameters = part.partition(";")
-        if name.strip().lower() in (media_type, f"{kind}/*", "*/*") and "q=0" not in parameters.replace(
-            " ", ""
-        ).replace("q=0.", ""):
-            return True
-    return False
+    return bool(_accepted(request) & {media_type, f"{media_type.partition('/')[0]}/*", "*/*"})
 
 
 def asks_for_stream(request: web.Request) -> bool:
     """Whether the client asks for Server-Sent Events by name."""
-    return "text/event-stream" in request.headers.get("Accept", "").lower()
+    return "text/event-stream" in _accepted(request)

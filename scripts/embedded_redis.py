@@ -5,37 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 
+from scripts import redis_binary
 from shared.errors import ConfigurationError
 
 MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 104 to 108
-FETCHED = "redis/redis-server"
 
 
 def find_server() -> str:
     """The server to run. Raises ConfigurationError with what to install when there is none of 6.2 or later."""
-    fetched = Path(sys.prefix) / FETCHED
-    seen = []
-    for candidate in (shutil.which("redis-server"), shutil.which("valkey-server"), str(fetched)):
-        if candidate is None or not Path(candidate).exists():
-            continue
-        version = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False).stdout
-        match = re.search(r"v=(\d+)\.(\d+)", version)
-        if match and (int(match[1]), int(match[2])) >= (6, 2):
-            return candidate
-        seen.append(f"{candidate} is too old or does not run")
-    raise ConfigurationError(
-        "no Redis server was found: install redis-server or valkey-server 6.2 or later "
-        "(on Debian: apt-get install redis-server), or set REDIS_URL to a Redis" + "".join(f"; {text}" for text in seen)
-    )
+    server = redis_binary.find(Path(sys.prefix))
+    if server is None:
+        raise ConfigurationError(f"no Redis server was found: {redis_binary.ADVICE}")
+    return server
 
 
 def socket_path(directory: Path) -> Path:
@@ -70,7 +58,7 @@ def command(server: str, directory: Path, socket: Path) -> list[str]:
 
 def url_of(socket: Path) -> str:
     """The REDIS_URL of a socket."""
-    return f"unix://{socket}"
+    return f"unix://{quote(str(socket))}"
 
 
 def answers(socket: Path) -> bool:
@@ -82,5 +70,16 @@ def answers(socket: Path) -> bool:
         return bool(client.ping())
     except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
         return False
+    finally:
+        client.close()
+
+
+def shut_down(socket: Path) -> None:
+    """Ends a server that answers on the socket, in order: its data is on the disk already."""
+    client = redis.Redis(unix_socket_path=str(socket), socket_timeout=10)
+    try:
+        client.shutdown()
+    except (redis.ConnectionError, redis.TimeoutError):
+        pass
     finally:
         client.close()

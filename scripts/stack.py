@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from scripts import embedded_redis
 from shared.errors import ConfigurationError
+from shared.redis import wait_until_durable
 from shared.settings import Settings
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -41,9 +42,21 @@ DEV_MODEL_PACE = (
 DEV_KEY = "development"
 
 
+# The child writes its pid file itself, before it becomes the program: there is no moment at which it runs unseen.
+# A pid and the time of its birth name one process, though pids come again.
+LAUNCH = """
+if [ -r /proc/$$/stat ]; then read -r stat </proc/$$/stat; rest=${stat##*) }; set -f; born=$(set -- $rest; echo "${20}")
+else born=$(ps -o lstart= -p $$); fi
+file=$1; shift
+printf '%s %s\\n' "$$" "$born" >"$file.new" && mv "$file.new" "$file" || exit 71
+exec "$@"
+"""
+
+
 def say(line: str) -> None:
     """A line for the person at the terminal; standard output is for `ready`."""
-    print(f"errand: {line}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"errand: {line}", file=sys.stderr, flush=True)
 
 
 class Child:
@@ -60,15 +73,17 @@ class Child:
     async def start(self, output: IO[Any] | None) -> None:
         """Starts the process in a session of its own: Ctrl-C reaches us, and we stop it in order."""
         self.process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            LAUNCH,
+            "errand",
+            str(self.pid_file),
             *self.command,
             env=self.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output or sys.stderr,
             stderr=output or sys.stderr,
             start_new_session=True,
-        )
-        self.pid_file.write_text(
-            json.dumps({"pid": self.process.pid, "born": born(self.process.pid), "name": self.name})
         )
 
     async def stop(self, *, hurry: asyncio.Event) -> None:
@@ -111,10 +126,11 @@ def stop_leftovers(run_dir: Path) -> None:
     """Stops what an earlier stack, killed hard, has left running: by pid file, and only if it is that very process."""
     left = []
     for pid_file in sorted(run_dir.glob("*.pid")):
+        name = pid_file.stem
         try:
-            entry = json.loads(pid_file.read_text())
-            pid, born_at, name = int(entry["pid"]), entry["born"], entry["name"]
-        except (ValueError, KeyError, OSError):
+            pid_text, _, born_at = pid_file.read_text().strip().partition(" ")
+            pid = int(pid_text)
+        except (ValueError, OSError):
             pid_file.unlink(missing_ok=True)
             continue
         if born_at and born(pid) == born_at:
@@ -152,7 +168,10 @@ def alive(pid: int, born_at: str) -> bool:
 def free_port(host: str) -> int:
     """A port that is free just now."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ConfigurationError(f"HOST={host} cannot be listened on: {error.strerror}") from None
         return int(probe.getsockname()[1])
 
 
@@ -164,17 +183,20 @@ def require_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            what = "is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
-            raise ConfigurationError(f"port {port} on {host} {what}; set PORT to another") from None
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigurationError(f"port {port} on {host} is in use; set PORT to another") from None
+            if error.errno == errno.EACCES:
+                raise ConfigurationError(f"port {port} needs more rights than you have; set PORT to another") from None
+            raise ConfigurationError(f"HOST={host} cannot be listened on: {error.strerror}") from None
         except OverflowError:
             raise ConfigurationError(f"PORT={port} is no port") from None
 
 
 class AlreadyRunningError(Exception):
-    """Another stack holds this data directory; `url` is where it answers."""
+    """Another stack holds this data directory; `url` is where it answers, None while it is starting."""
 
-    def __init__(self, pid: int, url: str) -> None:
-        super().__init__(f"already running at {url} (pid {pid})")
+    def __init__(self, url: str | None) -> None:
+        super().__init__(f"already running at {url}" if url else "another one is just starting in this data directory")
         self.url = url
 
 
@@ -197,6 +219,7 @@ class Stack:
         self._watchers: list[asyncio.Task[None]] = []
         self._ready = False
         self.socket: Path | None = None
+        self.guest_of: str | None = None  # the address of another stack that is used instead
 
     @property
     def url(self) -> str:
@@ -217,12 +240,19 @@ class Stack:
 
         Raises ConfigurationError or AlreadyRunningError; `stop` must be called in every case.
         """
-        self._take_lock()
-        stop_leftovers(self.run_dir)
+        try:
+            self._take_lock()
+            stop_leftovers(self.run_dir)
+            if self.log_dir is not None:
+                self.log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"the data directory {self.data_dir} cannot be used: {error}") from None
         if self.port == 0:
             self.port = free_port(self.host)
         require_port(self.host, self.port)
         environment = self._environment()
+        if os.environ.get("REDIS_URL"):
+            await wait_until_durable(self.settings.redis_url, allow_volatile=self.settings.allow_volatile)
         if not os.environ.get("REDIS_URL"):
             await self._start_redis(environment)
         if not os.environ.get("OPENAI_BASE_URL") and not os.environ.get("OPENAI_API_KEY"):
@@ -248,10 +278,10 @@ class Stack:
         except BlockingIOError:
             os.close(lock)
             try:
-                entry = json.loads((self.run_dir / "stack.json").read_text())
-            except (OSError, ValueError):
-                entry = {"pid": 0, "url": "(it is still starting)"}
-            raise AlreadyRunningError(entry["pid"], entry["url"]) from None
+                url = json.loads((self.run_dir / "stack.json").read_text())["url"]
+            except (OSError, ValueError, KeyError):
+                url = None
+            raise AlreadyRunningError(url) from None
         self._lock = lock
         (self.run_dir / "stack.json").unlink(missing_ok=True)
 
@@ -262,6 +292,7 @@ class Stack:
             "PORT": str(self.port),
             "ERRAND_DATA_DIR": str(self.data_dir),
             "PYTHONUNBUFFERED": "1",
+            "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost,::1"])),
         }
 
     async def _start_redis(self, environment: dict[str, str]) -> None:
@@ -269,11 +300,16 @@ class Stack:
         directory = self.data_dir / "redis"
         directory.mkdir(parents=True, exist_ok=True)
         self.socket = embedded_redis.socket_path(directory)
+        if embedded_redis.answers(self.socket):
+            say("stopping a Redis that an earlier run left")
+            embedded_redis.shut_down(self.socket)
         self.socket.unlink(missing_ok=True)
         command = embedded_redis.command(server, directory, self.socket)
         await self._launch(Child("redis", command, environment, self.run_dir, 20.0))
         path = self.socket
-        await self._until(lambda: asyncio.to_thread(embedded_redis.answers, path), "Redis")
+        await self._until(
+            lambda: asyncio.to_thread(embedded_redis.answers, path), f"Redis (its log is {directory / 'redis.log'})"
+        )
         environment["REDIS_URL"] = embedded_redis.url_of(self.socket)
 
     async def _start_model(self, environment: dict[str, str]) -> None:
@@ -303,7 +339,6 @@ class Stack:
     def _output(self, name: str) -> Any:
         if self.log_dir is None:
             return _Inherit()
-        self.log_dir.mkdir(parents=True, exist_ok=True)
         return (self.log_dir / f"{name}.log").open("ab")
 
     async def _watch(self, child: Child) -> None:
@@ -347,7 +382,7 @@ class Stack:
             if await condition():
                 return
             if time.monotonic() > deadline:
-                raise ConfigurationError(f"{what} did not become ready within {START_S:g} s; the log says why")
+                raise ConfigurationError(f"{what} did not become ready within {START_S:g} s")
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await self.stopping.wait()
@@ -370,6 +405,9 @@ class Stack:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         if self.socket is not None:
             self.socket.unlink(missing_ok=True)
+            if self.data_dir not in self.socket.parents:
+                with suppress(OSError):
+                    self.socket.parent.rmdir()
         if self._lock is not None:
             (self.run_dir / "stack.json").unlink(missing_ok=True)
             os.close(self._lock)
@@ -388,9 +426,13 @@ def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
+# Our own loopback address is never asked through a proxy.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _fetch(url: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own loopback address
+        with _DIRECT.open(url, timeout=2) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -417,6 +459,7 @@ def install_signals(stack: Stack) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stack.request_stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 async def run(settings: Settings) -> int:
@@ -426,7 +469,8 @@ async def run(settings: Settings) -> int:
     try:
         await stack.start()
         if not stack.stopping.is_set():
-            print(f"ready {stack.url}", flush=True)
+            with suppress(OSError):
+                print(f"ready {stack.url}", flush=True)
             key = "ERRAND_ADMIN_KEY" if settings.admin_key else str(stack.data_dir / "admin.key")
             say(f"the admin key is in {key}; the contract is at {stack.url}/docs; Ctrl-C stops everything")
         await stack.stopping.wait()

@@ -22,7 +22,10 @@ def to_ms(moment: datetime) -> int:
 
 def parse_rfc3339(text: str) -> int:
     """RFC 3339 text as Unix milliseconds. Raises ValueError when it is no such time or has no zone."""
-    return to_ms(datetime.fromisoformat(text))
+    moment = datetime.fromisoformat(text)
+    if not 1970 <= moment.year <= 2200:
+        raise ValueError("the year must be from 1970 to 2200")
+    return to_ms(moment)
 
 
 def monotonic_s() -> float:

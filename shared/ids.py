@@ -68,7 +68,7 @@ def parse_api_key(text: str) -> tuple[str, str] | None:
 
 def hash_secret(secret: str) -> str:
     """What is stored of a secret. One round of SHA-256 suffices: the secret has 256 bits of its own."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def same_secret(secret: str, stored_hash: str) -> bool:

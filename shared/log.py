@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import Any
 
 import structlog
 
+MAX_FRAMES = 12
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -22,17 +24,13 @@ def configure(log_format: str, level: str, process: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        bare_exception,
     ]
     renderer: Any
     if as_json:
-        # Without local variables: those hold prompts and keys.
-        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
-        shared += [structlog.processors.ExceptionRenderer(frames)]
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -45,13 +43,29 @@ def configure(log_format: str, level: str, process: str) -> None:
     root.setLevel(logging.WARNING)
 
 
+def bare_exception(_: Any, __: str, line: dict[str, Any]) -> dict[str, Any]:
+    """An exception as its type and the places it passed: its text and local variables can hold prompts and keys."""
+    info = line.pop("exc_info", None)
+    if info is True:
+        info = sys.exc_info()
+    if isinstance(info, BaseException):
+        info = (type(info), info, info.__traceback__)
+    if isinstance(info, tuple) and info[1] is not None:
+        frames = traceback.extract_tb(info[2])[-MAX_FRAMES:]
+        line["exception"] = type(info[1]).__name__
+        line["frames"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    return line
+
+
 class _Forward(logging.Handler):
-    """Hands what libraries log to structlog."""
+    """Hands what libraries log to structlog; of aiohttp's server only that it did, since it quotes requests."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
         method = log.error if record.levelno >= logging.ERROR else log.warning
-        method("library.logged", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+        quoting = record.name.startswith("aiohttp.")
+        message = str(record.msg) if quoting else record.getMessage()
+        method("library.logged", logger=record.name, message=message[:500], exc_info=record.exc_info)
 
 
 def get_logger() -> Any:

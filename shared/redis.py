@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Awaitable, Sequence
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.clock import monotonic_s
 from shared.errors import ConfigurationError
 
 Redis = redis_asyncio.Redis
+T = TypeVar("T")
 
 # What says that Redis cannot serve us just now (also while it loads, fails over, or is out of memory); everything
 # else from redis-py is a defect.
@@ -47,6 +57,15 @@ def connect(url: str, *, timeout_s: float | None = 5.0, max_connections: int = 5
         return client
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"REDIS_URL={url!r} is not a Redis address: {error}") from None
+
+
+async def shielded(command: Awaitable[T]) -> T:
+    """A command of redis-py that a cancellation leaves alone: it ends by itself, and the caller is cancelled at once.
+
+    Without it redis-py 5.3 closes the connection, and while it connects or checks one it can swallow the cancellation:
+    a job that was to stop, or a time-out, would then go on.
+    """
+    return await asyncio.shield(asyncio.ensure_future(command))
 
 
 def script_source(name: str) -> str:
@@ -82,9 +101,9 @@ class Scripts:
             {"prefix": self.prefix, **{key: value for key, value in arguments.items() if value is not None}}
         )
         try:
-            return await self.client.execute_command("EVALSHA", sha, len(keys), *keys, packed)
+            return await shielded(self.client.execute_command("EVALSHA", sha, len(keys), *keys, packed))
         except NoScriptError:
-            return await self.client.execute_command("EVAL", source, len(keys), *keys, packed)
+            return await shielded(self.client.execute_command("EVAL", source, len(keys), *keys, packed))
 
 
 async def redis_now_ms(client: Redis) -> int:
@@ -157,9 +176,14 @@ async def wait_until_durable(url: str, *, allow_volatile: bool, patience_s: floa
             try:
                 await client.ping()
                 break
-            except OUTAGE as error:
-                if monotonic_s() > deadline:
-                    raise ConfigurationError(f"Redis cannot be reached: {error}. Is REDIS_URL right?") from None
+            except RedisError as error:
+                # A name that does not resolve, a wrong password, no Redis at all: waiting mends none of these.
+                hopeless = not isinstance(error, OUTAGE) or isinstance(
+                    error, AuthenticationError | AuthenticationWrongNumberOfArgsError
+                )
+                hopeless = hopeless or isinstance(error.__context__, socket.gaierror)
+                if hopeless or monotonic_s() > deadline:
+                    raise ConfigurationError(f"Redis cannot be used: {error}. Is REDIS_URL right?") from None
                 await asyncio.sleep(0.1)
         return await require_durable(client, allow_volatile=allow_volatile)
     finally:

@@ -101,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         50 * 1024 * 1024
     )
     body_seconds: Annotated[Seconds, _doc("A request's body must have arrived within this time.")] = 30.0
+    upload_seconds: Annotated[Seconds, _doc("An upload must have arrived within this time.")] = 600.0
     extract_seconds: Annotated[Seconds, _doc("CPU and wall time that reading one document may take.")] = 60.0
     extract_memory_mb: Annotated[
         Annotated[int, Meta(ge=128, le=65_536)], _doc("Memory that reading one document may take.")

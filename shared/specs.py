@@ -12,6 +12,7 @@ from msgspec import Meta
 
 MAX_WAIT_S: Final = 60  # the contract's bound of every `wait`
 MAX_DELAY_S: Final = 366 * 86_400
+MAX_YEAR: Final = 2200
 MAX_METADATA_PAIRS: Final = 16
 MAX_SCHEMA_BYTES: Final = 64 * 1024
 
@@ -65,6 +66,8 @@ class DocumentSource(Wire, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if (self.text is None) == (self.document_id is None):
             raise ValueError("exactly one of `text` and `documentId` is needed")
+        if self.text is not None and "\0" in self.text:
+            raise ValueError("`text` holds a NUL character")
         if self.text is not None and not self.text.strip():
             raise ValueError("`text` holds nothing but white space")
 
@@ -130,7 +133,7 @@ class Submission(Wire, frozen=True, kw_only=True):
     expires_in_seconds: Annotated[float, Meta(gt=0, le=MAX_DELAY_S)] = 86_400
     timeout_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 600
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
-    token_budget: Annotated[int, Meta(ge=1)] | None = None
+    token_budget: Annotated[int, Meta(ge=1, le=10**12)] | None = None
     user: ShortText | None = None
     metadata: Metadata = {}
     model: ShortText | None = None
@@ -141,6 +144,8 @@ class Submission(Wire, frozen=True, kw_only=True):
             raise ValueError("`runAt` and `delaySeconds` exclude each other")
         if self.run_at is not None and self.run_at.tzinfo is None:
             raise ValueError("`runAt` needs a time zone, for example a trailing Z")
+        if self.run_at is not None and self.run_at.year > MAX_YEAR:
+            raise ValueError(f"`runAt` is after the year {MAX_YEAR}")
 
 
 class ChatJob(Submission, frozen=True, tag="chat", tag_field="type", kw_only=True):

@@ -31,8 +31,8 @@ DEFAULT_SCOPES: Final = tuple(scope for scope in Scope if scope is not Scope.ADM
 class Limits(Wire, frozen=True, omit_defaults=True):
     """A tenant's limits; an absent one does not exist (`maxQueuedJobs`: 100,000, `weight`: 1)."""
 
-    max_concurrent_jobs: Annotated[int, Meta(ge=1)] | None = None
-    max_queued_jobs: Annotated[int, Meta(ge=0)] | None = None
+    max_concurrent_jobs: Annotated[int, Meta(ge=1, le=10**9)] | None = None
+    max_queued_jobs: Annotated[int, Meta(ge=0, le=10**9)] | None = None
     weight: Annotated[float, Meta(gt=0, le=1_000)] | None = None
 
 

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from api.app import create_app
 from api.keys import TENANTS
+from api.server import EdgeRunner
 from scripts import embedded_redis
 from scripts.dev_model import create_app as create_model
 from shared.keys import Keys
@@ -167,7 +168,7 @@ class Stack:
     async def start_api(self) -> str:
         app = create_app(self.settings)
         await app[TENANTS].ensure_admin(ADMIN_KEY)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        runner = EdgeRunner(app, header_seconds=self.settings.body_seconds, shutdown_timeout=0.5)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self._runners.append(runner)

@@ -81,7 +81,11 @@ def main() -> int:
     async def make() -> Engine:
         return build(settings, lane)
 
-    engine = loop.run_until_complete(make())
+    try:
+        engine = loop.run_until_complete(make())
+    except ConfigurationError as error:
+        sys.stderr.write(f"errand: {error}\n")
+        return 2
     engine.run()
     return 0
 

@@ -44,7 +44,12 @@ class JobContext:
         self.deps = deps
         self.journal = journal
         self.report = report
-        self.open_calls = 0
+        self.open_calls: list[Progress] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the job so far, those of the calls under way included."""
+        return self.journal.tokens_spent + sum(progress.usage().total for progress in self.open_calls)
 
     async def complete(
         self,
@@ -60,17 +65,22 @@ class JobContext:
         and raises BadOutput when it has not the asked form: then it is booked, but not journaled, so that a retry asks
         again. Raises JobError with `step` set, and LeaseLostError.
         """
-        self._check_budget(call)
+        self._check_budget(estimate_tokens(call))
         identity = msgspec.json.encode([self.job.model, call])
+
+        def heard(text: str) -> None:
+            if on_text is not None:
+                on_text(text)
+            self._check_budget()
 
         async def ask(step: Step) -> bytes:
             progress = Progress(call)
             step.usage = progress.usage
-            self.open_calls += 1
+            self.open_calls.append(progress)
             try:
-                completion: Completion = await self.deps.model.complete(self.job.model, call, progress, on_text)
+                completion: Completion = await self.deps.model.complete(self.job.model, call, progress, heard)
             finally:
-                self.open_calls -= 1
+                self.open_calls.remove(progress)
                 await self.report.flush()
             if accept is not None:
                 accept(completion.text)
@@ -86,9 +96,8 @@ class JobContext:
             on_text(finished.text)
         return finished
 
-    def _check_budget(self, call: ChatCall) -> None:
+    def _check_budget(self, ahead: int = 0) -> None:
+        """Before each call (`ahead` estimates it) and at each piece of an answer: the stream is closed there."""
         budget = self.job.token_budget
-        if budget is not None and self.journal.tokens_spent + estimate_tokens(call) > budget:
-            raise BudgetExhausted(
-                f"The job's tokenBudget of {budget} does not allow another call: {self.journal.tokens_spent} are spent."
-            )
+        if budget is not None and self.tokens + ahead > budget:
+            raise BudgetExhausted(f"The job's tokenBudget of {budget} is spent: {self.tokens} tokens were used.")

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from arq.worker import Worker, func
+from redis.exceptions import RedisError
 
 from shared.errors import InvalidInput
 from shared.keys import Keys
@@ -77,7 +78,8 @@ class Engine(Worker):
         self.running: dict[str, Attempt] = {}
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()
-        self.ready = asyncio.Event()
+        self.ready = asyncio.Event()  # it listens, and counts as alive
+        self._listening = asyncio.Event()
         self._was_full = False
 
     # -- arq's hooks ---------------------------------------------------------------------------------------------
@@ -98,6 +100,7 @@ class Engine(Worker):
                 Reaper(self._client, self._jobs, lease_s=self.settings.lease_seconds).run(), name="reaper"
             ),
             asyncio.create_task(LoopWatch().run(), name="loop-watch"),
+            asyncio.create_task(self._announce(heart), name="announce"),
         ]
         for task in companions:
             task.add_done_callback(_report_death)
@@ -107,9 +110,11 @@ class Engine(Worker):
             await self._claim_for_ever()
             await self._drain()
         finally:
-            for task in companions:
-                task.cancel()
-            await asyncio.gather(*companions, return_exceptions=True)
+            # Again and again: redis-py can swallow a cancellation.
+            while left := [task for task in companions if not task.done()]:
+                for task in left:
+                    task.cancel()
+                await asyncio.wait(left, timeout=0.2)
             with suppress(*OUTAGE):
                 await self._jobs.leave(lane=self.lane, worker=self.worker_id)
             log.info("worker.stopped", worker=self.worker_id)
@@ -153,10 +158,11 @@ class Engine(Worker):
                         lease_ms=round(self.settings.lease_seconds * 1000),
                     )
                     failures = 0
-                except OUTAGE as error:
+                except (*OUTAGE, RedisError, ValueError) as error:
+                    # Also a defect must not end the worker: its running jobs go on, and it tries again.
                     REDIS_OUTAGES.labels("worker").inc()
                     if failures == 0:
-                        log.warning("claim.failed", error=str(error))
+                        log.warning("claim.failed", error=f"{type(error).__name__}: {error}")
                     await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
                     failures += 1
                     continue
@@ -210,6 +216,11 @@ class Engine(Worker):
                 log.warning("worker.abandoned_jobs", jobs=len(left))
                 await asyncio.wait(left, timeout=1.0)
 
+    async def _announce(self, heart: Heart) -> None:
+        await self._listening.wait()
+        await heart.beating.wait()
+        self.ready.set()
+
     async def _listen(self) -> None:
         """Wake-ups and cancellations by pub/sub; both have a slower net under them (poll, heartbeat)."""
         wake, control = self._keys.wake_channel(self.lane), self._keys.control_channel(self.worker_id)
@@ -223,7 +234,7 @@ class Engine(Worker):
                         # What was published before we listened is found by looking.
                         self._wake.set()
                         if message["channel"].decode() == control:
-                            self.ready.set()
+                            self._listening.set()
                             failures = 0
                     elif message["channel"].decode() == wake:
                         self._wake.set()

@@ -54,6 +54,7 @@ class Attempt:
         self._ending: Ending = "done"
         self._lost = False
         self._upstream_open = False
+        self._tokens_at_stop = 0
 
     def cancel(self) -> None:
         """A client asked for the end: closes the model's connections."""
@@ -75,7 +76,8 @@ class Attempt:
         if self._ending != "cancelled":
             self._ending = ending
         if self._task is not None and not self._task.done():
-            self._upstream_open = self._upstream_open or self._context.open_calls > 0
+            self._upstream_open = self._upstream_open or bool(self._context.open_calls)
+            self._tokens_at_stop = self._tokens_at_stop or self._context.tokens
             self._task.cancel()
 
     def _was_stopped(self) -> bool:
@@ -174,7 +176,11 @@ class Attempt:
                     "delay_ms": round(delay_s * 1000),
                 }
             case Cancelled():
-                arguments = {"outcome": "cancelled", "upstream_closed": self._upstream_open}
+                arguments = {
+                    "outcome": "cancelled",
+                    "upstream_closed": self._upstream_open,
+                    "tokens_at_request": self._tokens_at_stop,
+                }
             case HandedBack():
                 arguments = {"outcome": "handback"}
         while True:

@@ -48,28 +48,43 @@ class Journal:
         """
         name = f"{label}:{hashlib.sha256(identity).hexdigest()[:24]}"
         call_id = secrets.token_hex(8)
-        known = await self._steadily(
+        begin = asyncio.create_task(self._begin(name, label, call_id, tokens))
+        step = Step()
+        result: bytes | None = None
+        begun = False
+        try:
+            known = await asyncio.shield(begin)
+            if known is not None:
+                return known, True
+            begun = True
+            result = await call(step)
+            return result, False
+        except asyncio.CancelledError:
+            # Whether the step was marked as started is seen when the script's answer is there.
+            if not begun:
+                await asyncio.wait([begin], timeout=BOOKING_S)
+                begun = begin.done() and begin.exception() is None and begin.result() is None
+            raise
+        finally:
+            if begun:
+                await self._settle(name, label, call_id, step.usage(), result)
+
+    async def _settle(self, name: str, label: str, call_id: str, usage: CallUsage, result: bytes | None) -> None:
+        """Books a call, also when it (or this) is cancelled: it was paid for all the same."""
+        self.tokens_spent += usage.total
+        booking = asyncio.create_task(self._book(name, label, call_id, usage, result))
+        try:
+            await asyncio.shield(booking)
+        except asyncio.CancelledError:
+            await asyncio.wait([booking], timeout=BOOKING_S)
+            raise
+
+    async def _begin(self, name: str, label: str, call_id: str, tokens: int) -> bytes | None:
+        return await self._steadily(
             lambda: self._store.begin_step(
                 self._claimed, self._worker, step=name, label=label, call=call_id, tokens=tokens
             )
         )
-        if known is not None:
-            return known, True
-        step = Step()
-        result: bytes | None = None
-        try:
-            result = await call(step)
-            return result, False
-        finally:
-            usage = step.usage()
-            self.tokens_spent += usage.total
-            booking = asyncio.create_task(self._book(name, label, call_id, usage, result))
-            try:
-                await asyncio.shield(booking)
-            except asyncio.CancelledError:
-                # A cancelled call was paid for all the same: its booking is not cancelled with it.
-                await asyncio.wait([booking], timeout=BOOKING_S)
-                raise
 
     async def _book(self, name: str, label: str, call_id: str, usage: CallUsage, result: bytes | None) -> None:
         await self._steadily(

@@ -34,6 +34,7 @@ class Heart:
         self._worker = worker
         self._lease_s = lease_s
         self._running = running
+        self.beating = asyncio.Event()  # set at the first beat
 
     async def beat(self) -> None:
         """One renewal. Raises a member of OUTAGE."""
@@ -58,6 +59,7 @@ class Heart:
         while True:
             try:
                 await self.beat()
+                self.beating.set()
                 await asyncio.sleep(self._lease_s / 3)
             except OUTAGE as error:
                 REDIS_OUTAGES.labels("worker").inc()

@@ -31,7 +31,7 @@ async def create_tenant(request: web.Request) -> web.Response:
 
 async def list_tenants(request: web.Request) -> web.Response:
     """GET /api/admin/tenants."""
-    limit, after = page_of(query(request, ("limit", "after")))
+    limit, after = page_of(query(request, ("limit", "after")), "ten")
     rows, more = await request.app[TENANTS].tenants(limit=limit, after=after)
     return page_answer(request, rows, rows[-1].tenant_id if more else None)
 
@@ -55,7 +55,7 @@ async def create_key(request: web.Request) -> web.Response:
 
 async def list_keys(request: web.Request) -> web.Response:
     """GET /api/admin/tenants/{tenantId}/keys."""
-    limit, after = page_of(query(request, ("limit", "after")))
+    limit, after = page_of(query(request, ("limit", "after")), "key")
     rows, more = await request.app[TENANTS].list_keys(request.match_info["tenantId"], limit=limit, after=after)
     return page_answer(request, rows, rows[-1].key_id if more else None)
 

@@ -11,7 +11,7 @@ from aiohttp import BodyPartReader, web
 
 from api.admission import record_of, timing_of
 from api.keys import BLOBS, DOCUMENTS, JOBS, PRINCIPAL, REDIS, SETTINGS
-from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large
+from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large, traceparent_of
 from shared.blobs import BlobMissingError, BlobTooLargeError, Stored
 from shared.documents import DocumentAccepted, DocumentStatus, Extracted, NewTextDocument
 from shared.errors import RefusedError
@@ -29,15 +29,19 @@ async def create(request: web.Request) -> web.Response:
     """POST /api/documents: a multipart file, or JSON with the text."""
     query(request, ())
     document_id = new_id("doc", await redis_now_ms(request.app[REDIS]))
-    blob = f"files/{request['principal'].tenant}/{document_id}"
+    blob = f"files/{request[PRINCIPAL].tenant}/{document_id}"
     kept = False
     try:
         if request.content_type == "multipart/form-data":
-            stored, fields, body = await _read_upload(request, blob)
+            try:
+                async with asyncio.timeout(request.app[SETTINGS].upload_seconds):
+                    stored, fields, body = await _read_upload(request, blob)
+            except TimeoutError:
+                raise RefusedError("request_timeout", "The upload took too long.") from None
         else:
             new, body = await read_json(request, NewTextDocument)
-            if not new.text.strip():
-                raise invalid("$.text", "holds nothing but white space")
+            if not new.text.strip() or "\0" in new.text:
+                raise invalid("$.text", "holds a NUL character, or nothing but white space")
             stored = await _store(request, blob, _one(new.text.encode("utf-8", "replace")))
             fields = {"title": new.title, "collection": new.collection, "metadata": new.metadata}
         accepted, replayed = await _admit(request, document_id, blob, stored, fields, body)
@@ -71,26 +75,25 @@ async def _read_upload(request: web.Request, blob: str) -> tuple[Stored, dict[st
     stored: Stored | None = None
     fields: dict[str, Any] = {}
     seconds = request.app[SETTINGS].body_seconds
-    try:
-        reader = await request.multipart()
-        while (part := await _timely(reader.next(), seconds)) is not None:
-            if not isinstance(part, BodyPartReader):
-                raise invalid("multipart", "a part is itself multipart; send the file as it is")
-            if part.name == "file":
-                if stored is not None:
-                    raise invalid("multipart.file", "given more than once")
-                stored = await _store(request, blob, _chunks(part, seconds))
-                fields["filename"] = (part.filename or "")[:255] or None
-            elif part.name in TEXT_FIELDS:
-                content = await _timely(part.read(decode=True), seconds)
-                if len(content) > MAX_FIELD_BYTES:
-                    raise invalid(f"multipart.{part.name}", f"is longer than {MAX_FIELD_BYTES} bytes")
-                fields[part.name] = bytes(content).decode("utf-8", "replace")
-            else:
-                known = ", ".join(("file", *TEXT_FIELDS))
-                raise invalid(f"multipart.{part.name}", f"unknown field; known are {known}")
-    except (ValueError, AssertionError, ConnectionError, web.HTTPBadRequest) as error:
-        raise RefusedError("malformed_request", f"The multipart body cannot be read: {error}") from None
+    reader = await _parsed(request.multipart(), seconds)
+    while (part := await _parsed(reader.next(), seconds)) is not None:
+        if not isinstance(part, BodyPartReader):
+            raise invalid("multipart", "a part is itself multipart; send the file as it is")
+        if part.headers.get("Content-Transfer-Encoding", "binary").lower() not in ("binary", "7bit", "8bit"):
+            raise invalid(f"multipart.{part.name}", "has a Content-Transfer-Encoding; send the bytes as they are")
+        if part.name == "file":
+            if stored is not None:
+                raise invalid("multipart.file", "given more than once")
+            stored = await _store(request, blob, _chunks(part, seconds))
+            fields["filename"] = _clean_name(part.filename)
+        elif part.name in TEXT_FIELDS:
+            if part.name in fields:
+                raise invalid(f"multipart.{part.name}", "given more than once")
+            content = b"".join([chunk async for chunk in _chunks(part, seconds, limit=MAX_FIELD_BYTES)])
+            fields[part.name] = content.decode("utf-8", "replace")
+        else:
+            known = ", ".join(("file", *TEXT_FIELDS))
+            raise invalid("multipart", f"there is an unknown field; known are {known}")
     if stored is None:
         raise invalid("multipart.file", "this field is required")
     if stored.size_bytes == 0:
@@ -106,17 +109,33 @@ async def _read_upload(request: web.Request, blob: str) -> tuple[Stored, dict[st
     return stored, fields, identity
 
 
-async def _timely(awaitable: Any, seconds: float) -> Any:
+async def _parsed(awaitable: Any, seconds: float) -> Any:
+    """What aiohttp's multipart reader gives. Raises RefusedError: `malformed_request` for whatever it stumbles over
+    (it raises many kinds), `request_timeout` when nothing came for `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             return await awaitable
     except TimeoutError:
         raise RefusedError("request_timeout", f"Nothing arrived for {seconds:g} s.") from None
+    except Exception as error:
+        raise RefusedError(
+            "malformed_request", f"The multipart body cannot be read ({type(error).__name__})."
+        ) from None
 
 
-async def _chunks(part: BodyPartReader, seconds: float) -> AsyncIterator[bytes]:
-    while chunk := await _timely(part.read_chunk(256 * 1024), seconds):
+async def _chunks(part: BodyPartReader, seconds: float, limit: int | None = None) -> AsyncIterator[bytes]:
+    size = 0
+    while chunk := await _parsed(part.read_chunk(256 * 1024), seconds):
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise invalid(f"multipart.{part.name}", f"is longer than {limit} bytes")
         yield bytes(chunk)
+
+
+def _clean_name(filename: str | None) -> str | None:
+    """A file name as it may be stored and shown: for people only, never a path."""
+    text = (filename or "").encode("utf-8", "replace").decode()
+    return "".join(character for character in text if character.isprintable())[:255] or None
 
 
 def _metadata(text: str) -> dict[str, str]:
@@ -146,7 +165,7 @@ async def _admit(
     admitted = await request.app[JOBS].admit(
         tenant=tenant,
         lane=job.LANE,
-        record=record_of(job, settings, request.headers.get("traceparent")),
+        record=record_of(job, settings, traceparent_of(request)),
         idem_digest=digest,
         idem_body=body_hash,
         companion=request.app[DOCUMENTS].companion(tenant, document_id, record),
@@ -162,7 +181,7 @@ async def _admit(
 
 async def list_documents(request: web.Request) -> web.Response:
     """GET /api/documents."""
-    limit, after = page_of(query(request, ("limit", "after")))
+    limit, after = page_of(query(request, ("limit", "after")), "doc")
     rows, more = await request.app[DOCUMENTS].documents(request[PRINCIPAL].tenant, limit=limit, after=after)
     return page_answer(request, rows, rows[-1].document_id if more else None)
 
@@ -174,6 +193,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def _record(request: web.Request) -> dict[str, str]:
+    """The document; one whose ingest job ended without reading it says so."""
     return await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, request.match_info["id"])
 
 

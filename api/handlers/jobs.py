@@ -28,6 +28,7 @@ from api.wire import (
     query,
     read_body,
     read_json,
+    traceparent_of,
     wait_s,
 )
 from shared.clock import parse_rfc3339
@@ -81,7 +82,7 @@ async def check(request: web.Request, job: Submission) -> None:
     problems = schema_problems(job)
     if job.prompt is not None:
         problems.append(("$.prompt.name", f"there is no prompt {job.prompt.name!r}"))
-    if isinstance(job, AnalysisJob) and (document_id := job.input.document.document_id):
+    if isinstance(job, AnalysisJob) and (document_id := job.input.document.document_id) is not None:
         try:
             await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, document_id)
         except RefusedError as error:
@@ -104,7 +105,7 @@ async def admit(
         admitted = await request.app[JOBS].admit(
             tenant=tenant,
             lane=job.LANE,
-            record=record_of(job, settings, request.headers.get("traceparent")),
+            record=record_of(job, settings, traceparent_of(request)),
             idem_digest=digest,
             idem_body=body_hash,
             companion=companion,
@@ -170,7 +171,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     """GET /api/jobs."""
     names = ("limit", "after", "status", "type", "priority", "user", "createdAfter", "createdBefore")
     parameters = query(request, names, prefix="metadata.")
-    limit, after = page_of(parameters)
+    limit, after = page_of(parameters, "job")
     known: dict[str, list[str]] = {"status": list(JobStatus), "type": list(JOB_TYPES), "priority": list(Priority)}
     filters = {}
     for name, values in known.items():

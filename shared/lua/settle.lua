@@ -3,7 +3,8 @@
 -- ARGV  prefix, job, worker, lease,
 --       outcome: complete | failed | cancelled | retry | handback
 --       result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
---       upstream_closed (bool, for cancelled: a model's connection was open and is closed now)
+--       upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
+--       tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)
 -- Returns {'ok', the job's new status}   {'again'} this lease was settled before   {'lost'} the lease is lost
 -- Events job.complete | job.failed | job.cancelled | job.waiting | job.queued
 --@include base
@@ -28,6 +29,9 @@ elseif outcome == 'failed' then
 elseif outcome == 'cancelled' then
   if not redis.call('HGET', key, 'cancel_ms') then
     redis.call('HSET', key, 'cancel_ms', int(now), 'cancel_tokens', int(job_tokens(key)))
+  end
+  if a.tokens_at_request > tonumber(redis.call('HGET', key, 'cancel_tokens')) then
+    redis.call('HSET', key, 'cancel_tokens', int(a.tokens_at_request))
   end
   if a.upstream_closed then
     redis.call('HSET', key, 'upstream_closed_ms', int(now - tonumber(redis.call('HGET', key, 'cancel_ms'))))

@@ -10,6 +10,7 @@ from shared.clock import rfc3339
 from shared.documents import DocumentStatus, DocumentView, Extracted
 from shared.errors import RefusedError
 from shared.ids import is_id
+from shared.jobs import FINAL, JobStatus
 from shared.keys import Keys
 from shared.redis import Redis
 from shared.stores.jobs import Companion
@@ -38,17 +39,27 @@ class DocumentsStore(RecordsStore):
         row = await self.get(self.keys.document(document_id)) if is_id("doc", document_id) else None
         if row is None or row["tenant"] != tenant:
             raise RefusedError("not_found", f"There is no document {document_id[:64]!r}.")
+        return await self._with_fate(row)
+
+    async def _with_fate(self, row: Fields) -> Fields:
+        """A pending document whose ingest job has ended will not become ready by itself: that is its error."""
+        if row["status"] != DocumentStatus.PENDING:
+            return row
+        status: Any = await self.client.hget(self.keys.job(row.get("job_id", "")), "status")  # type: ignore[misc]
+        fate = status.decode() if status else "gone"
+        if (fate in FINAL and fate != JobStatus.COMPLETE) or status is None:
+            return {**row, "error": f"Its ingest job is {fate}; retry that job, or analyse the document, to read it."}
         return row
 
     async def documents(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[DocumentView], bool]:
         """One page, newest first, and whether there are more."""
         ids, more = await self.page(self.keys.documents(tenant), limit=limit, after=after)
         rows = [await self.get(self.keys.document(document_id)) for document_id in ids]
-        return [document_view(row) for row in rows if row], more
+        return [document_view(await self._with_fate(row)) for row in rows if row], more
 
-    async def set_ready(self, document_id: str, extracted: Extracted, text_blob: str) -> None:
-        """The document was read; unless it was deleted meanwhile."""
-        await self._update(
+    async def set_ready(self, document_id: str, extracted: Extracted, text_blob: str) -> bool:
+        """The document was read; False when it was deleted meanwhile."""
+        return await self._update(
             document_id,
             {
                 "status": DocumentStatus.READY,
@@ -65,15 +76,8 @@ class DocumentsStore(RecordsStore):
         """The document cannot be read, for the reason given."""
         await self._update(document_id, {"status": DocumentStatus.REJECTED, "error": reason})
 
-    async def _update(self, document_id: str, fields: Fields) -> None:
-        key = self.keys.document(document_id)
-        async with self.client.pipeline(transaction=True) as pipe:
-            await pipe.watch(key)
-            if not await pipe.exists(key):
-                return
-            pipe.multi()
-            pipe.hset(key, mapping=fields)
-            await pipe.execute()
+    async def _update(self, document_id: str, fields: Fields) -> bool:
+        return int(await self.scripts.run("update", [self.keys.document(document_id)], fields=fields)) == 1
 
     async def delete(self, tenant: str, document_id: str) -> None:
         """Removes a document's record and its place in the list."""

@@ -10,7 +10,7 @@ import msgspec
 from shared.errors import LeaseLostError
 from shared.events import Event, NewEvent, from_log
 from shared.keys import Keys
-from shared.redis import Redis, Scripts
+from shared.redis import Redis, Scripts, shielded
 from shared.stores.jobs import Claimed
 
 
@@ -38,7 +38,8 @@ class EventsStore:
 
     async def read(self, job_id: str, *, after: int, limit: int = 500) -> list[Event]:
         """Events with a number above `after`, oldest first, at most `limit`."""
-        entries: Any = await self.client.xrange(self.keys.log(job_id), f"({after}-0" if after else "-", "+", limit)
+        start = f"({after}-0" if after else "-"
+        entries: Any = await shielded(self.client.xrange(self.keys.log(job_id), start, "+", limit))
         return [from_log(entry_id, fields) for entry_id, fields in entries]
 
     async def append(

@@ -11,8 +11,11 @@ from shared.errors import LeaseLostError, RefusedError
 from shared.ids import is_id, random_part
 from shared.jobs import VIEW_FIELDS, JobRow
 from shared.keys import Keys
+from shared.log import get_logger
 from shared.redis import Redis, Scripts
 from shared.specs import Lane, Priority
+
+log = get_logger()
 
 LIST_FIELDS: Final = tuple(name for name in VIEW_FIELDS if name != "result")
 LIST_SCAN: Final = 5_000  # jobs that one list call looks at, at most
@@ -239,7 +242,14 @@ class JobsStore:
             fields=CLAIM_FIELDS,
         )
         next_due = float(due)
-        return [_claimed(row) for row in rows], max(0, round(next_due - int(now))) if next_due >= 0 else None
+        jobs = []
+        for row in rows:
+            try:
+                jobs.append(_claimed(row))
+            except (ValueError, KeyError) as error:
+                # Left to its lease and the reaper, which fails it as poison: nothing else suffers.
+                log.error("claim.unreadable", job=(row[0] or b"").decode(errors="replace"), error=type(error).__name__)
+        return jobs, max(0, round(next_due - int(now))) if next_due >= 0 else None
 
     async def renew(self, *, lane: str, worker: str, lease_ms: int, jobs: Sequence[tuple[str, int]]) -> list[int]:
         """The worker's heartbeat. Per job: 1 renewed, 0 lost, 2 renewed but to be cancelled."""
@@ -267,6 +277,7 @@ class JobsStore:
         error: bytes | None = None,
         delay_ms: int = 0,
         upstream_closed: bool = False,
+        tokens_at_request: int = 0,
     ) -> str:
         """Ends the attempt; returns the job's status after it. Safe to repeat. Raises LeaseLostError."""
         reply = await self.scripts.run(
@@ -280,6 +291,7 @@ class JobsStore:
             error=error.decode() if error else None,
             delay_ms=delay_ms,
             upstream_closed=upstream_closed,
+            tokens_at_request=tokens_at_request,
         )
         if reply[0] == b"lost":
             raise LeaseLostError(claimed.job_id)

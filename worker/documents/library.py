@@ -55,7 +55,9 @@ class Library:
             raise
         text_blob = f"texts/{tenant}/{document_id}"
         await self._blobs.put(text_blob, msgspec.json.encode(extracted))
-        await self._documents.set_ready(document_id, extracted, text_blob)
+        if not await self._documents.set_ready(document_id, extracted, text_blob):
+            await self._blobs.delete(text_blob)
+            raise InvalidInput(f"The document {document_id} was deleted while it was read.")
         return extracted
 
     async def extract(self, content: bytes) -> Extracted:

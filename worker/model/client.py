@@ -10,18 +10,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import openai
 
 from shared.clock import monotonic_s
-from shared.errors import JobError, UpstreamRateLimited, UpstreamRefused, UpstreamUnavailable
+from shared.errors import ConfigurationError, JobError, UpstreamRateLimited, UpstreamRefused, UpstreamUnavailable
 from shared.metrics import MODEL_SECONDS, MODEL_TOKENS
 from shared.settings import Settings
 from shared.stores.events import CallUsage
 
 CHARACTERS_PER_TOKEN: Final = 4  # for estimates only; usage that the provider states wins
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024  # of one event of the model's stream
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 RETRYABLE_STATUS: Final = frozenset({408, 409, 425})
 
 
@@ -100,12 +102,20 @@ class Model:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = openai.AsyncOpenAI(
-            api_key=settings.openai_api_key or "none",
-            base_url=settings.openai_base_url,
-            max_retries=0,
-            timeout=openai.Timeout(None, connect=settings.model_connect_seconds),
-        )
+        host = urlsplit(settings.openai_base_url).hostname or ""
+        try:
+            self._client = openai.AsyncOpenAI(
+                api_key=settings.openai_api_key or "none",
+                base_url=settings.openai_base_url,
+                max_retries=0,
+                timeout=openai.Timeout(None, connect=settings.model_connect_seconds),
+                # A model on this machine is never asked through a proxy.
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=host not in LOOPBACK),
+            )
+        except (ImportError, ValueError, openai.OpenAIError) as error:
+            raise ConfigurationError(f"The client of the model cannot be made: {error}") from None
+        # The SDK loads this part at its first use, which takes 100 ms: not in somebody's first answer.
+        _ = self._client.chat.completions
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -141,9 +151,10 @@ class Model:
         finish_reason, served_by = "", model
         try:
             request = self._client.chat.completions.with_streaming_response.create(**_arguments(model, call))
+            # From here on the model may be working on it, so it is paid for, whatever comes.
+            progress.dispatched = True
             async with asyncio.timeout(self._settings.model_first_token_seconds + self._settings.model_connect_seconds):
                 response = await request.__aenter__()
-            progress.dispatched = True
             try:
                 async for line in self._lines(response):
                     if line == b"[DONE]":
@@ -169,6 +180,8 @@ class Model:
         except TimeoutError:
             raise UpstreamUnavailable("the model was silent for too long") from None
         except openai.OpenAIError as error:
+            if isinstance(error, openai.APIStatusError) or _never_connected(error):
+                progress.dispatched = False  # refused at the door, or nobody was there: nothing was made
             raise classify(error) from None
         except msgspec.DecodeError as error:
             raise UpstreamUnavailable(f"the model's stream cannot be read: {error}") from None
@@ -237,6 +250,11 @@ def classify(error: openai.OpenAIError) -> JobError:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return UpstreamUnavailable(f"the model cannot be reached{cause}")
     return UpstreamUnavailable(f"{type(error).__name__}: {error}")
+
+
+def _never_connected(error: openai.OpenAIError) -> bool:
+    """Whether the request did not even reach the model."""
+    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol")
 
 
 def retry_after_s(headers: Any) -> float | None:

@@ -34,7 +34,7 @@ class QuestionAnswer(Output, frozen=True):
     answer: str | None
 
 
-class TaskResult(Output, frozen=True, omit_defaults=True):
+class TaskResult(Output, frozen=True, kw_only=True):
     """The result of one task: `answer`, `points`, `answers` or `data`, by its kind."""
 
     kind: str
@@ -42,7 +42,7 @@ class TaskResult(Output, frozen=True, omit_defaults=True):
     points: list[str] | msgspec.UnsetType = msgspec.UNSET
     answers: list[QuestionAnswer] | msgspec.UnsetType = msgspec.UNSET
     data: Any | msgspec.UnsetType = msgspec.UNSET
-    citations: list[Citation] = msgspec.field(default_factory=list)
+    citations: list[Citation]
 
 
 class Span(Output, frozen=True):

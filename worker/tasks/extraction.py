@@ -19,6 +19,7 @@ from worker.tasks.notes import Note, parse_object
 from worker.tasks.prompts import EXTRACT, fenced
 
 MIN_CITED_LETTERS = 2
+WRAPPER = "data"
 
 
 async def extract_data(
@@ -41,7 +42,14 @@ async def extract_data(
         {"role": "system", "content": EXTRACT},
         {"role": "user", "content": f"{source}\n\nExtract the data that the schema describes."},
     ]
-    answer = await _ask(messages, task.schema, label, context)
+    asked, wrapped = _rooted(task.schema)
+
+    def parsed(text: str) -> Any:
+        answer = parse_object(text)
+        return answer.get(WRAPPER) if wrapped else answer
+
+    call = ChatCall(list(messages), schema=asked, temperature=0.0)
+    answer = parsed((await context.complete(label, call, accept=parse_object)).text)
     wrong = violations(validator, answer)
     if wrong:
         shown = msgspec.json.encode(answer).decode()
@@ -54,20 +62,29 @@ async def extract_data(
         ]
 
         def accept(text: str) -> None:
-            if still := violations(validator, parse_object(text)):
+            if still := violations(validator, parsed(text)):
                 raise BadOutput(f"The extracted data does not fit the schema, also after one repair: {still[0]}")
 
         finished = await context.complete(
-            f"{label}/repair", ChatCall(messages, schema=task.schema, temperature=0.0), accept=accept
+            f"{label}/repair", ChatCall(messages, schema=asked, temperature=0.0), accept=accept
         )
-        answer = parse_object(finished.text)
+        answer = parsed(finished.text)
     return answer, _cite(answer, notes, document)
 
 
-async def _ask(messages: list[dict[str, str]], schema: dict[str, Any], label: str, context: JobContext) -> Any:
-    call = ChatCall(list(messages), schema=schema, temperature=0.0)
-    finished = await context.complete(label, call, accept=parse_object)
-    return parse_object(finished.text)
+def _rooted(schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The schema as models take it: its root must be an object, so any other is put into one; and whether it was."""
+    if schema.get("type") == "object":
+        return schema, False
+    definitions: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions", "$schema") if name in schema}
+    inner = {name: value for name, value in schema.items() if name not in definitions}
+    return {
+        **definitions,
+        "type": "object",
+        "properties": {WRAPPER: inner},
+        "required": [WRAPPER],
+        "additionalProperties": False,
+    }, True
 
 
 def _cite(data: Any, notes: Sequence[Note], document: Extracted) -> list[Citation]:

@@ -1,0 +1,95 @@
+"""The HTTP server below the handlers: what aiohttp refuses by itself becomes a problem too, without echoing what was
+sent, and a client that never finishes its header is let go."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from api.problems import from_status, problem_answer
+from shared.clock import monotonic_s
+from shared.ids import random_part
+from shared.log import get_logger
+from shared.metrics import HTTP_REQUESTS
+
+log = get_logger()
+
+SWEEP_S: Final = 2.0
+
+
+class EdgeHandler(RequestHandler):
+    """One connection."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """A request that aiohttp could not read, or a crash outside our middleware."""
+        request_id = f"req_{random_part()}"
+        # Neither message nor exception is logged or shown: they quote the request, keys and prompts included.
+        log.warning("request.unreadable", request_id=request_id, status=status, error=type(exc).__name__)
+        HTTP_REQUESTS.labels("other", "unreadable", str(status)).inc()
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        response = problem_answer(from_status(status), request_id)
+        response.headers["X-Request-Id"] = request_id
+        response.force_close()
+        return response
+
+
+class EdgeServer(web.Server):
+    """Makes EdgeHandlers."""
+
+    def __call__(self) -> RequestHandler:
+        """A handler for a new connection."""
+        return EdgeHandler(self, loop=self._loop, **self._kwargs)
+
+
+class EdgeRunner(web.AppRunner):
+    """Runs an application on an EdgeServer; connections that wait for a request longer than `header_seconds` end."""
+
+    def __init__(self, app: web.Application, *, header_seconds: float, shutdown_timeout: float) -> None:
+        super().__init__(
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=shutdown_timeout,
+            keepalive_timeout=header_seconds,
+        )
+        self._header_seconds = header_seconds
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        # aiohttp has no setting for this class; the layout of both is the same.
+        server.__class__ = EdgeServer
+        self._sweeper = asyncio.create_task(self._sweep(server), name="header-deadline")
+        return server
+
+    async def _sweep(self, server: web.Server) -> None:
+        since: dict[RequestHandler, float] = {}
+        while True:
+            await asyncio.sleep(min(SWEEP_S, self._header_seconds / 2))
+            now = monotonic_s()
+            idle = {handler for handler in server.connections if handler._current_request is None}
+            since = {handler: since.get(handler, now) for handler in idle}
+            for handler, began in since.items():
+                if now - began > self._header_seconds:
+                    handler.force_close()
+
+    async def cleanup(self) -> None:
+        """Stops serving."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+        await super().cleanup()
