@@ -51,13 +51,10 @@ def invalid(path: str, message: str) -> RefusedError:
 async def read_body(request: web.Request) -> bytes:
     """The whole JSON body. Raises RefusedError `unsupported_media_type`, `too_large`, `request_timeout`, or
     `malformed_request` when it is cut off."""
-    if request.content_type not in ("application/json", "application/octet-stream") and not (
-        request.content_type.endswith("+json")
-    ):
-        raise RefusedError(
-            "unsupported_media_type",
-            f"The body is {request.content_type}; send Content-Type: application/json.",
-        )
+    declared = request.headers.get("Content-Type")
+    is_json = request.content_type == "application/json" or request.content_type.endswith("+json")
+    if declared is not None and not (is_json and (request.charset or "utf-8").lower() in ("utf-8", "utf8", "us-ascii")):
+        raise RefusedError("unsupported_media_type", "Send Content-Type: application/json, in UTF-8.")
     settings = request.app[SETTINGS]
     limit = settings.max_body_bytes
     if (request.content_length or 0) > limit:

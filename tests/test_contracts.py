@@ -1,0 +1,78 @@
+"""What we rely on in others, and what our own documentation promises."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import arq.worker
+import pytest
+
+from shared.keys import KEY_KINDS
+from shared.redis import script_source
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_parts_of_arq_that_the_engine_stands_on() -> None:
+    worker = arq.worker.Worker
+    parameters = inspect.signature(worker.__init__).parameters
+    for name in ("functions", "redis_pool", "queue_name", "max_jobs", "job_completion_wait", "handle_signals"):
+        assert name in parameters
+    for name in ("run", "async_run", "main", "close", "handle_sig", "handle_sig_wait_for_completion"):
+        assert callable(getattr(worker, name))
+    source = inspect.getsource(worker)
+    assert "self.loop.create_task(self.main())" in source
+    assert "self.tasks: dict" in source
+    assert "self.functions: dict" in source
+
+    async def task(_: object) -> None: ...
+
+    assert arq.worker.func(task, name="x").coroutine is task
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "shared/lua").glob("*.lua"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_has_its_head_block(name: str) -> None:
+    text = (ROOT / f"shared/lua/{name}.lua").read_text()
+    head = text[: text.index("--@include")]
+    assert head.startswith(f"-- {name}: ")
+    for part in ("KEYS", "ARGV", "Returns"):
+        assert re.search(rf"^-- {part} ", head, re.MULTILINE), part
+    assert "redis.call('EVAL" not in script_source(name)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_name_only_known_keys(name: str) -> None:
+    """Every key built in Lua is one of the catalogue's."""
+    forms = {re.sub(r"\{\w+\}", "*", kind.form).split("*")[0].rstrip(":") for kind in KEY_KINDS}
+    for built in re.findall(r"P \.\. '([a-z:]+)'", script_source(name)):
+        assert built.rstrip(":") in forms, built
+
+
+def test_the_reference_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.reference", "--check"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_proof_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/proof.md").read_text()
+    named = set(re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", text))
+    assert len(named) > 40
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+    for script in set(re.findall(r"`(?:python -m )?scripts[./]bench[./](\w+)`", text)):
+        assert (ROOT / f"scripts/bench/{script}.py").exists(), script
+
+
+def test_the_documents_link_to_files_that_exist() -> None:
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} → {target}"
