@@ -20,7 +20,6 @@ import pytest
 
 from scripts import redis_binary
 from tests import files
-from tests.conftest import chat
 
 ROOT = Path(__file__).parent.parent
 BARE = {name: value for name, value in os.environ.items() if not name.startswith(("ERRAND_", "OPENAI_", "REDIS_"))}
