@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -14,6 +13,7 @@ from api.keys import PRINCIPAL, REQUEST_ID
 from api.problems import from_http_exception, problem_answer
 from shared.clock import monotonic_s
 from shared.errors import RefusedError
+from shared.ids import random_part
 from shared.log import get_logger
 from shared.metrics import HTTP_REQUESTS, HTTP_SECONDS, REDIS_OUTAGES
 from shared.redis import OUTAGE
@@ -31,7 +31,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     started = monotonic_s()
     request_id = request.headers.get("X-Request-Id", "")
     if not _SANE_ID.fullmatch(request_id):
-        request_id = "req_" + secrets.token_hex(12)
+        request_id = f"req_{random_part()}"
     request[REQUEST_ID] = request_id
     structlog.contextvars.bind_contextvars(request_id=request_id)
     status, reason = 499, None

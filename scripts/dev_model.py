@@ -36,7 +36,7 @@ MAX_EMBEDDING_INPUTS = 2_048
 class Faults:
     """Faults on request, taken in order by the next calls, each as often as its `times` says."""
 
-    KINDS = ("status", "stall", "cut", "no_usage", "slow", "refuse", "bad_json", "drop")
+    KINDS = ("status", "stall", "cut", "no_usage", "slow", "refuse", "bad_json", "drop", "truncate")
 
     def __init__(self) -> None:
         self.queue: list[dict[str, Any]] = []
@@ -176,7 +176,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         request.app[BOOKS].end(call, "closed")
         raise
     finally:
-        request.app[BOOKS].end(call, "fault" if fault.get("kind") in ("cut", "drop", "status") else "done")
+        request.app[BOOKS].end(call, "fault" if fault.get("kind") in ("cut", "truncate", "drop", "status") else "done")
 
 
 def make_answer(body: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +280,7 @@ async def stream_answer(
 
     await send({"role": "assistant", "content": "", "refusal": None})
     pieces = answer["pieces"]
-    cut_after = fault.get("after", len(pieces) // 2) if fault.get("kind") == "cut" else None
+    cut_after = fault.get("after", len(pieces) // 2) if fault.get("kind") in ("cut", "truncate") else None
     if answer["tool_calls"]:
         tool = answer["tool_calls"][0]
         head = {
@@ -292,7 +292,10 @@ async def stream_answer(
         await send({"tool_calls": [head]})
     for number, piece in enumerate(pieces):
         if cut_after is not None and number >= cut_after:
-            if request.transport is not None:
+            if fault["kind"] == "truncate":
+                # A proxy in between that ends the body as if it were whole.
+                await response.write_eof()
+            elif request.transport is not None:
                 request.transport.abort()
             return response
         if answer["tool_calls"]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 def rfc3339(at_ms: int) -> str:
     """`at_ms` (Unix milliseconds) as RFC 3339 UTC with milliseconds, e.g. `2026-01-31T09:30:00.123Z`."""
     seconds, millis = divmod(at_ms, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{millis:03d}Z"
+    return f"{_second(seconds)}.{millis:03d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    # Times that are shown lie close together: most are in a second that was written before.
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def to_ms(moment: datetime) -> int:

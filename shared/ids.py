@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 from typing import Final
@@ -31,7 +32,7 @@ def time_part(at_ms: int) -> str:
 
 def random_part() -> str:
     """The sixteen characters of a ULID that are chance (80 bits from the operating system)."""
-    number = secrets.randbits(80)
+    number = int.from_bytes(os.urandom(10))
     return "".join(CROCKFORD[(number >> shift) & 31] for shift in range(75, -5, -5))
 
 

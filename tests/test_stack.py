@@ -20,6 +20,7 @@ import pytest
 
 from scripts import redis_binary
 from tests import files
+from tests.conftest import chat
 
 ROOT = Path(__file__).parent.parent
 BARE = {name: value for name, value in os.environ.items() if not name.startswith(("ERRAND_", "OPENAI_", "REDIS_"))}
@@ -289,9 +290,7 @@ def test_the_command_line(started: Started, tmp_path: Path) -> None:
     key = json.loads(started.errand("keys", "create", "--tenant", tenant, "--scopes", "jobs", "--json").stdout)
     assert key["keyId"] in started.errand("keys", "list", "--tenant", tenant).stdout
     assert started.errand("keys", "revoke", key["keyId"], "--tenant", tenant).returncode == 0
-    later = started.errand(
-        "jobs", "submit", '{"type":"chat","delaySeconds":100,"input":{"messages":[{"role":"user","content":"x"}]}}'
-    )
+    later = started.errand("jobs", "submit", json.dumps(chat(delaySeconds=100)))
     job_id = later.stdout.strip()
     assert "scheduled" in started.errand("jobs", "list").stdout
     assert "cancelled" in started.errand("jobs", "cancel", job_id).stdout

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from api.live import MAX_BUFFERED, Subscription
+from api.live import MAX_BUFFERED, Hub, ReplayEnd, Subscription, follow
 from shared.events import NewEvent
+from shared.redis import connect
 from tests.conftest import ADMIN_KEY, Stack, chat
 
 
@@ -162,16 +163,59 @@ def test_a_slow_reader_is_sent_back_to_the_log() -> None:
     assert big.behind
 
 
-async def test_a_reader_that_fell_behind_misses_nothing(make_stack: Any) -> None:
-    """Given a stream, when 2,000 events come faster than the buffer holds, then all arrive, once, in order."""
-    stack: Stack = await make_stack()
-    job_id = await stack.submit(chat())
-    reading = asyncio.create_task(stream(stack, job_id))
-    await asyncio.sleep(0.1)
-    claimed, _ = await stack.jobs.claim(lane="interactive", worker="w", count=1, lease_ms=60_000)
+async def test_a_reader_that_fell_behind_misses_nothing(edge: Stack) -> None:
+    """Given a reader that rests while 2,000 events come, when its buffer has overflowed and it reads on, then all
+    arrive, once, in order."""
+    job_id = await edge.submit(chat())
+    hub = Hub(connect(edge.redis_url, timeout_s=None), edge.keys)
+    await hub.start()
+    frames = follow(hub, edge.events, job_id, after=0, heartbeat_s=15)
+    seen: list[int] = []
+
+    async def until_frame(kind: type) -> None:
+        async with asyncio.timeout(5):
+            async for frame in frames:
+                if isinstance(frame, list):
+                    seen.extend(event.seq for event in frame)
+                if isinstance(frame, kind):
+                    return
+
+    await until_frame(ReplayEnd)
+    claimed, _ = await edge.jobs.claim(lane="interactive", worker="w", count=1, lease_ms=60_000)
     for batch in range(20):
         events = [NewEvent("delta", {"text": f"{batch}.{number} "}) for number in range(100)]
-        await stack.events.append(claimed[0], "w", batch, events)
-    await stack.jobs.settle(claimed[0], "w", outcome="complete", result=b"{}")
-    numbers = [int(frame["id"]) for frame in await reading if "id" in frame]
-    assert numbers == list(range(1, 2_004))
+        await edge.events.append(claimed[0], "w", batch, events)
+    await asyncio.sleep(0.1)
+    (channel,) = hub._channels.values()
+    assert [reader.behind for reader in channel.readers] == [True]
+    await edge.jobs.settle(claimed[0], "w", outcome="complete", result=b"{}")
+    await until_frame(str)
+    assert seen == list(range(1, 2_004))
+    await hub.close()
+
+
+async def test_a_live_message_that_is_lost_is_read_from_the_log(edge: Stack) -> None:
+    """Given a stream, when an event is in the log but its message never came, then the next one reveals it."""
+    job_id = await edge.submit(chat())
+    reading = asyncio.create_task(stream(edge, job_id))
+    await asyncio.sleep(0.1)
+    claimed, _ = await edge.jobs.claim(lane="interactive", worker="w", count=1, lease_ms=60_000)
+    seq = await edge.client.hincrby(edge.keys.job(job_id), "seq", 1)
+    await edge.client.xadd(edge.keys.log(job_id), {"t": "delta", "a": "1", "d": '{"text":"lost"}'}, id=f"{seq}-0")
+    await edge.jobs.settle(claimed[0], "w", outcome="complete", result=b"{}")
+    async with asyncio.timeout(5):
+        frames = await reading
+    assert [int(frame["id"]) for frame in frames if "id" in frame] == [1, 2, 3, 4]
+
+
+async def test_what_came_while_the_subscriber_was_away_is_read_from_the_log(edge: Stack) -> None:
+    """Given a stream, when its job ends between the loss of the subscriber and its return, then it ends at once."""
+    job_id = await edge.submit(chat())
+    reading = asyncio.create_task(stream(edge, job_id))
+    await asyncio.sleep(0.1)
+    assert await edge.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") >= 1
+    await edge.call("DELETE", f"/api/jobs/{job_id}")
+    async with asyncio.timeout(5):
+        frames = await reading
+    assert [int(frame["id"]) for frame in frames if "id" in frame] == [1, 2]
+    assert frames[-1] == {"data": "[DONE]"}

@@ -227,6 +227,7 @@ async def test_a_429_is_retried_after_the_models_wish(stack: Stack, model: DevMo
         ({"kind": "status", "status": 429, "times": 9}, "upstream_rate_limited", 2),
         ({"kind": "status", "status": 404, "times": 9}, "upstream_refused", 1),
         ({"kind": "cut", "after": 2, "times": 9}, "upstream_unavailable", 2),
+        ({"kind": "truncate", "after": 2, "times": 9}, "upstream_unavailable", 2),
         ({"kind": "drop", "times": 9}, "upstream_unavailable", 2),
         ({"kind": "refuse", "times": 9}, "upstream_refused", 1),
     ],
@@ -417,3 +418,14 @@ async def test_redis_killed_in_the_middle_loses_nothing(
         events = await stack.log(job_id)
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
         assert "".join(event["text"] for event in events if event["type"] == "delta") == view["result"]["text"]
+
+
+async def test_a_sleeping_worker_is_woken_at_once(stack: Stack) -> None:
+    """Given an idle worker, when a job comes, then it starts far sooner than the slow poll would look."""
+    await asyncio.sleep(0.3)
+    view = await stack.finished(await stack.submit(chat()))
+    events = await stack.log(view["jobId"])
+    at = {event["type"]: event["at"] for event in events}
+    assert at["job.queued"][:17] == at["job.started"][:17]
+    waited_s = float(at["job.started"][17:-1]) - float(at["job.queued"][17:-1])
+    assert waited_s < 1.0

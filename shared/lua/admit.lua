@@ -31,16 +31,21 @@ local due = now
 if a.run_at_ms then due = math.max(now, a.run_at_ms) elseif a.delay_ms then due = now + a.delay_ms end
 local status = due > now and 'scheduled' or 'queued'
 local score = due + a.class_ms
-local flat = {}
+local expires = due + a.expires_in_ms
+-- One HSET for all of the record, and no publication: nobody can listen to a job whose id nobody knows yet.
+local flat = {'id', job_id, 'tenant', a.tenant, 'lane', a.lane, 'status', status, 'created_ms', int(now),
+  'score', int(score), 'run', 1, 'attempt', 0, 'lease', 0, 'expires_ms', int(expires)}
 for field, value in pairs(a.record) do
   flat[#flat + 1] = field
   flat[#flat + 1] = value
 end
-redis.call('HSET', key, 'id', job_id, 'tenant', a.tenant, 'lane', a.lane, 'status', status, 'created_ms', int(now),
-  'score', int(score), 'seq', 0, 'run', 1, 'attempt', 0, 'lease', 0, unpack(flat))
+if status == 'queued' then
+  redis.call('HSET', key, 'seq', 1, 'queued_ms', int(now), unpack(flat))
+  redis.call('XADD', P .. 'log:' .. job_id, '1-0', 't', 'job.queued', 'a', int(now), 'd', '{}')
+else
+  redis.call('HSET', key, 'seq', 0, 'due_ms', int(due), unpack(flat))
+end
 redis.call('ZADD', KEYS[1], 0, job_id)
-local expires = due + a.expires_in_ms
-redis.call('HSET', key, 'expires_ms', int(expires))
 redis.call('ZADD', P .. 'expiring', expires, job_id)
 if a.companion then
   local c = a.companion
@@ -54,12 +59,9 @@ if a.companion then
 end
 local rank = -1
 if status == 'queued' then
-  redis.call('HSET', key, 'queued_ms', int(now))
-  emit(job_id, 'job.queued', '{}')
   queue_push(job_id, a.lane, a.tenant, score)
   rank = redis.call('ZRANK', P .. 'q:' .. a.lane .. ':' .. a.tenant, job_id)
 else
-  redis.call('HSET', key, 'due_ms', int(due))
   redis.call('ZADD', P .. 'delayed:' .. a.lane, due, job_id)
   redis.call('HINCRBY', P .. 'scheduled', a.tenant, 1)
   redis.call('PUBLISH', P .. 'wake:' .. a.lane, '1')

@@ -1,0 +1,135 @@
+"""Plants one bug at a time in a copy of the source and runs the test that must notice it.
+
+    ./scripts/run python -m scripts.mutants [NAME …]
+
+Prints a line per bug; exit code 1 when a test stayed green. `docs/proof.md` says when each was last seen to fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+    """A bug: `old` becomes `new` in `file`, and `test` (a pytest -k expression in `tests`) must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    test: str
+
+
+MUTANTS = (
+    Mutant("append-unfenced", "shared/lua/append.lua", "if not holds_lease(KEYS[1], a.worker, a.lease) then return -1 end",
+           "", "test_worker", "only_the_owner_of_the_lease"),
+    Mutant("settle-unfenced", "shared/lua/settle.lua", "if not holds_lease(key, a.worker, a.lease) then return {'lost'} end",
+           "", "test_worker", "only_the_owner_of_the_lease"),
+    Mutant("settle-twice", "shared/lua/settle.lua", "if redis.call('HGET', key, 'settled') == tostring(a.lease) then return {'again'} end",
+           "", "test_worker", "settlement_that_is_repeated"),
+    Mutant("append-twice", "shared/lua/append.lua", "== mark then return", "== 'x' then return", "test_worker", "event_batch_that_is_repeated"),
+    Mutant("usage-twice", "shared/lua/finish_step.lua", "if booked == 'exact' then return 2 end", "", "test_worker", "usage_is_booked_once"),
+    Mutant("estimate-kept", "shared/lua/finish_step.lua", "-tonumber(booked))", "0)", "test_worker", "usage_is_booked_once"),
+    Mutant("journal-lost", "shared/lua/finish_step.lua", "{result = a.result, tokens = total}", "{started = true, tokens = total, call = a.call}",
+           "test_worker", "journaled_step or usage_is_booked_once"),
+    Mutant("idempotency-off", "shared/lua/lib/base.lua", "if not a.idem_body then return nil end\n  local body", "do return nil end\n  local body",
+           "test_jobs_api", "idempotency_key"),
+    Mutant("mismatch-off", "shared/lua/lib/base.lua", "if body ~= a.idem_body then return {'mismatch'} end", "", "test_jobs_api", "idempotency_key"),
+    Mutant("queue-unbounded", "shared/lua/admit.lua", "if waiting >= bound then", "if false then", "test_jobs_api", "queue_is_bounded"),
+    Mutant("scheduled-uncounted", "shared/lua/admit.lua", "redis.call('HINCRBY', P .. 'scheduled', a.tenant, 1)", "", "test_jobs_api", "queue_is_bounded"),
+    Mutant("class-ignored", "shared/lua/admit.lua", "local score = due + a.class_ms", "local score = due", "test_worker", "priority_orders"),
+    Mutant("tenants-unfair", "shared/lua/lib/queue.lua", "local value = served_of(lane, tenant) + amount", "local value = served_of(lane, tenant)",
+           "test_worker", "tenants_take_turns"),
+    Mutant("concurrency-unbounded", "shared/lua/lib/queue.lua", "if not limit.max or running < limit.max", "if true", "test_worker", "concurrency_is_bounded"),
+    Mutant("slot-leaked", "shared/lua/lib/job.lua", "redis.call('HINCRBY', P .. 'running', tenant, -1) <= 0", "false", "test_worker", "settlement_that_is_repeated or concurrency"),
+    Mutant("handback-counts", "shared/lua/claim.lua", "if not row[5] then attempt = attempt + 1 end", "attempt = attempt + 1", "test_worker", "hands_its_job_back"),
+    Mutant("poison-spreads", "shared/lua/reap.lua", "lost >= a.max_lost", "false", "test_worker", "kills_three_workers"),
+    Mutant("expiry-off", "shared/lua/reap.lua", "row[1] == 'queued' or row[1] == 'scheduled'", "false", "test_worker", "does_not_start_expires"),
+    Mutant("restart-untold", "shared/lua/claim.lua", "elseif row[7] then", "elseif false then", "test_worker", "lost_worker or cut_stream"),
+    Mutant("cancel-lost", "shared/lua/cancel.lua", "redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job)", "", "test_worker", "closes_the_models_connection"),
+    Mutant("cancel-net-off", "shared/lua/renew.lua", "== 'cancelling' and 2 or 1", "== 'x' and 2 or 1", "test_worker", "found_by_the_heartbeat"),
+    Mutant("other-tenants-shown", "shared/lua/view.lua", "if tenant ~= a.tenant then return {'none'} end", "", "test_jobs_api", "another_tenants_job"),
+    Mutant("tombstone-off", "shared/lua/sweep.lua", "redis.call('SET', P .. 'gone:' .. job_id, tenant, 'EX', a.gone_s)", "", "test_worker", "removed_jobs"),
+    Mutant("retry-anything", "shared/lua/retry.lua", "then return {'state', row[2]} end", "then end", "test_jobs_api", "retry_is_refused"),
+    Mutant("wake-lost", "shared/lua/lib/queue.lua", "redis.call('PUBLISH', P .. 'wake:' .. lane, '1')\nend\n\nlocal function queue_remove", "end\n\nlocal function queue_remove",
+           "test_worker", "woken_at_once"),
+    Mutant("live-gap", "api/live.py", "if event.seq != cursor + 1:", "if False:", "test_streams", "message_that_is_lost"),
+    Mutant("behind-unread", "api/live.py", "must_read = must_read or live.behind", "must_read = must_read", "test_streams", "fell_behind"),
+    Mutant("reconnect-forgets", "api/live.py", "reader.fall_behind()\n                async for", "pass\n                async for", "test_streams", "subscriber_was_away"),
+    Mutant("stream-unending", "api/sse.py", "await response.write(DONE)", "pass", "test_streams", "live_stream or finished_job"),
+    Mutant("revocation-slow", "api/app.py", "hub.on_revoked(lambda key_id: forget(app[keys.PRINCIPALS], key_id))", "", "test_admin_ops", "revoked_key"),
+    Mutant("secret-stored", "shared/stores/tenants.py", '"hash": hash_secret(secret)', '"hash": hash_secret(secret), "secret": secret', "test_admin_ops", "tenant_and_its_key"),
+    Mutant("scope-unchecked", "api/auth.py", "if scope not in principal.scopes:", "if False:", "test_jobs_api", "without_the_scope"),
+    Mutant("quotes-unproven", "worker/documents/cite.py", "        if at < 0:\n            return None\n        return self.places", "        return self.places",
+           "test_pure", "quote or citation"),
+    Mutant("offset-lost", "worker/documents/cite.py", "start=self._offset + start,", "start=start,", "test_analysis", "all_four_tasks"),
+    Mutant("coverage-lies", "worker/tasks/analysis.py", "failed.append((part, error.message))", "pass", "test_analysis", "refuses_is_named"),
+    Mutant("fence-open", "worker/tasks/prompts.py", "text.replace(closing, '< /' + tag)", "text", "test_analysis", "instructions_inside"),
+    Mutant("map-unbounded", "worker/tasks/analysis.py", "asyncio.Semaphore(context.deps.settings.map_concurrency)", "asyncio.Semaphore(99)", "test_analysis", "parallel_within"),
+    Mutant("bad-json-kept", "worker/context.py", "            if accept is not None:\n                accept(completion.text)\n", "", "test_analysis", "half_an_answer"),
+    Mutant("usage-zero", "worker/model/client.py", "progress.dispatched = True\n", "progress.dispatched = False\n", "test_regressions", "never_zero"),
+    Mutant("budget-at-start-only", "worker/context.py", "            self._check_budget()\n\n", "\n", "test_regressions", "stops_a_running_stream"),
+    Mutant("cut-taken-for-whole", "worker/model/client.py", "if not finish_reason:", "if False:", "test_worker", "faults_of_the_model"),
+    Mutant("retry-after-ignored", "worker/outcome.py", "if error.retry_after_s is not None:", "if False:", "test_worker or test_pure", "429_is_retried or backoff"),
+    Mutant("loop-unwatched", "worker/upkeep.py", "if silent_s > self.BLOCKED_S + self.TICK_S", "if False", "test_watch", "blocked_loop"),
+    Mutant("durability-unchecked", "shared/redis.py", "if found.wrong and not allow_volatile:", "if False:", "test_admin_ops", "volatile_redis"),
+    Mutant("bomb-inflated", "worker/documents/extract.py", "if inflated > MAX_INFLATED_BYTES or", "if False and", "test_documents", "cannot_be_read"),
+    Mutant("pages-forgotten", "worker/documents/extract.py", 'return Extracted("application/pdf", "".join(texts), starts', 'return Extracted("application/pdf", "".join(texts), []', "test_documents", "pdf_is_read"),
+    Mutant("file-left", "api/handlers/documents.py", 'await request.app[BLOBS].delete(row["file_blob"])', "pass", "test_documents", "gone_with_its_files"),
+    Mutant("leftovers-ignored", "scripts/stack.py", "if born_at and born(pid) == born_at:", "if False:", "test_stack", "hard_kill"),
+    Mutant("no-restart", "scripts/stack.py", "                await child.start(output)\n\n    def _last_words", "                pass\n\n    def _last_words", "test_stack", "starts_again or started_again"),
+)  # fmt: skip
+
+
+def run(mutant: Mutant, copy: Path) -> str:
+    """Plants a bug, runs its test, takes the bug out. `noticed`, `STAYED GREEN` or `not planted`."""
+    path = copy / mutant.file
+    text = path.read_text()
+    if mutant.old not in text:
+        return "not planted"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    files = [f"tests/{name}.py" for name in mutant.tests.split(" or ")]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files, "-k", mutant.test]
+    try:
+        done = subprocess.run(
+            command, cwd=copy, capture_output=True, text=True, timeout=180, check=False,
+            env={**os.environ, "PYTHONPATH": str(copy)},
+        )  # fmt: skip
+        code = done.returncode
+    except subprocess.TimeoutExpired:
+        code = 1
+    path.write_text(text)
+    return {0: "STAYED GREEN", 5: "no such test"}.get(code, "noticed")
+
+
+def main() -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.mutants", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="only these")
+    names = parser.parse_args().names
+    bad = 0
+    with tempfile.TemporaryDirectory(prefix="errand-m-") as folder:
+        copy = Path(folder) / "errand"
+        ignored = shutil.ignore_patterns(".git", ".venv*", ".errand", "__pycache__", ".*_cache", ".hypothesis")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        for mutant in MUTANTS:
+            if names and mutant.name not in names:
+                continue
+            outcome = run(mutant, copy)
+            bad += outcome != "noticed"
+            print(f"{mutant.name:<24} {outcome}", flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
