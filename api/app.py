@@ -22,6 +22,8 @@ from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.tenants import TenantsStore
 
+REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
+
 
 def our_version() -> str:
     """The installed version, or that of the source tree."""
@@ -35,7 +37,7 @@ def create_app(settings: Settings) -> web.Application:
     """The API. Connections are made when it starts and closed when it stops."""
     app = web.Application(middlewares=[edge], client_max_size=settings.max_upload_bytes)
     names = Keys(settings.redis_prefix)
-    client = connect(settings.redis_url)
+    client = connect(settings.redis_url, timeout_s=REDIS_S)
     app[keys.SETTINGS] = settings
     app[keys.REDIS] = client
     app[keys.REDIS_KEYS] = names

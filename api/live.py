@@ -87,7 +87,6 @@ class Hub:
         self._channels: dict[str, _Channel] = {}
         self._pubsub: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._connected = asyncio.Event()
         self._on_revoked: list[Any] = []
         self.closing = False
 
@@ -121,12 +120,16 @@ class Hub:
         while True:
             pubsub = self._client.pubsub()
             try:
-                await pubsub.subscribe(self._keys.revoked_channel, *self._channels)
-                for channel in self._channels.values():
-                    channel.unconfirmed = 1
+                names = list(self._channels)
+                for name in names:
+                    self._channels[name].unconfirmed = 1
+                await pubsub.subscribe(self._keys.revoked_channel, *names)
                 self._pubsub = pubsub
-                self._connected.set()
                 attempt = 0
+                # Readers that came while this connected.
+                for name in [name for name in self._channels if name not in names]:
+                    self._channels[name].unconfirmed = 1
+                    await pubsub.subscribe(name)
                 for channel in self._channels.values():
                     for reader in channel.readers:
                         reader.fall_behind()
@@ -135,9 +138,10 @@ class Hub:
             except OUTAGE as error:
                 REDIS_OUTAGES.labels("api").inc()
                 log.warning("hub.disconnected", error=str(error))
+            except Exception:
+                log.exception("hub.failed")
             finally:
                 self._pubsub = None
-                self._connected.clear()
                 with suppress(*OUTAGE):
                     await pubsub.aclose()
             await asyncio.sleep(RECONNECT_S[min(attempt, len(RECONNECT_S) - 1)])
@@ -167,16 +171,15 @@ class Hub:
         reader = Subscription()
         reader.closed = self.closing
         channel = self._channels.get(name)
+        is_first = channel is None
         if channel is None:
             channel = self._channels[name] = _Channel()
-            channel.readers.add(reader)
-            if self._pubsub is not None:
+        channel.readers.add(reader)
+        try:
+            if is_first and self._pubsub is not None:
                 channel.unconfirmed += 1
                 with suppress(*OUTAGE):
                     await shielded(self._pubsub.subscribe(name))
-        else:
-            channel.readers.add(reader)
-        try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await channel.ready.wait()

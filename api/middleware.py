@@ -53,6 +53,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         except Exception as error:
             reason = type(error).__name__
             log.exception("request.crashed")
+            if request.writer.output_size > 0:
+                raise ConnectionResetError("the answer had begun") from None
             refusal = RefusedError("internal", f"A defect of ours; the log has it under {request_id}.")
             response = problem_answer(refusal, request_id)
         status = response.status

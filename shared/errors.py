@@ -106,6 +106,12 @@ class DocumentRejected(JobError):  # noqa: N818
     code = "document_rejected"
 
 
+class ReaderFailed(DocumentRejected):
+    """The reader of a document died or took too long: perhaps of the document, perhaps of the machine; tried again."""
+
+    retryable = True
+
+
 class BudgetExhausted(JobError):  # noqa: N818
     """The job's own `tokenBudget` is spent."""
 

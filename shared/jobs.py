@@ -219,7 +219,7 @@ def usage_of(row: JobRow) -> UsageView:
         reused_tokens=row.number("tok_reused"),
         wasted_tokens=row.number("tok_wasted"),
         cost_usd=int(cost) / 1e9 if cost else None,
-        estimated=row.number("estimated") == 1,
+        estimated=row.number("estimated") > 0,
     )
 
 

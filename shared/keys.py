@@ -25,6 +25,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "the job's events; entry id `<seq>-0`, fields t type, a ms, d JSON"),
     KeyKind("journal:{jobId}", "hash", "as the record", "begin_step, finish_step", "begin_step",
             "step name and input hash → its state and result"),
+    KeyKind("open:{jobId}", "hash", "while a call is under way", "begin_step", "finish_step, settle, reap",
+            "calls under way: call id → estimated tokens"),
     KeyKind("jobs:{tenantId}", "zset", "as its members", "admit, sweep", "list",
             "all job ids of a tenant, score 0, so in order of creation"),
     KeyKind("gone:{jobId}", "string", "30 days", "sweep", "view", "tenant of a job whose retention is over: 410, then 404"),
@@ -53,7 +55,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("wake:{lane}", "channel", "-", "admit, settle, retry", "sleeping workers", "a job became ready"),
-    KeyKind("ctl:{workerId}", "channel", "-", "cancel", "one worker", "`cancel <jobId>`"),
+    KeyKind("ctl:{workerId}", "channel", "-", "cancel", "one worker", "`cancel <jobId> <lease>`"),
     KeyKind("revoked", "channel", "-", "API", "API", "a key id that every process must forget"),
 )  # fmt: skip
 
@@ -74,6 +76,10 @@ class Keys(msgspec.Struct, frozen=True):
     def journal(self, job_id: str) -> str:
         """The journal of a job."""
         return f"{self.prefix}journal:{job_id}"
+
+    def open_calls(self, job_id: str) -> str:
+        """The calls of a job that are under way."""
+        return f"{self.prefix}open:{job_id}"
 
     def jobs(self, tenant: str) -> str:
         """The index of a tenant's jobs."""

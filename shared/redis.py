@@ -36,6 +36,16 @@ T = TypeVar("T")
 # else from redis-py is a defect.
 OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError)
 
+# Refusals of a server that is full, read-only, saving in vain, or without its replicas; also inside a script's error.
+_REFUSALS: Final = re.compile(
+    r"(?:^|[\s-])(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|LOADING)\b"
+)
+
+
+class RedisRefusedError(RedisConnectionError):
+    """Redis answers, but cannot take writes just now; a member of OUTAGE."""
+
+
 MIN_VERSION: Final = (6, 2)
 _INCLUDE: Final = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
@@ -101,9 +111,16 @@ class Scripts:
             {"prefix": self.prefix, **{key: value for key, value in arguments.items() if value is not None}}
         )
         try:
-            return await shielded(self.client.execute_command("EVALSHA", sha, len(keys), *keys, packed))
-        except NoScriptError:
-            return await shielded(self.client.execute_command("EVAL", source, len(keys), *keys, packed))
+            try:
+                return await shielded(self.client.execute_command("EVALSHA", sha, len(keys), *keys, packed))
+            except NoScriptError:
+                return await shielded(self.client.execute_command("EVAL", source, len(keys), *keys, packed))
+        except OUTAGE:
+            raise
+        except ResponseError as error:
+            if _REFUSALS.search(str(error)[:500]):
+                raise RedisRefusedError(str(error)[:200]) from None
+            raise
 
 
 async def redis_now_ms(client: Redis) -> int:

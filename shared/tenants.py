@@ -33,7 +33,7 @@ class Limits(Wire, frozen=True, omit_defaults=True):
 
     max_concurrent_jobs: Annotated[int, Meta(ge=1, le=10**9)] | None = None
     max_queued_jobs: Annotated[int, Meta(ge=0, le=10**9)] | None = None
-    weight: Annotated[float, Meta(gt=0, le=1_000)] | None = None
+    weight: Annotated[float, Meta(ge=0.001, le=1_000)] | None = None
 
 
 class NewTenant(Wire, frozen=True):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Mapping
 
 from prometheus_client import start_http_server
 
@@ -21,14 +22,17 @@ from shared.stores.documents import DocumentsStore
 from worker.context import Deps
 from worker.documents.library import Library
 from worker.engine import Engine
+from worker.execution import Handler
 from worker.model.client import Model
 from worker.tasks import HANDLERS
 
 log = get_logger()
 
 
-def build(settings: Settings, lane: str, *, handle_signals: bool = True) -> Engine:
-    """An engine with its connections; call it inside the loop that will run it."""
+def build(
+    settings: Settings, lane: str, *, handlers: Mapping[str, Handler] = HANDLERS, handle_signals: bool = True
+) -> Engine:
+    """An engine with its connections; call it inside the loop that will run it. `handlers` by job type."""
     client = connect(settings.redis_url)
     blobs = LocalBlobs(settings.data_dir / "blobs")
     documents = DocumentsStore(client, Keys(settings.redis_prefix))
@@ -40,7 +44,7 @@ def build(settings: Settings, lane: str, *, handle_signals: bool = True) -> Engi
         library=Library(settings, documents, blobs),
     )
     return Engine(
-        HANDLERS,
+        handlers,
         lane=lane,
         settings=settings,
         client=client,

@@ -15,7 +15,7 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.jobs import Claimed
 from worker.documents.library import Library
 from worker.journal import Journal, Step
-from worker.model.client import ChatCall, Completion, Model, Progress, estimate_tokens
+from worker.model.client import ChatCall, Completion, Model, Progress
 from worker.report import Report
 
 
@@ -51,6 +51,12 @@ class JobContext:
         """Tokens of the job so far, those of the calls under way included."""
         return self.journal.tokens_spent + sum(progress.usage().total for progress in self.open_calls)
 
+    @property
+    def tokens_reserved(self) -> int:
+        """As `tokens`, but with at least the estimate of each call under way, from the moment it was allowed."""
+        under_way = sum(max(progress.input_tokens, progress.usage().total) for progress in self.open_calls)
+        return self.journal.tokens_spent + under_way
+
     async def complete(
         self,
         label: str,
@@ -65,8 +71,14 @@ class JobContext:
         and raises BadOutput when it has not the asked form: then it is booked, but not journaled, so that a retry asks
         again. Raises JobError with `step` set, and LeaseLostError.
         """
-        self._check_budget(estimate_tokens(call))
-        identity = msgspec.json.encode([self.job.model, call])
+        progress = Progress(call)
+        self._check_budget(progress.input_tokens)
+        # In the same breath as the check: calls beside this one see it as reserved.
+        self.open_calls.append(progress)
+
+        def close() -> None:
+            if progress in self.open_calls:
+                self.open_calls.remove(progress)
 
         def heard(text: str) -> None:
             if on_text is not None:
@@ -74,23 +86,23 @@ class JobContext:
             self._check_budget()
 
         async def ask(step: Step) -> bytes:
-            progress = Progress(call)
-            step.usage = progress.usage
-            self.open_calls.append(progress)
+            step.usage, step.on_spent = progress.usage, close
             try:
                 completion: Completion = await self.deps.model.complete(self.job.model, call, progress, heard)
             finally:
-                self.open_calls.remove(progress)
                 await self.report.flush()
             if accept is not None:
                 accept(completion.text)
             return msgspec.json.encode(Finished(completion.text, completion.finish_reason))
 
         try:
-            journaled, reused = await self.journal.step(label, identity, estimate_tokens(call), ask)
+            identity = msgspec.json.encode([self.job.model, call])
+            journaled, reused = await self.journal.step(label, identity, progress.input_tokens, ask)
         except JobError as error:
             error.step = error.step or label
             raise
+        finally:
+            close()
         finished = msgspec.json.decode(journaled, type=Finished)
         if reused and on_text is not None:
             on_text(finished.text)
@@ -99,5 +111,5 @@ class JobContext:
     def _check_budget(self, ahead: int = 0) -> None:
         """Before each call (`ahead` estimates it) and at each piece of an answer: the stream is closed there."""
         budget = self.job.token_budget
-        if budget is not None and self.tokens + ahead > budget:
+        if budget is not None and self.tokens_reserved + ahead > budget:
             raise BudgetExhausted(f"The job's tokenBudget of {budget} is spent: {self.tokens} tokens were used.")

@@ -239,8 +239,10 @@ class Engine(Worker):
                     elif message["channel"].decode() == wake:
                         self._wake.set()
                     elif message["data"].startswith(b"cancel "):
-                        attempt = self.running.get(message["data"][7:].decode())
-                        if attempt is not None:
+                        job_id, _, lease = message["data"][7:].decode().partition(" ")
+                        attempt = self.running.get(job_id)
+                        # A late message must not stop the next run of the same job.
+                        if attempt is not None and str(attempt.claimed.lease) == lease:
                             attempt.cancel()
             except OUTAGE as error:
                 if failures == 0:

@@ -119,6 +119,7 @@ class Attempt:
                 ms=round(seconds * 1000, 1),
                 waited_ms=self.claimed.claimed_ms - self.claimed.queued_ms,
                 tokens=self._journal.tokens_spent - self.claimed.tokens_used,
+                traceparent=self.claimed.traceparent,
             )
 
     async def _perform(self) -> tuple[bytes | None, JobError | None]:

@@ -23,6 +23,7 @@ class Step:
 
     def __init__(self) -> None:
         self.usage: Callable[[], CallUsage] = CallUsage
+        self.on_spent: Callable[[], None] = lambda: None  # called when the usage is counted as spent
 
 
 class Journal:
@@ -67,11 +68,13 @@ class Journal:
             raise
         finally:
             if begun:
-                await self._settle(name, label, call_id, step.usage(), result)
+                await self._settle(name, label, call_id, step, result)
 
-    async def _settle(self, name: str, label: str, call_id: str, usage: CallUsage, result: bytes | None) -> None:
+    async def _settle(self, name: str, label: str, call_id: str, step: Step, result: bytes | None) -> None:
         """Books a call, also when it (or this) is cancelled: it was paid for all the same."""
+        usage = step.usage()
         self.tokens_spent += usage.total
+        step.on_spent()
         booking = asyncio.create_task(self._book(name, label, call_id, usage, result))
         try:
             await asyncio.shield(booking)

@@ -65,6 +65,10 @@ class Heart:
                 REDIS_OUTAGES.labels("worker").inc()
                 log.warning("heartbeat.missed", error=str(error))
                 await asyncio.sleep(RECONNECT_S)
+            except Exception:
+                # A worker without a heartbeat would lose all its jobs: nothing may end this loop.
+                log.exception("heartbeat.failed")
+                await asyncio.sleep(RECONNECT_S)
 
 
 class Reaper:
@@ -96,6 +100,8 @@ class Reaper:
                         pass
             except OUTAGE:
                 self._patient_until = monotonic_s() + self._lease_s
+            except Exception:
+                log.exception("reaper.failed")
             await asyncio.sleep(REAP_EVERY_S)
 
 

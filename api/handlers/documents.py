@@ -216,7 +216,7 @@ async def delete(request: web.Request) -> web.Response:
     row = await _record(request)
     tenant = request[PRINCIPAL].tenant
     await request.app[DOCUMENTS].delete(tenant, row["id"])
-    if "text_blob" in row:
-        await request.app[BLOBS].delete(row["text_blob"])
+    # By its known name: the record may have been read just before the text was there.
+    await request.app[BLOBS].delete(f"texts/{tenant}/{row['id']}")
     await request.app[BLOBS].delete(row["file_blob"])
     return web.Response(status=204)

@@ -73,7 +73,8 @@ async def submit(request: web.Request) -> web.StreamResponse:
     """POST /api/jobs."""
     query(request, ())
     job, body = await read_json(request, PublicJob)
-    await check(request, job)
+    if not await request.app[JOBS].was_answered(request[PRINCIPAL].tenant, *idempotency(request, body)):
+        await check(request, job)
     return await admit(request, job, body)
 
 

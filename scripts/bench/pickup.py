@@ -25,19 +25,15 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 
 from scripts.bench.common import durable_redis, fsync_probe, percentile
-from shared.blobs import LocalBlobs
 from shared.keys import Keys
 from shared.log import configure
 from shared.redis import connect
 from shared.settings import Settings
 from shared.specs import ChatInput, ChatJob, ChatMessage, Lane
-from shared.stores.documents import DocumentsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.tenants import DEFAULT_TENANT, TenantsStore
-from worker.context import Deps, JobContext
-from worker.documents.library import Library
-from worker.engine import Engine
-from worker.model.client import Model
+from worker.__main__ import build
+from worker.context import JobContext
 
 
 class Noop(msgspec.Struct):
@@ -58,25 +54,8 @@ async def ours(url: str, jobs: int) -> list[float]:
         settings = Settings(redis_url=url, redis_prefix="bench:", data_dir=Path(folder), drain_seconds=0)
         keys = Keys(settings.redis_prefix)
         client = connect(url)
-        documents = DocumentsStore(client, keys)
-        blobs = LocalBlobs(settings.data_dir / "blobs")
-        deps = Deps(
-            settings=settings,
-            model=Model(settings),
-            blobs=blobs,
-            documents=documents,
-            library=Library(settings, documents, blobs),
-        )
         await TenantsStore(client, keys).ensure_admin("ek_01M81SGW152PHX78GHNCJWQHRS_" + "a" * 43)
-        engine = Engine(
-            {"chat": noop},
-            lane=Lane.INTERACTIVE,
-            settings=settings,
-            client=connect(url),
-            subscriber=connect(url, timeout_s=None),
-            deps=deps,
-            handle_signals=False,
-        )
+        engine = build(settings, Lane.INTERACTIVE, handlers={"chat": noop}, handle_signals=False)
         task = asyncio.create_task(engine.async_run())
         await engine.ready.wait()
         store = JobsStore(client, keys)

@@ -17,12 +17,7 @@ if again then
 end
 local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued')
 if not limit[1] then return {'no_tenant'} end
-local waiting = 0
-for _, lane in ipairs({'interactive', 'batch'}) do
-  waiting = waiting + redis.call('ZCARD', P .. 'q:' .. lane .. ':' .. a.tenant)
-end
-waiting = waiting + tonumber(redis.call('HGET', P .. 'scheduled', a.tenant) or '0')
-local bound = tonumber(limit[2] or '100000')
+local waiting, bound = queue_room(a.tenant, limit[2])
 if waiting >= bound then return {'full', int(bound)} end
 
 local job_id = 'job_' .. ulid_time() .. a.random

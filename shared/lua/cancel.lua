@@ -7,7 +7,7 @@
 --@include queue
 --@include job
 local key = KEYS[1]
-local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'owner')
+local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'owner', 'lease')
 if row[1] ~= a.tenant then return {'none'} end
 local status = row[2]
 if status == 'queued' or status == 'scheduled' or status == 'waiting' then
@@ -20,8 +20,8 @@ if status == 'queued' or status == 'scheduled' or status == 'waiting' then
   finish(a.job, key, 'cancelled', '{}')
 elseif status == 'processing' then
   redis.call('HSET', key, 'status', 'cancelling', 'cancel_ms', int(now), 'cancel_tokens', int(job_tokens(key)))
-  redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job)
+  redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job .. ' ' .. row[5])
 elseif status == 'cancelling' then
-  redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job)
+  redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job .. ' ' .. row[5])
 end
 return {'ok', redis.call('HGET', key, 'status')}

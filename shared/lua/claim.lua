@@ -34,9 +34,9 @@ while #jobs < a.count do
   local job_id = queue_pop(a.lane, tenant)
   local key = P .. 'job:' .. job_id
   local row = redis.call('HMGET', key, 'status', 'attempt', 'lease', 'est', 'handed_back', 'expires_ms', 'text_seq',
-    'first_seq')
+    'first_seq', 'started_ms')
   if row[1] == 'queued' then
-    if row[2] == '0' and tonumber(row[6]) <= now then
+    if not row[9] and tonumber(row[6]) <= now then
       finish(job_id, key, 'expired', '{}')
     else
       -- A deploy's hand-back is not an attempt of its own: the same attempt goes on.
@@ -47,7 +47,7 @@ while #jobs < a.count do
       redis.call('HSET', key, 'status', 'processing', 'owner', a.worker, 'lease', lease, 'attempt', attempt,
         'claimed_ms', int(now), 'charged', int(estimate), 'weight', weight, 'tok_at_claim', int(job_tokens(key)))
       redis.call('HSETNX', key, 'started_ms', int(now))
-      redis.call('HDEL', key, 'handed_back', 'expires_ms')
+      redis.call('HDEL', key, 'handed_back', 'expires_ms', 'error')
       redis.call('ZREM', P .. 'expiring', job_id)
       redis.call('ZADD', KEYS[2], now + a.lease_ms, job_id)
       redis.call('HINCRBY', P .. 'running', tenant, 1)

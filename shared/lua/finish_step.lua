@@ -1,7 +1,7 @@
 -- finish_step: writes a call's result and usage and their events in one step. Usage is booked once per call id,
--- also when the lease was lost meanwhile (then as wasted, and the result is not kept).
--- KEYS  1 job record   2 job journal
--- ARGV  prefix, job, worker, lease, step, label, call (id of this call), result (bytes; absent = the call failed),
+-- also when the lease was lost meanwhile (then as wasted, and the result is not kept). Safe to repeat.
+-- KEYS  1 job record   2 job journal   3 the job's calls under way
+-- ARGV  prefix, job, worker, lease, step, label, call (id of this call), result (JSON; absent = the call failed),
 --       tok_in, tok_out, tok_embed, estimated (bool), wasted (bool: what was spent bought nothing)
 -- Returns 1 written   0 the lease is lost   2 this call was booked before
 -- Events job.usage, job.step
@@ -13,20 +13,22 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local booked = redis.call('HGET', KEYS[2], 'call:' .. a.call)
 if booked == 'exact' then return 2 end
 if booked then
-  -- The next owner took this call for lost and booked an estimate: take that back.
+  -- The call was taken for lost and an estimate was booked: take that back.
   redis.call('HINCRBY', KEYS[1], 'tok_in', -tonumber(booked))
   redis.call('HINCRBY', KEYS[1], 'tok_wasted', -tonumber(booked))
+  redis.call('HINCRBY', KEYS[1], 'estimated', -1)
 end
+redis.call('HDEL', KEYS[3], a.call)
 redis.call('HSET', KEYS[2], 'call:' .. a.call, 'exact')
 local total = a.tok_in + a.tok_out + a.tok_embed
 redis.call('HINCRBY', KEYS[1], 'tok_in', a.tok_in)
 redis.call('HINCRBY', KEYS[1], 'tok_out', a.tok_out)
 redis.call('HINCRBY', KEYS[1], 'tok_embed', a.tok_embed)
 if a.wasted or not holds then redis.call('HINCRBY', KEYS[1], 'tok_wasted', total) end
-if a.estimated then redis.call('HSET', KEYS[1], 'estimated', 1) end
+if a.estimated then redis.call('HINCRBY', KEYS[1], 'estimated', 1) end
 if not holds then return 0 end
 local u = redis.call('HMGET', KEYS[1], 'tok_in', 'tok_out', 'tok_embed', 'tok_reused', 'tok_wasted', 'estimated')
-for i = 1, 5 do u[i] = tonumber(u[i] or '0') end
+for i = 1, 6 do u[i] = tonumber(u[i] or '0') end
 local state = 'failed'
 if a.result then
   redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({result = a.result, tokens = total}))
@@ -37,7 +39,7 @@ end
 if total > 0 then
   emit(a.job, 'job.usage', '{"inputTokens":' .. int(u[1]) .. ',"outputTokens":' .. int(u[2]) .. ',"embeddingTokens":' ..
     int(u[3]) .. ',"totalTokens":' .. int(u[1] + u[2] + u[3]) .. ',"reusedTokens":' .. int(u[4]) ..
-    ',"wastedTokens":' .. int(u[5]) .. ',"costUsd":null,"estimated":' .. tostring(u[6] == '1') .. '}')
+    ',"wastedTokens":' .. int(u[5]) .. ',"costUsd":null,"estimated":' .. tostring(u[6] > 0) .. '}')
 end
 emit(a.job, 'job.step', '{"step":' .. cjson.encode(a.label) .. ',"state":"' .. state .. '","reused":false}')
 return 1

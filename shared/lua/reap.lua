@@ -21,7 +21,7 @@ for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT
       redis.call('HSET', key, 'error', err)
       finish(job_id, key, 'failed', '{"error":' .. err .. '}')
     else
-      redis.call('HSET', key, 'status', 'queued')
+      redis.call('HSET', key, 'status', 'queued', 'queued_ms', int(now))
       emit(job_id, 'job.queued', '{"reason":"workerLost"}')
       queue_push(job_id, row[3], row[2], tonumber(row[4]))
     end

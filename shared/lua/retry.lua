@@ -2,7 +2,7 @@
 -- KEYS  1 job record   2 job journal
 -- ARGV  prefix, job, tenant, from_start (bool), record (map of fields to change, e.g. spec and model), expires_in_ms,
 --       class_ms
--- Returns {'ok'}   {'none'} no such job of this tenant   {'state', status} not in a state for this
+-- Returns {'ok'}   {'full', limit} the tenant has maxQueuedJobs jobs waiting   {'none'} no such job of this tenant   {'state', status} not in a state for this
 -- Events job.queued
 --@include base
 --@include queue
@@ -10,6 +10,8 @@ local key = KEYS[1]
 local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt')
 if row[1] ~= a.tenant then return {'none'} end
 if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then return {'state', row[2]} end
+local waiting, bound = queue_room(a.tenant, redis.call('HGET', P .. 'tenant:' .. a.tenant, 'max_queued'))
+if waiting >= bound then return {'full', int(bound)} end
 if a.from_start then redis.call('DEL', KEYS[2]) end
 redis.call('ZREM', P .. 'retention', a.job)
 redis.call('HDEL', key, 'finished_ms', 'error', 'result', 'cancel_ms', 'cancelled_ms', 'cancel_tokens',
@@ -20,7 +22,7 @@ local score = now + a.class_ms
 redis.call('HSET', key, 'status', 'queued', 'queued_ms', int(now), 'score', int(score),
   'max_attempts', int(tonumber(row[5]) + tonumber(row[4])), 'expires_ms', int(now + a.expires_in_ms))
 redis.call('HINCRBY', key, 'run', 1)
-if row[5] == '0' then redis.call('ZADD', P .. 'expiring', now + a.expires_in_ms, a.job) end
+redis.call('ZADD', P .. 'expiring', now + a.expires_in_ms, a.job)
 emit(a.job, 'job.queued', '{"reason":"retry"}')
 queue_push(a.job, row[3], row[1], score)
 return {'ok'}

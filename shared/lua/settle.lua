@@ -18,7 +18,12 @@ release(a.job, key)
 redis.call('HSET', key, 'settled', a.lease)
 local outcome = a.outcome
 -- A cancellation that was accepted stands, whatever the attempt came to in the meantime.
-if row[1] == 'cancelling' then outcome = 'cancelled' end
+if row[1] == 'cancelling' then
+  outcome = 'cancelled'
+elseif outcome == 'cancelled' then
+  -- Nobody asked for it (any more): the attempt goes on elsewhere.
+  outcome = 'handback'
+end
 if outcome == 'complete' then
   redis.call('HSET', key, 'result', a.result)
   redis.call('HDEL', key, 'error')
@@ -27,9 +32,6 @@ elseif outcome == 'failed' then
   redis.call('HSET', key, 'error', a.error)
   finish(a.job, key, 'failed', '{"error":' .. a.error .. '}')
 elseif outcome == 'cancelled' then
-  if not redis.call('HGET', key, 'cancel_ms') then
-    redis.call('HSET', key, 'cancel_ms', int(now), 'cancel_tokens', int(job_tokens(key)))
-  end
   if a.tokens_at_request > tonumber(redis.call('HGET', key, 'cancel_tokens')) then
     redis.call('HSET', key, 'cancel_tokens', int(a.tokens_at_request))
   end
@@ -44,7 +46,7 @@ elseif outcome == 'retry' then
     ',"error":' .. a.error .. '}')
   redis.call('PUBLISH', P .. 'wake:' .. row[3], '1')
 else
-  redis.call('HSET', key, 'status', 'queued', 'handed_back', 1)
+  redis.call('HSET', key, 'status', 'queued', 'queued_ms', int(now), 'handed_back', 1)
   emit(a.job, 'job.queued', '{"reason":"handback"}')
   queue_push(a.job, row[3], row[2], tonumber(row[4]))
 end

@@ -75,7 +75,11 @@ class EventsStore:
         """
         reply = await self.scripts.run(
             "begin_step",
-            [self.keys.job(claimed.job_id), self.keys.journal(claimed.job_id)],
+            [
+                self.keys.job(claimed.job_id),
+                self.keys.journal(claimed.job_id),
+                self.keys.open_calls(claimed.job_id),
+            ],
             job=claimed.job_id,
             worker=worker,
             lease=claimed.lease,
@@ -103,7 +107,11 @@ class EventsStore:
         """Books a call and, with a result, journals it; once per `call` id. Raises LeaseLostError after booking."""
         reply = await self.scripts.run(
             "finish_step",
-            [self.keys.job(claimed.job_id), self.keys.journal(claimed.job_id)],
+            [
+                self.keys.job(claimed.job_id),
+                self.keys.journal(claimed.job_id),
+                self.keys.open_calls(claimed.job_id),
+            ],
             job=claimed.job_id,
             worker=worker,
             lease=claimed.lease,

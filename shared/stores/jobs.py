@@ -116,15 +116,18 @@ class JobsStore:
                     job_id, int(now), status, int(due), int(rank) if int(rank) >= 0 else None, replayed == "1"
                 )
             case ["full", limit]:
-                raise RefusedError(
-                    "queue_full",
-                    f"The tenant already has {limit} jobs waiting (maxQueuedJobs).",
-                    headers={"Retry-After": "5"},
-                )
+                raise queue_full(limit)
             case ["no_tenant"]:
                 raise RefusedError("unauthenticated", "The key's tenant does not exist any more.")
             case _:
                 raise mismatch()
+
+    async def was_answered(self, tenant: str, idem_digest: str | None, idem_body: str | None) -> bool:
+        """Whether this idempotency key and body had their answer before: `admit` will give it again."""
+        if idem_digest is None:
+            return False
+        body: Any = await self.client.hget(self.keys.idem(tenant, idem_digest), "body")  # type: ignore[misc]
+        return body is not None and body.decode() == idem_body
 
     async def view(self, tenant: str, job_id: str) -> tuple[JobRow, int | None]:
         """A job and its rank in the queue. Raises RefusedError `not_found` or, after its retention, `gone`."""
@@ -213,6 +216,8 @@ class JobsStore:
             class_ms=class_ms,
             expires_in_ms=expires_in_ms,
         )
+        if reply[0] == b"full":
+            raise queue_full(reply[1].decode())
         if reply[0] == b"state":
             raise RefusedError(
                 "conflict",
@@ -312,6 +317,15 @@ class JobsStore:
 def mismatch() -> RefusedError:
     """The refusal of an idempotency key that stands for another body."""
     return RefusedError("idempotency_mismatch", "This Idempotency-Key was used with another body within 24 hours.")
+
+
+def queue_full(limit: str) -> RefusedError:
+    """The refusal of a job for which the tenant's queue has no room."""
+    return RefusedError(
+        "queue_full",
+        f"The tenant already has {limit} jobs waiting (maxQueuedJobs).",
+        headers={"Retry-After": "5"},
+    )
 
 
 def job_not_found(job_id: str) -> RefusedError:

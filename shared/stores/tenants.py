@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -156,6 +157,15 @@ class TenantsStore(RecordsStore):
         )
         if created is None:
             await self.client.hset(record, mapping={"hash": fields["hash"], "scopes": fields["scopes"]})  # type: ignore[misc]
+        # A replaced admin key ends with the first start of its successor.
+        tenant = self.keys.tenant(DEFAULT_TENANT)
+        before: Any = await self.client.hget(tenant, "admin_key")  # type: ignore[misc]
+        await self.client.hset(tenant, "admin_key", key_id)  # type: ignore[misc]
+        if before is not None and before.decode() != key_id:
+            old = before.decode()
+            await self.client.delete(self.keys.api_key(old))
+            await self.client.zrem(self.keys.api_keys(DEFAULT_TENANT), old)
+            await self.client.publish(self.keys.revoked_channel, old)
 
 
 def _tenant_fields(new: NewTenant) -> Fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 
 import msgspec
 
@@ -37,7 +38,7 @@ class Folded:
 
     def __init__(self, text: str) -> None:
         characters: list[str] = []
-        places: list[int] = []
+        places = array("I")
         blank = True
         for place, character in enumerate(text):
             if character.isspace():

@@ -10,7 +10,7 @@ import msgspec
 
 from shared.blobs import BlobMissingError, Blobs
 from shared.documents import DocumentStatus, Extracted
-from shared.errors import DocumentRejected, InvalidInput, RefusedError
+from shared.errors import DocumentRejected, InvalidInput, ReaderFailed, RefusedError
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from worker.documents.extract import Limits
@@ -27,14 +27,14 @@ class Library:
         self._blobs = blobs
         self._readers = asyncio.Semaphore(PARALLEL)
 
-    async def load(self, tenant: str, document_id: str) -> tuple[Extracted, str | None]:
-        """A document's text and title, read now if that was not done yet.
+    async def load(self, tenant: str, document_id: str, *, again: bool = False) -> tuple[Extracted, str | None]:
+        """A document's text and title, read now if that was not done yet; `again` also tries one that was rejected.
 
         Raises InvalidInput when there is no such document, DocumentRejected when it cannot be read.
         """
         try:
             row = await self._documents.record(tenant, document_id)
-            if row["status"] == DocumentStatus.REJECTED:
+            if row["status"] == DocumentStatus.REJECTED and not again:
                 raise DocumentRejected(row.get("error", "The document could not be read."))
             if "text_blob" in row:
                 extracted = msgspec.json.decode(await self._blobs.get(row["text_blob"]), type=Extracted)
@@ -50,6 +50,8 @@ class Library:
         content = await self._blobs.get(file_blob)
         try:
             extracted = await self.extract(content)
+        except ReaderFailed:
+            raise
         except DocumentRejected as error:
             await self._documents.set_rejected(document_id, error.message)
             raise
@@ -75,14 +77,13 @@ class Library:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
             )  # fmt: skip
             try:
                 async with asyncio.timeout(settings.extract_seconds):
                     output, noise = await process.communicate(content)
             except TimeoutError:
-                raise DocumentRejected(
-                    f"Reading the document took longer than {settings.extract_seconds:g} s."
-                ) from None
+                raise ReaderFailed(f"Reading the document took longer than {settings.extract_seconds:g} s.") from None
             finally:
                 if process.returncode is None:
                     process.kill()
@@ -99,4 +100,4 @@ def _outcome(code: int, output: bytes, noise: bytes) -> Extracted:
     last = noise.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"signal {-code}" if code < 0 else ""]
     if "MemoryError" in last[0] or "cannot allocate" in last[0].lower():
         raise DocumentRejected("The document needs too much memory to be read.")
-    raise DocumentRejected(f"The reader of this format failed on the document ({last[0][:200]}).")
+    raise ReaderFailed(f"The reader of this format failed on the document ({last[0][:200]}).")

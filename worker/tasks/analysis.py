@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.documents import Extracted, Skipped, normalise
-from shared.errors import JobError, UpstreamRefused
+from shared.errors import JobError, LeaseLostError, UpstreamRefused
 from shared.jobs import Output
 from shared.specs import AnalysisInput, AnalysisTask, ExtractTask, KeyPointsTask, QuestionsTask, SummaryTask
 from worker.context import JobContext
@@ -112,7 +112,6 @@ async def _read_all(
         nonlocal done
         async with slots:
             label = f"read/{part.index + 1}"
-            context.report.event("job.step", step=label, state="started", reused=False)
             try:
                 prover = Prover(part.text, part.start, document.pages)
                 return await reading.read_part(part, len(parts), title, tasks, prover, label, context)
@@ -130,7 +129,7 @@ async def _read_all(
         running = [group.create_task(_unwrapped(read(part))) for part in parts]
     outcomes = [task.result() for task in running]
     for outcome in outcomes:
-        if isinstance(outcome, JobError):
+        if isinstance(outcome, JobError | LeaseLostError):
             raise outcome
     notes = [outcome for outcome in outcomes if isinstance(outcome, reading.PartNotes)]
     if not notes:
@@ -142,7 +141,7 @@ async def _unwrapped(work: Any) -> Any:
     # An error that a retry may mend does not stop its neighbours: what they finish is journaled and not paid again.
     try:
         return await work
-    except JobError as error:
+    except (JobError, LeaseLostError) as error:
         return error
 
 

@@ -3,6 +3,7 @@ and each value cited where it stands."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +70,8 @@ async def extract_data(
             f"{label}/repair", ChatCall(messages, schema=asked, temperature=0.0), accept=accept
         )
         answer = parsed(finished.text)
-    return answer, _cite(answer, notes, document)
+    # In a thread: folding millions of characters must not stop the heartbeat of this worker's other jobs.
+    return answer, await asyncio.to_thread(_cite, answer, notes, document)
 
 
 def _rooted(schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:

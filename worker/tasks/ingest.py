@@ -20,6 +20,6 @@ class IngestResult(msgspec.Struct, frozen=True, rename="camel"):
 async def ingest(spec: IngestInput, context: JobContext) -> IngestResult:
     """Extracts the text. Raises DocumentRejected, and then marks the document so."""
     context.report.progress(None, "extract", "Reading the document")
-    extracted, _ = await context.deps.library.load(context.job.tenant, spec.document_id)
+    extracted, _ = await context.deps.library.load(context.job.tenant, spec.document_id, again=True)
     context.report.progress(1.0, "extract", f"Read {len(extracted.text)} characters")
     return IngestResult(spec.document_id, 0, extracted.skipped)

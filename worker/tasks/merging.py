@@ -93,13 +93,19 @@ async def _merge(
 
     Falls back to the notes themselves where a model's answer is empty, so that nothing read is lost.
     """
+    size = context.deps.settings.chunk_characters
     level = 0
     current = list(notes)
     while True:
-        groups = _groups(current, context.deps.settings.chunk_characters)
+        groups = _groups(current, size)
         merged: list[Note] = []
         for index, group in enumerate(groups):
-            listed = "\n".join(f"[{n}] {note.text}" for n, note in enumerate(group, 1))
+            if len(group) == 1:
+                merged += group
+                continue
+            # Each level at least halves the notes, so that it ends; on the last one there are MAX_POINTS.
+            most = 1 if single else min(MAX_POINTS, max(1, len(group) // 2) if len(groups) > 1 else MAX_POINTS)
+            listed = "\n".join(f"[{n}] {note.text[: size // 2]}" for n, note in enumerate(group, 1))
             call = ChatCall(
                 messages=[
                     {"role": "system", "content": MERGE},
@@ -111,17 +117,18 @@ async def _merge(
             )
             step = label if len(groups) == 1 and level == 0 else f"{label}/{level + 1}.{index + 1}"
             finished = await context.complete(step, call, accept=parse_object)
-            merged += build(parse_object(finished.text), group) or list(group[: 1 if single else MAX_POINTS])
-        if len(groups) == 1 or len(merged) >= len(current):
+            merged += (build(parse_object(finished.text), group) or list(group))[:most]
+        if len(groups) == 1:
             return merged
         current, level = merged, level + 1
 
 
 def _groups(notes: Sequence[Note], size: int) -> list[list[Note]]:
+    """The notes in runs that fit one call, at least two to a run."""
     groups: list[list[Note]] = [[]]
     used = 0
     for note in notes:
-        if groups[-1] and used + len(note.text) > size:
+        if len(groups[-1]) >= 2 and used + len(note.text) > size:
             groups.append([])
             used = 0
         groups[-1].append(note)

@@ -11,8 +11,23 @@ local function holds_lease(key, worker, lease)
   return row[1] == worker and row[2] == tostring(lease) and (row[3] == 'processing' or row[3] == 'cancelling')
 end
 
+-- Books what was in flight when a worker let go of a job: the estimates of its calls, as wasted. If such a call ends
+-- after all (its worker was only frozen), finish_step puts the true figure in its place.
+local function book_open_calls(job_id, key)
+  local open = P .. 'open:' .. job_id
+  local calls = redis.call('HGETALL', open)
+  for i = 1, #calls, 2 do
+    redis.call('HINCRBY', key, 'tok_in', calls[i + 1])
+    redis.call('HINCRBY', key, 'tok_wasted', calls[i + 1])
+    redis.call('HINCRBY', key, 'estimated', 1)
+    redis.call('HSET', P .. 'journal:' .. job_id, 'call:' .. calls[i], calls[i + 1])
+  end
+  if #calls > 0 then redis.call('DEL', open) end
+end
+
 -- Takes a job off its worker: lease, slot, and the correction of the tenant's counter by what was really used.
 local function release(job_id, key)
+  book_open_calls(job_id, key)
   local row = redis.call('HMGET', key, 'tenant', 'lane', 'charged', 'tok_at_claim', 'weight')
   local tenant, lane = row[1], row[2]
   redis.call('ZREM', P .. 'leases', job_id)

@@ -9,6 +9,9 @@ end
 -- Moves a tenant's virtual counter by `amount` thousandths of a token per weight.
 local function charge(lane, tenant, amount)
   local value = served_of(lane, tenant) + amount
+  -- Never not a number, never beyond what a score holds exactly: a failing ZADD would leave a script half done.
+  if value ~= value then value = 0 end
+  value = math.max(-2 ^ 52, math.min(value, 2 ^ 52))
   redis.call('HSET', P .. 'q:' .. lane .. ':served', tenant, int(value))
   redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', 'XX', value, tenant)
 end
@@ -37,6 +40,15 @@ local function queue_remove(job_id, lane, tenant)
   if redis.call('EXISTS', ready) == 0 then
     redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant)
   end
+end
+
+-- How many jobs of a tenant wait, and the tenant's bound of them. `limit` is its max_queued field or false.
+local function queue_room(tenant, limit)
+  local waiting = tonumber(redis.call('HGET', P .. 'scheduled', tenant) or '0')
+  for _, lane in ipairs({'interactive', 'batch'}) do
+    waiting = waiting + redis.call('ZCARD', P .. 'q:' .. lane .. ':' .. tenant)
+  end
+  return waiting, tonumber(limit or '100000')
 end
 
 -- The tenant that is to be served next and below its concurrency limit, with its weight; nil when there is none.
