@@ -68,6 +68,7 @@ class DocumentsStore(RecordsStore):
                 "pages": str(len(extracted.pages)),
                 "skipped": msgspec.json.encode(extracted.skipped).decode(),
                 "text_blob": text_blob,
+                "error": "",
                 **({"found_title": extracted.title} if extracted.title else {}),
             },
         )
@@ -106,6 +107,6 @@ def document_view(row: Fields) -> DocumentView:
         pages=pages or None,
         chunks=int(row.get("chunks", "0")),
         skipped=msgspec.Raw(row["skipped"].encode()) if ready else msgspec.UNSET,
-        error=row.get("error", msgspec.UNSET),
+        error=row.get("error") or msgspec.UNSET,
         created_at=rfc3339(int(row["created_ms"])),
     )
