@@ -196,7 +196,7 @@ def _article(method: str, path: str, operation: dict[str, Any]) -> str:
     )
     return (
         f"<article id='{operation['operationId']}'><h3><span class=m>{method.upper()}</span> "
-        f"<code>{html.escape(path)}</code></h3><p>{html.escape(operation['summary'])}. "
+        f"<code>{html.escape(path)}</code></h3><p>{_prose(operation['summary'])}. "
         f"<small>{_prose(operation.get('description', 'No key needed.'))}</small></p>"
         f"{f'<table>{rows}</table>' if rows else ''}{body}<p>Answers</p><table>{answers}</table></article>"
     )

@@ -20,6 +20,7 @@ _FENCED = re.compile(r"```[^\n]*\n(?P<body>.*?)```", re.DOTALL)
 _SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)\]]*(?=\s|$)|(?=\n\s*\n)|$)", re.DOTALL)
 _LABEL = re.compile(r"^\s*\[(\d+)\]\s*")
 _ITEM = re.compile(r"^\s*(\d+)[.)]\s+(.+)$", re.MULTILINE)
+_SCHEMA_NAME = re.compile(r'"(\w+)":\s*\{"(?:type|enum|anyOf|oneOf|description|\$ref)"')
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s|^\s*[-=|*_]{3,}\s*$")
 
 STOP = frozenset(
@@ -272,6 +273,16 @@ class _Filler:
                         for name, part in properties.items()
                     })  # fmt: skip
             return filled[:most]
+        if kind == "object" and "field" in properties and (names := _SCHEMA_NAME.findall(self.reader.asked)):
+            # One element per field of the schema in the question that the context speaks of.
+            return [
+                {
+                    name: wanted if name == "field" else self.value(part, _spaced(name), found[0])
+                    for name, part in properties.items()
+                }
+                for wanted in dict.fromkeys(names)
+                if (found := self.reader.best(_spaced(wanted), 1, floor=0.5))
+            ]
         if focus is not None and kind == "string":
             return [focus.text][: max(most, least)]
         chosen = self.reader.main(max(most, least)) if kind == "object" else self.reader.best(about, max(most, least))

@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant("poison-spreads", "shared/lua/reap.lua", "lost >= a.max_lost", "false", "test_worker", "kills_three_workers"),
     Mutant("expiry-off", "shared/lua/reap.lua", "row[1] == 'queued' or row[1] == 'scheduled'", "false", "test_worker", "does_not_start_expires"),
     Mutant("restart-untold", "shared/lua/claim.lua", "elseif row[7] then", "elseif false then", "test_worker", "lost_worker or cut_stream"),
-    Mutant("cancel-lost", "shared/lua/cancel.lua", "redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job)", "", "test_worker", "closes_the_models_connection"),
+    Mutant("cancel-lost", "shared/lua/cancel.lua", "redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job .. ' ' .. row[5])", "", "test_worker", "closes_the_models_connection"),
     Mutant("cancel-net-off", "shared/lua/renew.lua", "== 'cancelling' and 2 or 1", "== 'x' and 2 or 1", "test_worker", "found_by_the_heartbeat"),
     Mutant("other-tenants-shown", "shared/lua/view.lua", "if tenant ~= a.tenant then return {'none'} end", "", "test_jobs_api", "another_tenants_job"),
     Mutant("tombstone-off", "shared/lua/sweep.lua", "redis.call('SET', P .. 'gone:' .. job_id, tenant, 'EX', a.gone_s)", "", "test_worker", "removed_jobs"),

@@ -46,7 +46,7 @@ async def test_all_four_tasks_of_a_long_document(stack: Stack) -> None:
         {"kind": "summary"},
         {"kind": "keyPoints"},
         {"kind": "questions", "questions": QUESTIONS},
-        {"kind": "extract", "schema": {"type": "object", "properties": {"port": {"type": "string"}}}},
+        {"kind": "extract", "schema": {"type": "object", "properties": {"surplus": {"type": "string"}}}},
     ]
     job_id = await stack.submit(analysis(text, *tasks))
     view = await stack.finished(job_id)
@@ -59,6 +59,8 @@ async def test_all_four_tasks_of_a_long_document(stack: Stack) -> None:
     assert questions["answers"][1] == {"question": QUESTIONS[1], "answer": None}
     assert {citation["item"] for citation in questions["citations"]} == {0}
     assert isinstance(extract["data"], dict)
+    assert "surplus of 3.2 million" in extract["data"]["surplus"]
+    assert [citation["item"] for citation in extract["citations"]] == ["$.surplus"]
     assert check_citations(view["result"], text) >= 8
     check_coverage(view["result"], text)
     events = await stack.log(job_id)

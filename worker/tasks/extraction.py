@@ -37,7 +37,7 @@ async def extract_data(
     if len(document.text) <= context.deps.settings.chunk_characters:
         source = fenced("document", document.text)
     else:
-        facts = "\n".join(f"{note.about}: {note.text} (“{note.citations[0].quote}”)" for note in notes)
+        facts = "\n\n".join(f"{note.about}: {note.text}\n(“{note.citations[0].quote}”)" for note in notes)
         source = fenced("document", facts or "Nothing was found.")
     messages = [
         {"role": "system", "content": EXTRACT},
