@@ -28,9 +28,30 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.clock import monotonic_s
 from shared.errors import ConfigurationError
+from shared.pipe import Pipe
 
-Redis = redis_asyncio.Redis
 T = TypeVar("T")
+
+
+class Redis(redis_asyncio.Redis):
+    """redis-py's client, with the shared connection on which the scripts run."""
+
+    _pipe: Pipe | None = None
+
+    @property
+    def pipe(self) -> Pipe:
+        """The connection that all scripts of this client share; made at its first use."""
+        if self._pipe is None:
+            self._pipe = Pipe(self.connection_pool)
+        return self._pipe
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Closes all connections."""
+        if self._pipe is not None:
+            await self._pipe.aclose()
+            self._pipe = None
+        await super().aclose(close_connection_pool)
+
 
 # What says that Redis cannot serve us just now (also while it loads, fails over, or is out of memory); everything
 # else from redis-py is a defect.
@@ -55,7 +76,7 @@ def connect(url: str, *, timeout_s: float | None = 5.0, max_connections: int = 5
     retried behind our back."""
     options: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
-        client: Redis = redis_asyncio.from_url(
+        client: Redis = Redis.from_url(
             url,
             socket_connect_timeout=1.0,
             socket_timeout=timeout_s,
@@ -112,9 +133,9 @@ class Scripts:
         )
         try:
             try:
-                return await shielded(self.client.execute_command("EVALSHA", sha, len(keys), *keys, packed))
+                return await self.client.pipe.execute("EVALSHA", sha, len(keys), *keys, packed)
             except NoScriptError:
-                return await shielded(self.client.execute_command("EVAL", source, len(keys), *keys, packed))
+                return await self.client.pipe.execute("EVAL", source, len(keys), *keys, packed)
         except OUTAGE:
             raise
         except ResponseError as error:

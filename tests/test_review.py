@@ -134,6 +134,7 @@ async def test_a_late_cancel_does_not_stop_the_next_run(stack: Stack, model: Dev
     await stack.client.publish(stack.keys.control_channel(engine.worker_id), f"cancel {job_id}")
     view = await stack.finished(job_id)
     assert (view["status"], view["attempt"]) == ("complete", 1)
+    assert [event["type"] for event in await stack.log(job_id)].count("job.started") == 1
 
 
 async def test_nobody_can_settle_a_cancellation_that_was_not_asked_for(edge: Stack) -> None:
