@@ -8,7 +8,7 @@ from typing import Any, Final
 from worker.context import JobContext
 from worker.documents.cite import Citation
 from worker.model.client import ChatCall
-from worker.tasks.notes import Note, parse_object
+from worker.tasks.notes import Note, object_schema, parse_object
 from worker.tasks.prompts import MERGE, fenced
 
 MAX_POINTS: Final = 10
@@ -25,7 +25,7 @@ async def merge_summary(notes: Sequence[Note], label: str, context: JobContext) 
         return "", []
     if len(notes) == 1:
         return notes[0].text, list(notes[0].citations)
-    schema = _object(
+    schema = object_schema(
         {
             "summary": {"type": "string", "description": "The summary of the whole document"},
             "sources": NUMBERS,
@@ -44,8 +44,10 @@ async def merge_points(notes: Sequence[Note], label: str, context: JobContext) -
     """The most important points, without repetition. No call when they are few already. Raises JobError."""
     if len(notes) <= MAX_POINTS:
         return list(notes)
-    point = _object({"point": {"type": "string", "description": "One main point, in one sentence"}, "sources": NUMBERS})
-    schema = _object(
+    point = object_schema(
+        {"point": {"type": "string", "description": "One main point, in one sentence"}, "sources": NUMBERS}
+    )
+    schema = object_schema(
         {"points": {"type": "array", "items": point, "description": f"The {MAX_POINTS} main points of all"}}
     )
 
@@ -64,7 +66,9 @@ async def merge_points(notes: Sequence[Note], label: str, context: JobContext) -
 async def merge_answers(questions: Sequence[str], notes: Sequence[Note], label: str, context: JobContext) -> list[Note]:
     """One answer per question, with an empty text where no part answers it. Raises JobError."""
     answers = []
-    schema = _object({"answer": {"type": "string", "description": "The answer to the question"}, "sources": NUMBERS})
+    schema = object_schema(
+        {"answer": {"type": "string", "description": "The answer to the question"}, "sources": NUMBERS}
+    )
 
     def build(entry: dict[str, Any], group: Sequence[Note]) -> list[Note]:
         text = str(entry.get("answer") or "").strip()
@@ -117,7 +121,7 @@ async def _merge(
             )
             step = label if len(groups) == 1 and level == 0 else f"{label}/{level + 1}.{index + 1}"
             finished = await context.complete(step, call, accept=parse_object)
-            merged += (build(parse_object(finished.text), group) or list(group))[:most]
+            merged += (build(parseobject_schema(finished.text), group) or list(group))[:most]
         if len(groups) == 1:
             return merged
         current, level = merged, level + 1
@@ -147,12 +151,3 @@ def _cited(entry: dict[str, Any], group: Sequence[Note], *, default_all: bool = 
     if not chosen and default_all:
         chosen = list(group)
     return tuple(dict.fromkeys(citation for note in chosen for citation in note.citations))
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }

@@ -54,7 +54,7 @@ async def read_part(
     }
     if not asked:
         return PartNotes(part, [[] for _ in tasks])
-    schema = _object(asked)
+    schema = object_schema(asked)
     place = f"Part {part.index + 1} of {count} of the document" + (f" “{title}”" if title else "")
     wishes = "\n".join(
         f"task{index + 1}: {_wish(task)}" for index, task in enumerate(tasks) if f"task{index + 1}" in asked
@@ -84,7 +84,8 @@ def parse_object(text: str) -> dict[str, Any]:
         raise BadOutput(f"The model's answer is no JSON object: {error}") from None
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object with these members, all required and no others: what strict mode asks for."""
     return {
         "type": "object",
         "properties": properties,
@@ -105,17 +106,17 @@ def _schema(task: AnalysisTask, count: int) -> dict[str, Any] | None:
     quote = _text("The sentence of the document that says so, copied letter by letter")
     match task:
         case SummaryTask():
-            return _object(
+            return object_schema(
                 {
                     "summary": _text("A summary of this part, in at most five sentences"),
                     "quotes": _array(quote, f"Up to {QUOTES_PER_SUMMARY} sentences that the summary rests on"),
                 }
             )
         case KeyPointsTask():
-            point = _object({"point": _text("One main point, in one sentence"), "quote": quote})
+            point = object_schema({"point": _text("One main point, in one sentence"), "quote": quote})
             return _array(point, f"Up to {POINTS_PER_PART} main points of this part, the most important first")
         case QuestionsTask():
-            answer = _object(
+            answer = object_schema(
                 {
                     "question": {"type": "integer", "description": "The number of the question"},
                     "answer": _text("The answer that this part gives"),
@@ -124,7 +125,7 @@ def _schema(task: AnalysisTask, count: int) -> dict[str, Any] | None:
             )
             return _array(answer, "One entry for each question that this part answers; none for the others")
         case ExtractTask() if count > 1:
-            fact = _object(
+            fact = object_schema(
                 {
                     "field": _text("Path of the field in the schema"),
                     "value": _text("Its value"),
