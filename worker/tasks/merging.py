@@ -121,7 +121,7 @@ async def _merge(
             )
             step = label if len(groups) == 1 and level == 0 else f"{label}/{level + 1}.{index + 1}"
             finished = await context.complete(step, call, accept=parse_object)
-            merged += (build(parseobject_schema(finished.text), group) or list(group))[:most]
+            merged += (build(parse_object(finished.text), group) or list(group))[:most]
         if len(groups) == 1:
             return merged
         current, level = merged, level + 1
