@@ -23,7 +23,8 @@ from tests import files
 from tests.conftest import chat
 
 ROOT = Path(__file__).parent.parent
-BARE = {name: value for name, value in os.environ.items() if not name.startswith(("ERRAND_", "OPENAI_", "REDIS_"))}
+OURS = ("ERRAND_", "OPENAI_", "REDIS_", "PYTHON")
+BARE = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
 
 
 class Started:
