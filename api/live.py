@@ -128,8 +128,9 @@ class Hub:
                 attempt = 0
                 # Readers that came while this connected.
                 for name in [name for name in self._channels if name not in names]:
-                    self._channels[name].unconfirmed = 1
-                    await pubsub.subscribe(name)
+                    if (late := self._channels.get(name)) is not None:
+                        late.unconfirmed = 1
+                        await pubsub.subscribe(name)
                 for channel in self._channels.values():
                     for reader in channel.readers:
                         reader.fall_behind()

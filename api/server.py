@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -22,9 +22,27 @@ SWEEP_S: Final = 2.0
 
 
 class EdgeHandler(RequestHandler):
-    """One connection."""
+    """One connection. `header_since` is when the first byte of a request came that is not yet whole (at first: when the
+    connection was made), None while nothing is owed."""
 
-    __slots__ = ()
+    __slots__ = ("header_since",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The client has connected; its first header is awaited."""
+        super().connection_made(transport)
+        self.header_since: float | None = monotonic_s()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: of a header, or of a body (then a request is under way and the stamp does not count)."""
+        if self.header_since is None:
+            self.header_since = monotonic_s()
+        super().data_received(data)
+
+    async def finish_response(self, *arguments: Any, **options: Any) -> Any:
+        """The answer is out; the next header may take its time to begin (aiohttp's keep-alive bounds that)."""
+        finished = await super().finish_response(*arguments, **options)
+        self.header_since = None
+        return finished
 
     def handle_error(
         self,
@@ -55,7 +73,7 @@ class EdgeServer(web.Server):
 
 
 class EdgeRunner(web.AppRunner):
-    """Runs an application on an EdgeServer; connections that wait for a request longer than `header_seconds` end."""
+    """Runs an application on an EdgeServer; a client whose header takes longer than `header_seconds` is let go."""
 
     def __init__(self, app: web.Application, *, header_seconds: float, shutdown_timeout: float) -> None:
         super().__init__(
@@ -76,14 +94,13 @@ class EdgeRunner(web.AppRunner):
         return server
 
     async def _sweep(self, server: web.Server) -> None:
-        since: dict[RequestHandler, float] = {}
         while True:
             await asyncio.sleep(min(SWEEP_S, self._header_seconds / 2))
             now = monotonic_s()
-            idle = {handler for handler in server.connections if handler._current_request is None}
-            since = {handler: since.get(handler, now) for handler in idle}
-            for handler, began in since.items():
-                if now - began > self._header_seconds:
+            for handler in server.connections:
+                assert isinstance(handler, EdgeHandler)
+                since = handler.header_since
+                if handler._current_request is None and since is not None and now - since > self._header_seconds:
                     handler.force_close()
 
     async def cleanup(self) -> None:

@@ -29,6 +29,7 @@ from scripts import redis_binary  # noqa: E402 - the path to it is made above
 _SUFFIX = f"-{sys.version_info[0]}.{sys.version_info[1]}" if os.environ.get("PYTHON") else ""
 VENV = Path(os.environ.get("ERRAND_VENV") or ROOT / f".venv{_SUFFIX}").resolve()
 MARKER = VENV / "made-by-errand"
+COMPLETE = "complete\n"
 STAMP = VENV / "errand-setup.json"
 SCRATCH = VENV / "tmp"
 REDIS_BINARY = VENV / redis_binary.FETCHED
@@ -156,7 +157,7 @@ def explain_pip(output: str) -> str:
 
 def make_venv() -> None:
     """A fresh environment. Ends with one line when this Python cannot make one, or the place is not ours."""
-    if MARKER.exists() and python().exists():
+    if MARKER.exists() and MARKER.read_text() == COMPLETE and python().exists():
         return
     if VENV.exists() and not MARKER.exists() and (not VENV.is_dir() or any(VENV.iterdir())):
         fail(f"{VENV} was not made by Errand and is left alone; remove it, or set ERRAND_VENV to another place")
@@ -169,6 +170,8 @@ def make_venv() -> None:
         if "ensurepip" in output:
             fail("this Python cannot make virtual environments; on Debian: apt-get install python3-venv")
         fail(f"the virtual environment cannot be made: {output.splitlines()[-1] if output else code}")
+    # Only now: an environment that was interrupted while it was made may have a Python without pip.
+    MARKER.write_text(COMPLETE)
 
 
 def install(lines: list[str]) -> None:

@@ -366,6 +366,9 @@ class Stack:
                     return
             with self._output(child.name) as output:
                 await child.start(output)
+            if self.stopping.is_set():
+                await child.stop(hurry=self.hurry)
+                return
 
     def _last_words(self, child: Child) -> str | None:
         if self.log_dir is None:
@@ -400,6 +403,9 @@ class Stack:
                     if name in by_name
                 )
             )
+        if self._watchers:
+            # They end by themselves now; one that was just restarting its child stops it first.
+            await asyncio.wait(self._watchers, timeout=10)
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

@@ -87,9 +87,12 @@ class Pipe:
                 future.set_result(reply)
 
     async def _fail(self, batch: list[tuple[bytes, asyncio.Future[Any]]], error: BaseException) -> None:
-        """The connection broke: what has no reply yet fails, and the next batch begins on a new one."""
+        """The connection broke: what has no reply yet fails, also what was not sent yet (nobody waits for one time-out
+        after the other), and the next command begins on a new one."""
         broken = error if isinstance(error, RedisError) else RedisConnectionError(str(error))
-        for _, future in batch:
+        unsent = list(self._waiting)
+        self._waiting.clear()
+        for _, future in (*batch, *unsent):
             if not future.done():
                 future.set_exception(broken)
         if self._connection is not None:
@@ -104,5 +107,4 @@ class Pipe:
         while driver is not None and not driver.done():
             driver.cancel()
             await asyncio.wait([driver], timeout=0.2)
-        await self._fail(list(self._waiting), RedisConnectionError("the connection is closed"))
-        self._waiting.clear()
+        await self._fail([], RedisConnectionError("the connection is closed"))

@@ -33,26 +33,6 @@ from shared.pipe import Pipe
 T = TypeVar("T")
 
 
-class Redis(redis_asyncio.Redis):
-    """redis-py's client, with the shared connection on which the scripts run."""
-
-    _pipe: Pipe | None = None
-
-    @property
-    def pipe(self) -> Pipe:
-        """The connection that all scripts of this client share; made at its first use."""
-        if self._pipe is None:
-            self._pipe = Pipe(self.connection_pool)
-        return self._pipe
-
-    async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Closes all connections."""
-        if self._pipe is not None:
-            await self._pipe.aclose()
-            self._pipe = None
-        await super().aclose(close_connection_pool)
-
-
 # What says that Redis cannot serve us just now (also while it loads, fails over, or is out of memory); everything
 # else from redis-py is a defect.
 OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError)
@@ -65,6 +45,40 @@ _REFUSALS: Final = re.compile(
 
 class RedisRefusedError(RedisConnectionError):
     """Redis answers, but cannot take writes just now; a member of OUTAGE."""
+
+
+def as_outage(error: ResponseError) -> RedisError:
+    """A refusal that will pass as a member of OUTAGE; any other error as it is."""
+    if not isinstance(error, OUTAGE) and _REFUSALS.search(str(error)[:500]):
+        return RedisRefusedError(str(error)[:200])
+    return error
+
+
+class Redis(redis_asyncio.Redis):
+    """redis-py's client, with the shared connection on which the scripts run."""
+
+    _pipe: Pipe | None = None
+
+    @property
+    def pipe(self) -> Pipe:
+        """The connection that all scripts of this client share; made at its first use."""
+        if self._pipe is None:
+            self._pipe = Pipe(self.connection_pool)
+        return self._pipe
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """A command on a connection of the pool. Raises RedisRefusedError for a refusal that will pass."""
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's own
+        except ResponseError as error:
+            raise as_outage(error) from None
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Closes all connections."""
+        if self._pipe is not None:
+            await self._pipe.aclose()
+            self._pipe = None
+        await super().aclose(close_connection_pool)
 
 
 MIN_VERSION: Final = (6, 2)
@@ -136,12 +150,8 @@ class Scripts:
                 return await self.client.pipe.execute("EVALSHA", sha, len(keys), *keys, packed)
             except NoScriptError:
                 return await self.client.pipe.execute("EVAL", source, len(keys), *keys, packed)
-        except OUTAGE:
-            raise
         except ResponseError as error:
-            if _REFUSALS.search(str(error)[:500]):
-                raise RedisRefusedError(str(error)[:200]) from None
-            raise
+            raise as_outage(error) from None
 
 
 async def redis_now_ms(client: Redis) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from api.live import Hub, follow
 from shared.errors import LeaseLostError, ReaderFailed
-from shared.redis import connect
+from shared.redis import OUTAGE, connect
 from shared.stores.events import CallUsage
 from tests.conftest import ADMIN_KEY, DevModel, RedisServer, Stack, analysis, chat
 
@@ -290,3 +290,61 @@ def test_each_library_has_its_place() -> None:
         assert "arq" not in imported or place == "worker/engine.py", place
         assert "aiohttp" not in imported or place.startswith("api/"), place
         assert not imported & {"scripts", "tests", "pickle"}, place
+
+
+async def test_a_busy_connection_is_never_swept_away(make_stack: Any) -> None:
+    """Given a header deadline of half a second, when a client sends short requests for far longer on one connection,
+    then every one is answered on it."""
+    stack: Stack = await make_stack(body_seconds=0.5)
+    host, port = stack.base.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for _ in range(20):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost:")
+        await asyncio.sleep(0.05)
+        writer.write(b" x\r\n\r\n")
+        async with asyncio.timeout(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        assert head.startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(0.05)
+    writer.close()
+
+
+async def test_commands_that_wait_behind_a_time_out_fail_with_it(own_redis: RedisServer) -> None:
+    """Given a frozen Redis, when commands come one after the other, then each fails within one time-out."""
+    client = connect(own_redis.url, timeout_s=0.5)
+    await client.pipe.execute("PING")
+    assert own_redis.process is not None
+    own_redis.process.send_signal(signal.SIGSTOP)
+    loop = asyncio.get_running_loop()
+
+    async def timed() -> float:
+        began = loop.time()
+        with pytest.raises(OUTAGE):
+            await client.pipe.execute("PING")
+        return loop.time() - began
+
+    try:
+        running = []
+        for _ in range(6):
+            running.append(asyncio.create_task(timed()))
+            await asyncio.sleep(0.15)
+        assert max(await asyncio.gather(*running)) < 0.8
+    finally:
+        own_redis.process.send_signal(signal.SIGCONT)
+    assert await client.pipe.execute("PING") in (b"PONG", "PONG")
+    await client.aclose()
+
+
+async def test_replies_reach_their_callers_also_when_some_have_gone(redis_server: RedisServer) -> None:
+    """Given many commands on the shared connection, when every third caller is cancelled, then the others get their
+    own replies."""
+    client = connect(redis_server.url)
+    tasks = [asyncio.create_task(client.pipe.execute("ECHO", str(number))) for number in range(900)]
+    await asyncio.sleep(0)
+    for task in tasks[::3]:
+        task.cancel()
+    replies = await asyncio.gather(*tasks, return_exceptions=True)
+    for number, reply in enumerate(replies):
+        assert isinstance(reply, asyncio.CancelledError) if number % 3 == 0 else reply == str(number).encode()
+    await client.aclose()

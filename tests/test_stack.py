@@ -350,6 +350,21 @@ def test_without_network_set_up_says_so_and_a_foreign_directory_is_left_alone(tm
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+def test_an_environment_that_was_interrupted_while_it_was_made_is_made_again(tmp_path: Path) -> None:
+    """Given an environment of ours with a Python but no pip, when set-up runs again, then pip is there."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "made-by-errand").touch()
+    (venv / "bin" / "python").symlink_to(sys.executable)
+    done = run_script(
+        "errand", "--help", PYTHON=sys.executable, ERRAND_VENV=str(venv), PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="", PIP_CONFIG_FILE="/dev/null", PIP_RETRIES="0", PIP_NO_CACHE_DIR="1",
+    )  # fmt: skip
+    assert "No module named pip" not in done.stderr
+    assert (venv / "bin" / "pip").exists()
+    assert (venv / "made-by-errand").read_text() == "complete\n"
+
+
 def test_without_redis_there_is_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "redis-server"
     old.write_text('#!/bin/sh\necho "Redis server v=6.0.16"\n')

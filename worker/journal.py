@@ -64,6 +64,8 @@ class Journal:
             # Whether the step was marked as started is seen when the script's answer is there.
             if not begun:
                 await asyncio.wait([begin], timeout=BOOKING_S)
+                if not begin.done():
+                    begin.cancel()  # Redis is away: it must not open a call later that nobody makes
                 begun = begin.done() and begin.exception() is None and begin.result() is None
             raise
         finally:

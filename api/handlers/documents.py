@@ -46,7 +46,7 @@ async def create(request: web.Request) -> web.Response:
             fields = {"title": new.title, "collection": new.collection, "metadata": new.metadata}
         accepted, replayed = await _admit(request, document_id, blob, stored, fields, body)
         kept = not replayed
-    except OUTAGE:
+    except (*OUTAGE, asyncio.CancelledError):
         kept = True  # the admission may have happened: better an orphaned file than a document without one
         raise
     finally:
