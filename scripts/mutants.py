@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -122,7 +123,18 @@ def run(mutant: Mutant, copy: Path) -> str:
     except subprocess.TimeoutExpired:
         code = 1
     path.write_text(text)
+    end_strays(copy)
     return {0: "STAYED GREEN", 5: "no such test"}.get(code, "noticed")
+
+
+def end_strays(copy: Path) -> None:
+    """Ends what a planted bug left running: processes whose environment names the copy."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(copy).encode() in (entry / "environ").read_bytes() and int(entry.name) != os.getpid():
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
 
 
 def main() -> int:
