@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant("pages-forgotten", "worker/documents/extract.py", 'return Extracted("application/pdf", "".join(texts), starts', 'return Extracted("application/pdf", "".join(texts), []', "test_documents", "pdf_is_read"),
     Mutant("file-left", "api/handlers/documents.py", 'await request.app[BLOBS].delete(row["file_blob"])', "pass", "test_documents", "gone_with_its_files"),
     Mutant("leftovers-ignored", "scripts/stack.py", "if born_at and born(pid) == born_at:", "if False:", "test_stack", "hard_kill"),
-    Mutant("no-restart", "scripts/stack.py", "                await child.start(output)\n\n    def _last_words", "                pass\n\n    def _last_words", "test_stack", "starts_again or started_again"),
+    Mutant("no-restart", "scripts/stack.py", "                await child.start(output)\n            if self.stopping.is_set():", "                pass\n            if self.stopping.is_set():", "test_stack", "starts_again or started_again"),
 )  # fmt: skip
 
 
