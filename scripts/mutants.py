@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant("loop-unwatched", "worker/upkeep.py", "if silent_s > self.BLOCKED_S + self.TICK_S", "if False", "test_watch", "blocked_loop"),
     Mutant("open-calls-forgotten", "shared/lua/lib/job.lua", "  book_open_calls(job_id, key)\n", "", "test_review", "in_flight_is_booked"),
     Mutant("begin-counts-twice", "shared/lua/begin_step.lua", "== 1 then\n      redis.call('HINCRBY', KEYS[1], 'tok_reused'", ">= 0 then\n      redis.call('HINCRBY', KEYS[1], 'tok_reused'", "test_review", "beginning_a_step"),
-    Mutant("refusal-is-a-defect", "shared/redis.py", "if _REFUSALS.search(str(error)[:500]):", "if False:", "test_review", "refuses_writes"),
+    Mutant("refusal-is-a-defect", "shared/redis.py", "if not isinstance(error, OUTAGE) and _REFUSALS.search(str(error)[:500]):", "if False:", "test_review", "refuses_writes"),
     Mutant("cancel-any-lease", "worker/engine.py", "and str(attempt.claimed.lease) == lease:", "and True:", "test_review", "late_cancel"),
     Mutant("merge-stops", "worker/tasks/merging.py", "if len(groups) == 1:\n            return merged", "return merged", "test_review", "every_part"),
     Mutant("unreserved", "worker/context.py", "self.tokens_reserved + ahead > budget", "self.tokens + ahead > budget", "test_review", "parallel_calls"),
