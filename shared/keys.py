@@ -93,18 +93,6 @@ class Keys(msgspec.Struct, frozen=True):
         """The first answer to an idempotency key; `digest` hashes method, path and key."""
         return f"{self.prefix}idem:{tenant}:{digest}"
 
-    def lane_tenants(self, lane: str) -> str:
-        """Tenants with ready jobs on a lane."""
-        return f"{self.prefix}q:{lane}:tenants"
-
-    def lane_served(self, lane: str) -> str:
-        """Virtual counters of a lane."""
-        return f"{self.prefix}q:{lane}:served"
-
-    def ready(self, lane: str, tenant: str) -> str:
-        """Ready jobs of a tenant on a lane."""
-        return f"{self.prefix}q:{lane}:{tenant}"
-
     def delayed(self, lane: str) -> str:
         """Jobs of a lane that are due later."""
         return f"{self.prefix}delayed:{lane}"

@@ -139,7 +139,7 @@ CLIENT_NAMES = frozenset({"ERRAND_URL", "ERRAND_KEY", "ERRAND_VENV"})
 def _decode_path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError
+    raise TypeError(f"a setting of type {kind} cannot be read from the environment")
 
 
 def env_name(field: str) -> str:

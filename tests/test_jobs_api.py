@@ -20,7 +20,7 @@ async def test_a_submitted_job_is_shown_as_it_was_at_admission(edge: Stack) -> N
     assert (view["status"], view["attempt"], view["maxAttempts"]) == ("queued", 0, 3)
     assert (view["priority"], view["user"], view["metadata"]) == ("high", "u1", {"a": "b"})
     assert view["queue"]["position"] == 1
-    assert view["result" if "result" in view else "jobId"] == view["jobId"]
+    assert "result" not in view
     read = await edge.call("GET", answer.headers["Location"])
     assert {name: read.json[name] for name in view if name != "queue"} == {
         name: view[name] for name in view if name != "queue"
@@ -210,7 +210,8 @@ async def test_the_list_filters(edge: Stack) -> None:
     assert await found("metadata.team=red") == {low}
     assert await found("metadata.team=red&metadata.x=2") == set()
     created = (await edge.call("GET", f"/api/jobs/{high}")).json["createdAt"]
-    assert low not in await found(f"createdAfter={created}") or low >= high
+    assert high in await found(f"createdAfter={created}")
+    assert low not in await found(f"createdAfter={created}") or low[:14] == high[:14]  # the same millisecond
     assert await found("createdAfter=2099-01-01T00:00:00Z") == set()
     assert await found("createdBefore=2001-01-01T00:00:00Z") == set()
     assert await found("createdBefore=2099-01-01T00:00:00Z") == {low, high, gone}

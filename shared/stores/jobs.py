@@ -148,11 +148,6 @@ class JobsStore:
         rank = int(reply[2])
         return JobRow({**row.fields, "waiting_on": reply[3]}), rank if rank >= 0 else None
 
-    async def status(self, tenant: str, job_id: str) -> tuple[str, int]:
-        """A job's status and the number of its last event. Raises as `view`."""
-        row, _ = await self.view(tenant, job_id)
-        return row.status, row.number("seq")
-
     async def page(
         self,
         tenant: str,
