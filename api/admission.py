@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import rfc3339, to_ms
-from shared.jobs import JobStatus, JobView, QueueView, UsageView, links_of
+from shared.jobs import Eta, JobStatus, JobView, QueueView, UsageView, links_of
 from shared.schemas import BadSchemaError, compile_schema
 from shared.settings import Settings
 from shared.specs import AnalysisJob, ExtractTask, Submission, type_of
@@ -66,12 +66,7 @@ def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> Jo
         model=job.model or settings.default_model,
         prompt=None,
         progress=None,
-        queue=QueueView(
-            position=None if admitted.rank is None else admitted.rank + 1,
-            ahead_tokens=None,
-            eta=None,
-            waiting_on="worker" if queued else "schedule",
-        ),
+        queue=admitted_queue(admitted),
         attempt=0,
         max_attempts=job.max_attempts,
         created_at=now,
@@ -81,6 +76,16 @@ def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> Jo
         expires_at=rfc3339(admitted.due_ms + round(job.expires_in_seconds * 1000)),
         usage=UsageView(),
         links=links_of(admitted.job_id),
+    )
+
+
+def admitted_queue(admitted: Admitted) -> QueueView:
+    """Where the job stood at admission."""
+    if admitted.outlook is not None:
+        return admitted.outlook.view
+    left_s = round(max(0, admitted.due_ms - admitted.now_ms) / 1000, 1)
+    return QueueView(
+        position=None, ahead_tokens=None, eta=Eta(p50_seconds=left_s, p90_seconds=left_s), waiting_on="schedule"
     )
 
 

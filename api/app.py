@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,6 +14,7 @@ from api.auth import forget
 from api.live import Hub
 from api.middleware import edge
 from api.routes import ROUTES, guarded
+from api.teller import Teller
 from shared.blobs import LocalBlobs
 from shared.keys import Keys
 from shared.redis import connect
@@ -21,6 +23,7 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.tenants import TenantsStore
+from shared.upkeep import Upkeep
 
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
 
@@ -51,6 +54,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.OPENAPI] = msgspec.json.encode(document)
     app[keys.DOCS_PAGE] = openapi.page(document).encode()
     app[keys.HUB] = Hub(connect(settings.redis_url, timeout_s=None), names)
+    app[keys.TELLER] = Teller(app[keys.JOBS])
     for route in ROUTES:
         handler = guarded(route)
         app.router.add_route(route.method, route.path, handler)
@@ -65,7 +69,15 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
     hub = app[keys.HUB]
     hub.on_revoked(lambda key_id: forget(app[keys.PRINCIPALS], key_id))
     await hub.start()
+    upkeep = Upkeep(app[keys.JOBS], lease_s=app[keys.SETTINGS].lease_seconds)
+    companions = [
+        asyncio.create_task(upkeep.run(), name="upkeep"),
+        asyncio.create_task(app[keys.TELLER].run(), name="teller"),
+    ]
     yield
+    for task in companions:
+        task.cancel()
+    await asyncio.wait(companions)
     await hub.close()
     await app[keys.REDIS].aclose()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from api.live import Hub
+from api.teller import Teller
 from shared.blobs import Blobs
 from shared.keys import Keys
 from shared.redis import Redis
@@ -23,6 +24,7 @@ TENANTS = web.AppKey("tenants", TenantsStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
 BLOBS = web.AppKey("blobs", Blobs)
 HUB = web.AppKey("hub", Hub)
+TELLER = web.AppKey("teller", Teller)
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)
 DOCS_PAGE = web.AppKey("docs_page", bytes)

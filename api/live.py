@@ -14,16 +14,13 @@ import msgspec
 from shared.clock import monotonic_s
 from shared.events import Event, from_message
 from shared.keys import Keys
-from shared.log import get_logger
 from shared.metrics import REDIS_OUTAGES
-from shared.redis import OUTAGE, Redis, shielded
+from shared.redis import OUTAGE, Redis
 from shared.stores.events import EventsStore
-
-log = get_logger()
+from shared.subscriber import Subscriber
 
 MAX_BUFFERED: Final = 256  # messages a reader may lag behind
 MAX_BUFFERED_BYTES: Final = 256 * 1024
-RECONNECT_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class Subscription:
@@ -74,18 +71,21 @@ class Subscription:
 class _Channel:
     def __init__(self) -> None:
         self.readers: set[Subscription] = set()
-        self.ready = asyncio.Event()
-        self.unconfirmed = 0
+        self.ready = asyncio.Event()  # Redis has confirmed the subscription
+        self.lost = False
 
 
 class Hub:
     """The process's one subscriber connection. After a reconnect every reader is sent back to its log."""
 
     def __init__(self, client: Redis, keys: Keys) -> None:
+        """`client` has no socket time-out."""
         self._client = client
         self._keys = keys
         self._channels: dict[str, _Channel] = {}
-        self._pubsub: Any = None
+        self._subscriber = Subscriber(
+            client, on_message=self._message, on_subscribed=self._subscribed, on_lost=self._lost
+        )
         self._task: asyncio.Task[None] | None = None
         self._on_revoked: list[Any] = []
         self.closing = False
@@ -96,7 +96,8 @@ class Hub:
 
     async def start(self) -> None:
         """Connects in the background and stays connected."""
-        self._task = asyncio.create_task(self._run(), name="hub")
+        await self._subscriber.subscribe(self._keys.revoked_channel)
+        self._task = asyncio.create_task(self._subscriber.run(), name="hub")
 
     def end_readers(self) -> None:
         """This process is stopping: every reader ends, and so does each that still comes."""
@@ -109,58 +110,31 @@ class Hub:
         """Ends every reader, then the connection."""
         self.end_readers()
         if self._task:
-            # Again and again: redis-py can swallow a cancellation.
-            while not self._task.done():
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=0.2)
+            await self._subscriber.close(self._task)
         await self._client.aclose()
 
-    async def _run(self) -> None:
-        attempt = 0
-        while True:
-            pubsub = self._client.pubsub()
-            try:
-                names = list(self._channels)
-                for name in names:
-                    self._channels[name].unconfirmed = 1
-                await pubsub.subscribe(self._keys.revoked_channel, *names)
-                self._pubsub = pubsub
-                attempt = 0
-                # Readers that came while this connected.
-                for name in [name for name in self._channels if name not in names]:
-                    if (late := self._channels.get(name)) is not None:
-                        late.unconfirmed = 1
-                        await pubsub.subscribe(name)
-                for channel in self._channels.values():
-                    for reader in channel.readers:
-                        reader.fall_behind()
-                async for message in pubsub.listen():
-                    self._dispatch(message)
-            except OUTAGE as error:
-                REDIS_OUTAGES.labels("api").inc()
-                log.warning("hub.disconnected", error=str(error))
-            except Exception:
-                log.exception("hub.failed")
-            finally:
-                self._pubsub = None
-                with suppress(*OUTAGE):
-                    await pubsub.aclose()
-            await asyncio.sleep(RECONNECT_S[min(attempt, len(RECONNECT_S) - 1)])
-            attempt += 1
+    def _message(self, name: str, data: bytes) -> None:
+        if channel := self._channels.get(name):
+            for reader in channel.readers:
+                reader.push(data)
+        elif name == self._keys.revoked_channel:
+            for callback in self._on_revoked:
+                callback(data.decode())
 
-    def _dispatch(self, message: dict[str, Any]) -> None:
-        name = message["channel"].decode()
-        if message["type"] == "message":
-            if name == self._keys.revoked_channel:
-                for callback in self._on_revoked:
-                    callback(message["data"].decode())
-            elif channel := self._channels.get(name):
+    def _subscribed(self, name: str) -> None:
+        if channel := self._channels.get(name):
+            # Between the loss of the connection and now anything may have been published.
+            if channel.lost:
+                channel.lost = False
                 for reader in channel.readers:
-                    reader.push(message["data"])
-        elif message["type"] == "subscribe" and (channel := self._channels.get(name)):
-            channel.unconfirmed -= 1
-            if channel.unconfirmed <= 0:
-                channel.ready.set()
+                    reader.fall_behind()
+            channel.ready.set()
+
+    def _lost(self, _: Exception) -> None:
+        REDIS_OUTAGES.labels("api").inc()
+        for channel in self._channels.values():
+            channel.lost = True
+            channel.ready.clear()
 
     @asynccontextmanager
     async def subscribe(self, job_id: str) -> AsyncIterator[Subscription]:
@@ -177,21 +151,20 @@ class Hub:
             channel = self._channels[name] = _Channel()
         channel.readers.add(reader)
         try:
-            if is_first and self._pubsub is not None:
-                channel.unconfirmed += 1
-                with suppress(*OUTAGE):
-                    await shielded(self._pubsub.subscribe(name))
+            if is_first:
+                await self._subscriber.subscribe(name)
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await channel.ready.wait()
+            if not channel.ready.is_set():
+                channel.lost = True
+                reader.fall_behind()
             yield reader
         finally:
             channel.readers.discard(reader)
             if not channel.readers and self._channels.get(name) is channel:
                 del self._channels[name]
-                if self._pubsub is not None:
-                    with suppress(*OUTAGE):
-                        await shielded(self._pubsub.unsubscribe(name))
+                await self._subscriber.unsubscribe(name)
 
 
 class Gap(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from api.keys import EVENTS, HUB, REQUEST_ID
+from api.keys import EVENTS, HUB, REQUEST_ID, TELLER
 from api.live import Closing, Frame, Gap, Heartbeat, ReplayEnd, follow
 from shared.events import Event
 from shared.metrics import STREAMS_OPEN
@@ -33,9 +33,13 @@ async def stream_job(request: web.Request, job_id: str, after: int, headers: dic
     try:
         await response.write(b"retry: 2000\n\n")
         finished = False
-        async for frame in follow(request.app[HUB], request.app[EVENTS], job_id, after=after, heartbeat_s=HEARTBEAT_S):
-            await response.write(encode(frame))
-            finished = not isinstance(frame, Closing)
+        frames = follow(request.app[HUB], request.app[EVENTS], job_id, after=after, heartbeat_s=HEARTBEAT_S)
+        with request.app[TELLER].reader(job_id):
+            async for frame in frames:
+                if isinstance(frame, list) and any(event.type == "job.queued" for event in frame):
+                    request.app[TELLER].queued(job_id)
+                await response.write(encode(frame))
+                finished = not isinstance(frame, Closing)
         if finished:
             await response.write(DONE)
         await response.write_eof()

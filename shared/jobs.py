@@ -151,15 +151,44 @@ class JobView(Output, frozen=True, kw_only=True):
     links: Links
 
 
+class Outlook(msgspec.Struct, frozen=True):
+    """What a queued job may expect. `rank` counts from 0 in its tenant's queue of the lane; times in ms, None where
+    nothing is known: no worker is alive there, or none has run a job yet."""
+
+    rank: int
+    ahead_tokens: int
+    waiting_on: str
+    p50_ms: int | None
+    p90_ms: int | None
+
+    @classmethod
+    def from_reply(cls, parts: Sequence[str]) -> Outlook:
+        """From the five values that scripts return, -1 for what is unknown."""
+        rank, ahead, waiting_on, middle, high = parts
+        known = int(middle) >= 0
+        return cls(int(rank), int(ahead), waiting_on, int(middle) if known else None, int(high) if known else None)
+
+    @property
+    def view(self) -> QueueView:
+        """As the API shows it."""
+        eta = None
+        if self.p50_ms is not None and self.p90_ms is not None:
+            eta = Eta(p50_seconds=round(self.p50_ms / 1000, 1), p90_seconds=round(self.p90_ms / 1000, 1))
+        return QueueView(position=self.rank + 1, ahead_tokens=self.ahead_tokens, eta=eta, waiting_on=self.waiting_on)
+
+
 class JobRow(msgspec.Struct, frozen=True):
-    """The stored fields of one job, as read: text by field name, absent fields left out."""
+    """The stored fields of one job, as read: text by field name, absent fields left out (the scripts empty a field
+    rather than delete it). `outlook` where it is queued; `now_ms` is Redis time when it was read."""
 
     fields: Mapping[str, bytes]
+    outlook: Outlook | None = None
+    now_ms: int = 0
 
     @classmethod
     def from_reply(cls, values: Sequence[bytes | None], names: Sequence[str] = VIEW_FIELDS) -> JobRow:
         """The row from a script's reply, which lists the values in the order of `names`."""
-        return cls({name: value for name, value in zip(names, values, strict=True) if value is not None})
+        return cls({name: value for name, value in zip(names, values, strict=True) if value})
 
     def text(self, name: str) -> str | None:
         """A field as text, or None where it was never written."""
@@ -223,8 +252,8 @@ def usage_of(row: JobRow) -> UsageView:
     )
 
 
-def view_of(row: JobRow, rank: int | None = None) -> JobView:
-    """The view of a stored job. `rank` is its place (from 0) in its tenant's queue, where it has one."""
+def view_of(row: JobRow) -> JobView:
+    """The view of a stored job."""
     status = row.status
     usage = usage_of(row)
     progress = row.raw("progress")
@@ -239,7 +268,7 @@ def view_of(row: JobRow, rank: int | None = None) -> JobView:
         model=row.text("model") or "",
         prompt=None,
         progress=msgspec.json.decode(progress, type=Progress) if progress else None,
-        queue=queue_of(row, rank),
+        queue=queue_of(row),
         attempt=row.number("attempt"),
         max_attempts=row.number("max_attempts"),
         created_at=row.moment("created_ms") or "",
@@ -256,20 +285,29 @@ def view_of(row: JobRow, rank: int | None = None) -> JobView:
     )
 
 
-def queue_of(row: JobRow, rank: int | None) -> QueueView | None:
+def queue_of(row: JobRow) -> QueueView | None:
     """Where a job stands that has not started, or waits to start again; null for all others."""
-    status = row.status
-    if status is JobStatus.QUEUED:
-        waiting_on = row.text("waiting_on") or "worker"
-        return QueueView(
-            position=None if rank is None else rank + 1,
-            ahead_tokens=None,
-            eta=None,
-            waiting_on=waiting_on,
-        )
-    if status in (JobStatus.SCHEDULED, JobStatus.WAITING):
-        return QueueView(position=None, ahead_tokens=None, eta=None, waiting_on="schedule")
+    if row.status is JobStatus.QUEUED:
+        if row.outlook is not None:
+            return row.outlook.view
+        return QueueView(position=None, ahead_tokens=None, eta=None, waiting_on="worker")
+    if row.status in (JobStatus.SCHEDULED, JobStatus.WAITING):
+        eta = None
+        if row.now_ms and (due_ms := row.number("due_ms")):
+            # It is ready then; what stands before it at that time nobody knows.
+            left_s = round(max(0, due_ms - row.now_ms) / 1000, 1)
+            eta = Eta(p50_seconds=left_s, p90_seconds=left_s)
+        return QueueView(position=None, ahead_tokens=None, eta=eta, waiting_on="schedule")
     return None
+
+
+def retry_after_s(row: JobRow) -> int | None:
+    """In how many whole seconds (1 to 60) a client should ask again for a job that is not final."""
+    if row.is_final:
+        return None
+    queue = queue_of(row)
+    wait_s = queue.eta.p50_seconds if queue is not None and queue.eta is not None else 1.0
+    return max(1, min(60, round(wait_s)))
 
 
 def cancellation_of(row: JobRow, usage: UsageView) -> CancellationView:

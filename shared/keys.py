@@ -38,6 +38,14 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "virtual counter of every tenant that ever ran on the lane"),
     KeyKind("q:{lane}:{tenantId}", "zset", "while not empty", "queue_push, queue_pop", "claim, view",
             "ready jobs of a tenant; score is queuedAt + class × agingSeconds, in ms"),
+    KeyKind("q:{lane}:tokens", "hash", "while not empty", "queue_push, claim", "view",
+            "estimated tokens of a tenant's ready jobs"),
+    KeyKind("q:{lane}:parked", "set", "while not empty", "claim", "settle, reap",
+            "tenants with ready jobs that are at their concurrency limit"),
+    KeyKind("idle:{lane}", "set", "while not empty", "claim", "queue_push", "workers that sleep with a free slot"),
+    KeyKind("pace:{lane}", "hash", "for ever, small", "queue_push, claim, settle, renew", "view, metrics",
+            "ready and running jobs, slots of live workers, and n, s1, s2: decayed sums of recent run times in ms"),
+    KeyKind("slots:{lane}", "hash", "as the workers", "renew", "renew", "slots that each live worker offers"),
     KeyKind("delayed:{lane}", "zset", "while not empty", "admit, settle", "claim",
             "scheduled jobs and jobs in backoff; score is the time they are due, ms"),
     KeyKind("expiring", "zset", "while not empty", "admit, claim", "upkeep",
@@ -54,8 +62,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
-    KeyKind("wake:{lane}", "channel", "-", "admit, settle, retry", "sleeping workers", "a job became ready"),
-    KeyKind("ctl:{workerId}", "channel", "-", "cancel", "one worker", "`cancel <jobId> <lease>`"),
+    KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
+            "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
     KeyKind("revoked", "channel", "-", "API", "API", "a key id that every process must forget"),
 )  # fmt: skip
 
@@ -150,12 +158,8 @@ class Keys(msgspec.Struct, frozen=True):
         """Where a job's events are published."""
         return f"{self.prefix}ev:{job_id}"
 
-    def wake_channel(self, lane: str) -> str:
-        """Where sleeping workers of a lane hear of new work."""
-        return f"{self.prefix}wake:{lane}"
-
     def control_channel(self, worker_id: str) -> str:
-        """Where one worker hears of cancellations."""
+        """Where one worker is woken, and hears of cancellations."""
         return f"{self.prefix}ctl:{worker_id}"
 
     @property

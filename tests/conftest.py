@@ -183,7 +183,8 @@ class Stack:
     async def start_worker(self, lane: str = "batch", **changes: Any) -> Engine:
         import msgspec
 
-        engine = build(msgspec.structs.replace(self.settings, **changes), lane, handle_signals=False)
+        lanes = ["interactive", "batch"] if lane == "both" else [lane]
+        engine = build(msgspec.structs.replace(self.settings, **changes), lanes, handle_signals=False)
         self.engines.append(engine)
         self._tasks.append(asyncio.create_task(engine.async_run()))
         async with asyncio.timeout(5):

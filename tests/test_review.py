@@ -23,7 +23,7 @@ STEP = {"step": "chat:1", "label": "chat"}
 
 
 async def claim(stack: Stack, worker: str = "w1", lease_ms: int = 60_000) -> Any:
-    (job,), _ = await stack.jobs.claim(lane="interactive", worker=worker, count=1, lease_ms=lease_ms)
+    (job,), _ = await stack.jobs.claim(worker=worker, lanes=[("interactive", 1)], count=1, lease_ms=lease_ms)
     return job
 
 
@@ -129,7 +129,7 @@ async def test_a_late_cancel_does_not_stop_the_next_run(stack: Stack, model: Dev
     await model.pace(tokensPerSecond=100)
     job_id = await stack.submit(chat(LONG))
     await stack.until(job_id, "processing")
-    (engine,) = [engine for engine in stack.engines if engine.lane == "interactive"]
+    (engine,) = [engine for engine in stack.engines if "interactive" in engine.slots]
     await stack.client.publish(stack.keys.control_channel(engine.worker_id), f"cancel {job_id} 99")
     await stack.client.publish(stack.keys.control_channel(engine.worker_id), f"cancel {job_id}")
     view = await stack.finished(job_id)
@@ -140,7 +140,7 @@ async def test_a_late_cancel_does_not_stop_the_next_run(stack: Stack, model: Dev
 async def test_nobody_can_settle_a_cancellation_that_was_not_asked_for(edge: Stack) -> None:
     await edge.submit(chat())
     job = await claim(edge)
-    assert await edge.jobs.settle(job, "w1", outcome="cancelled") == "queued"
+    assert await edge.jobs.settle_one(job, "w1", outcome="cancelled") == "queued"
 
 
 async def test_a_tiny_weight_cannot_break_a_script(edge: Stack) -> None:
@@ -150,7 +150,7 @@ async def test_a_tiny_weight_cannot_break_a_script(edge: Stack) -> None:
     await edge.client.hset(edge.keys.tenant(tenant), "weight", "1e-308")
     job_id = await edge.submit(chat(), key=key)
     job = await claim(edge)
-    assert await edge.jobs.settle(job, "w1", outcome="complete", result=b"{}") == "complete"
+    assert await edge.jobs.settle_one(job, "w1", outcome="complete", result="{}") == "complete"
     assert (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json["status"] == "complete"
 
 
@@ -251,7 +251,7 @@ async def test_a_retry_needs_room_in_the_queue(edge: Stack) -> None:
 async def test_a_retried_job_expires_when_it_says_so(edge: Stack) -> None:
     job_id = await edge.submit(chat(expiresInSeconds=0.2))
     job = await claim(edge)
-    await edge.jobs.settle(job, "w1", outcome="failed", error=b'{"code":"internal","message":"x","retryable":true}')
+    await edge.jobs.settle_one(job, "w1", outcome="failed", error='{"code":"internal","message":"x","retryable":true}')
     retried = await edge.call("POST", f"/api/jobs/{job_id}/retry")
     assert retried.json["expiresAt"] is not None
     await asyncio.sleep(0.3)

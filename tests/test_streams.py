@@ -181,14 +181,14 @@ async def test_a_reader_that_fell_behind_misses_nothing(edge: Stack) -> None:
                     return
 
     await until_frame(ReplayEnd)
-    claimed, _ = await edge.jobs.claim(lane="interactive", worker="w", count=1, lease_ms=60_000)
+    claimed, _ = await edge.jobs.claim(worker="w", lanes=[("interactive", 1)], count=1, lease_ms=60_000)
     for batch in range(20):
         events = [NewEvent("delta", {"text": f"{batch}.{number} "}) for number in range(100)]
         await edge.events.append(claimed[0], "w", batch, events)
     await asyncio.sleep(0.1)
     (channel,) = hub._channels.values()
     assert [reader.behind for reader in channel.readers] == [True]
-    await edge.jobs.settle(claimed[0], "w", outcome="complete", result=b"{}")
+    await edge.jobs.settle_one(claimed[0], "w", outcome="complete", result="{}")
     await until_frame(str)
     assert seen == list(range(1, 2_004))
     await hub.close()
@@ -199,10 +199,10 @@ async def test_a_live_message_that_is_lost_is_read_from_the_log(edge: Stack) -> 
     job_id = await edge.submit(chat())
     reading = asyncio.create_task(stream(edge, job_id))
     await asyncio.sleep(0.1)
-    claimed, _ = await edge.jobs.claim(lane="interactive", worker="w", count=1, lease_ms=60_000)
+    claimed, _ = await edge.jobs.claim(worker="w", lanes=[("interactive", 1)], count=1, lease_ms=60_000)
     seq = await edge.client.hincrby(edge.keys.job(job_id), "seq", 1)
     await edge.client.xadd(edge.keys.log(job_id), {"t": "delta", "a": "1", "d": '{"text":"lost"}'}, id=f"{seq}-0")
-    await edge.jobs.settle(claimed[0], "w", outcome="complete", result=b"{}")
+    await edge.jobs.settle_one(claimed[0], "w", outcome="complete", result="{}")
     async with asyncio.timeout(5):
         frames = await reading
     assert [int(frame["id"]) for frame in frames if "id" in frame] == [1, 2, 3, 4]

@@ -18,7 +18,7 @@ LONG = " ".join(f"word{n}" for n in range(400))
 async def claim(
     stack: Stack, worker: str = "w1", count: int = 1, lease_ms: int = 60_000, lane: str = "interactive"
 ) -> Any:
-    jobs, _ = await stack.jobs.claim(lane=lane, worker=worker, count=count, lease_ms=lease_ms)
+    jobs, _ = await stack.jobs.claim(worker=worker, lanes=[(lane, count)], count=count, lease_ms=lease_ms)
     return jobs
 
 
@@ -72,7 +72,7 @@ async def test_a_tenants_concurrency_is_bounded(edge: Stack) -> None:
     assert waiting["queue"]["waitingOn"] == "tenantConcurrency"
     own = await edge.submit(chat())
     assert [job.job_id for job in await claim(edge, count=10)] == [own]
-    await edge.jobs.settle(first[0], "w1", outcome="complete", result=b"{}")
+    await edge.jobs.settle_one(first[0], "w1", outcome="complete", result="{}")
     assert len(await claim(edge, count=10)) == 1
 
 
@@ -87,12 +87,12 @@ async def test_only_the_owner_of_the_lease_writes(edge: Stack) -> None:
     with pytest.raises(LeaseLostError):
         await edge.events.append(old, "w1", 1, [NewEvent("delta", {"text": "x"})])
     with pytest.raises(LeaseLostError):
-        await edge.jobs.settle(old, "w1", outcome="complete", result=b'{"text":"old"}')
+        await edge.jobs.settle_one(old, "w1", outcome="complete", result='{"text":"old"}')
     with pytest.raises(LeaseLostError):
         await edge.events.begin_step(old, "w1", step="s", label="s", call="c", tokens=1)
-    states = await edge.jobs.renew(lane="interactive", worker="w1", lease_ms=1_000, jobs=[(job_id, old.lease)])
+    states = await edge.jobs.renew(worker="w1", lanes=[("interactive", 1)], lease_ms=1_000, jobs=[(job_id, old.lease)])
     assert states == [0]
-    await edge.jobs.settle(new, "w2", outcome="complete", result=b'{"text":"new"}')
+    await edge.jobs.settle_one(new, "w2", outcome="complete", result='{"text":"new"}')
     view = (await edge.call("GET", f"/api/jobs/{job_id}")).json
     assert view["result"] == {"text": "new"}
 
@@ -100,8 +100,8 @@ async def test_only_the_owner_of_the_lease_writes(edge: Stack) -> None:
 async def test_a_settlement_that_is_repeated_is_written_once(edge: Stack) -> None:
     job_id = await edge.submit(chat())
     (job,) = await claim(edge)
-    assert await edge.jobs.settle(job, "w1", outcome="complete", result=b"{}") == "complete"
-    assert await edge.jobs.settle(job, "w1", outcome="failed", error=b"{}") == "again"
+    assert await edge.jobs.settle_one(job, "w1", outcome="complete", result="{}") == "complete"
+    assert await edge.jobs.settle_one(job, "w1", outcome="failed", error="{}") == "again"
     assert [event["type"] for event in await edge.log(job_id)].count("job.complete") == 1
     assert await edge.client.hgetall(edge.keys.running) == {}
 
@@ -120,7 +120,9 @@ async def test_a_renewed_lease_is_not_reaped_and_a_lapsed_one_can_be_renewed(edg
     job_id = await edge.submit(chat())
     (job,) = await claim(edge, lease_ms=10)
     await asyncio.sleep(0.02)
-    assert await edge.jobs.renew(lane="interactive", worker="w1", lease_ms=60_000, jobs=[(job_id, job.lease)]) == [1]
+    assert await edge.jobs.renew(
+        worker="w1", lanes=[("interactive", 1)], lease_ms=60_000, jobs=[(job_id, job.lease)]
+    ) == [1]
     assert await edge.jobs.reap() == []
 
 

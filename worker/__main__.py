@@ -1,12 +1,12 @@
-"""`python -m worker [batch|interactive]`: runs jobs of one lane until SIGINT or SIGTERM. Exit code 2 when a setting
-or Redis is wrong."""
+"""`python -m worker [batch|interactive|both]`: runs jobs until SIGINT or SIGTERM. Exit code 2 when a setting or Redis
+is wrong."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import start_http_server
 
@@ -30,7 +30,7 @@ log = get_logger()
 
 
 def build(
-    settings: Settings, lane: str, *, handlers: Mapping[str, Handler] = HANDLERS, handle_signals: bool = True
+    settings: Settings, lanes: Sequence[str], *, handlers: Mapping[str, Handler] = HANDLERS, handle_signals: bool = True
 ) -> Engine:
     """An engine with its connections; call it inside the loop that will run it. `handlers` by job type."""
     client = connect(settings.redis_url)
@@ -45,7 +45,7 @@ def build(
     )
     return Engine(
         handlers,
-        lane=lane,
+        lanes=lanes,
         settings=settings,
         client=client,
         subscriber=connect(settings.redis_url, timeout_s=None),
@@ -56,9 +56,15 @@ def build(
 
 def main() -> int:
     """The process. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m worker", description="Run jobs of one lane.")
-    parser.add_argument("lane", nargs="?", default="batch", choices=[lane.value for lane in Lane])
+    parser = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Run jobs of one lane, or of both: then interactive jobs go first, and "
+        "ERRAND_RESERVED_INTERACTIVE_SLOTS of the ERRAND_WORKER_SLOTS are kept for them. On SIGTERM: finish within "
+        "ERRAND_DRAIN_SECONDS, hand the rest back.",
+    )
+    parser.add_argument("lane", nargs="?", default="batch", choices=[*(lane.value for lane in Lane), "both"])
     lane = parser.parse_args().lane
+    lanes = [Lane.INTERACTIVE.value, Lane.BATCH.value] if lane == "both" else [lane]
     try:
         settings = Settings.load()
     except ConfigurationError as error:
@@ -83,7 +89,7 @@ def main() -> int:
     log.info("metrics.serving", port=server.server_port)
 
     async def make() -> Engine:
-        return build(settings, lane)
+        return build(settings, lanes)
 
     try:
         engine = loop.run_until_complete(make())

@@ -11,8 +11,9 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final, cast
 
 from arq.worker import Worker, func
@@ -24,17 +25,20 @@ from shared.log import get_logger
 from shared.metrics import JOBS_CLAIMED, PICKUP_SECONDS, REDIS_OUTAGES, SLOTS, SLOTS_BUSY
 from shared.redis import OUTAGE, Redis
 from shared.settings import Settings
+from shared.specs import Lane
 from shared.stores.events import EventsStore
 from shared.stores.jobs import Claimed, JobsStore
+from shared.subscriber import RECONNECT_S, Subscriber
+from shared.upkeep import Upkeep
 from worker.context import Deps
 from worker.execution import Attempt, Handler
-from worker.upkeep import Heart, LoopWatch, Reaper
+from worker.settler import Settler
+from worker.upkeep import Heart, LoopWatch
 
 log = get_logger()
 
 NET_S: Final = 5.0  # the slow poll under the wake-up by pub/sub
 CLAIM_BATCH: Final = 100
-RECONNECT_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
 RELEASE_S: Final = 5.0  # after the drain, jobs have so long to let go and be handed back
 
 
@@ -43,14 +47,23 @@ def new_worker_id() -> str:
     return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
+def slots_by_lane(lanes: Sequence[str], settings: Settings) -> dict[str, int]:
+    """How many jobs of each lane may run at a time. A process that serves both keeps slots for interactive jobs that
+    no batch job takes."""
+    slots = dict.fromkeys(lanes, settings.worker_slots)
+    if len(lanes) > 1 and Lane.BATCH in slots:
+        slots[Lane.BATCH] = max(1, settings.worker_slots - settings.reserved_interactive_slots)
+    return slots
+
+
 class Engine(Worker):
-    """One worker process on one lane."""
+    """One worker process on one lane or on both; with both, an interactive job always goes first."""
 
     def __init__(
         self,
         handlers: Mapping[str, Handler],
         *,
-        lane: str,
+        lanes: Sequence[str],
         settings: Settings,
         client: Redis,
         subscriber: Redis,
@@ -66,21 +79,25 @@ class Engine(Worker):
             job_completion_wait=max(1, round(settings.drain_seconds)),
             handle_signals=handle_signals,
         )
-        self.lane = lane
+        self.slots = slots_by_lane(lanes, settings)
         self.worker_id = new_worker_id()
         self.settings = settings
         self._client = client
-        self._subscriber = subscriber
+        self._subscriber_client = subscriber
         self._deps = deps
-        self._keys = Keys(settings.redis_prefix)
-        self._jobs = JobsStore(client, self._keys)
-        self._events = EventsStore(client, self._keys)
-        self.running: dict[str, Attempt] = {}
+        self._jobs = JobsStore(client, Keys(settings.redis_prefix))
+        self._events = EventsStore(client, Keys(settings.redis_prefix))
+        self._settler = Settler(self._jobs, self.worker_id)
+        self._control = Keys(settings.redis_prefix).control_channel(self.worker_id)
+        self._subscriber = Subscriber(subscriber, on_message=self._heard, on_subscribed=self._subscribed)
+        self.running: dict[str, Attempt] = {}  # until they are settled
+        self._busy = dict.fromkeys(self.slots, 0)  # tasks that run, by lane
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()
+        self._ended = asyncio.Event()
         self.ready = asyncio.Event()  # it listens, and counts as alive
         self._listening = asyncio.Event()
-        self._was_full = False
+        self._hungry = False  # the last claim left a lane that may have more: a slot that comes free asks again
 
     # -- arq's hooks ---------------------------------------------------------------------------------------------
 
@@ -88,26 +105,28 @@ class Engine(Worker):
         """The claim loop and its companions, until a signal; then the drain."""
         heart = Heart(
             self._jobs,
-            lane=self.lane,
+            slots=self.slots,
             worker=self.worker_id,
             lease_s=self.settings.lease_seconds,
             running=self.running,
         )
+        await self._subscriber.subscribe(self._control)
+        listening = asyncio.create_task(self._subscriber.run(), name="listen")
         companions = [
             asyncio.create_task(heart.run(), name="heart"),
-            asyncio.create_task(self._listen(), name="listen"),
-            asyncio.create_task(
-                Reaper(self._client, self._jobs, lease_s=self.settings.lease_seconds).run(), name="reaper"
-            ),
+            asyncio.create_task(Upkeep(self._jobs, lease_s=self.settings.lease_seconds).run(), name="upkeep"),
             asyncio.create_task(LoopWatch().run(), name="loop-watch"),
             asyncio.create_task(self._announce(heart), name="announce"),
         ]
-        for task in companions:
+        for task in (listening, *companions):
             task.add_done_callback(_report_death)
-        SLOTS.labels(self.lane).set(self.max_jobs)
-        log.info("worker.started", worker=self.worker_id, lane=self.lane, slots=self.max_jobs)
+        for lane, slots in self.slots.items():
+            SLOTS.labels(lane).set(slots)
+        log.info("worker.started", worker=self.worker_id, slots=self.slots)
         try:
             await self._claim_for_ever()
+            with suppress(*OUTAGE):
+                await heart.leave()
             await self._drain()
         finally:
             # Again and again: redis-py can swallow a cancellation.
@@ -115,8 +134,9 @@ class Engine(Worker):
                 for task in left:
                     task.cancel()
                 await asyncio.wait(left, timeout=0.2)
+            await self._subscriber.close(listening)
             with suppress(*OUTAGE):
-                await self._jobs.leave(lane=self.lane, worker=self.worker_id)
+                await heart.leave()
             log.info("worker.stopped", worker=self.worker_id)
 
     def handle_sig(self, signum: signal.Signals) -> None:
@@ -130,7 +150,7 @@ class Engine(Worker):
     async def close(self) -> None:
         """Closes the connections; arq's own would also write to its queue's keys."""
         await self._deps.model.close()
-        await self._subscriber.aclose()
+        await self._subscriber_client.aclose()
         await self._client.aclose()
 
     # -- ours ----------------------------------------------------------------------------------------------------
@@ -142,18 +162,25 @@ class Engine(Worker):
         self._stopping.set()
         self._wake.set()
 
+    @property
+    def _free(self) -> int:
+        """Slots whose task has ended, though its settlement may still be under way: that goes out before the next
+        claim. While Redis is away no more tasks start, so these are never many."""
+        return self.max_jobs - sum(self._busy.values())
+
     async def _claim_for_ever(self) -> None:
         failures = 0
         while not self._stopping.is_set():
             self._wake.clear()
-            free = self.max_jobs - len(self.running)
+            self._hungry = True
             wait_s = NET_S
-            if free > 0:
+            if (free := self._free) > 0:
                 count = min(free, CLAIM_BATCH)
+                lanes = [(lane, min(count, slots - self._busy[lane])) for lane, slots in self.slots.items()]
                 try:
                     claimed, due_ms = await self._jobs.claim(
-                        lane=self.lane,
                         worker=self.worker_id,
+                        lanes=lanes,
                         count=count,
                         lease_ms=round(self.settings.lease_seconds * 1000),
                     )
@@ -166,92 +193,99 @@ class Engine(Worker):
                     await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
                     failures += 1
                     continue
+                taken = dict.fromkeys(self.slots, 0)
                 for job in claimed:
                     self._start(job)
-                if len(claimed) == count and free > count:
+                    taken[job.lane] += 1
+                # Where a lane gave less than was asked for, the script has noted us as asleep: we shall be woken.
+                self._hungry = len(claimed) == count or any(taken[lane] >= most for lane, most in lanes)
+                if len(claimed) == count and self._free > 0:
                     continue
-                self._was_full = len(claimed) == count
                 if due_ms is not None:
                     wait_s = min(wait_s, due_ms / 1000 + 0.001)
-            else:
-                self._was_full = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
 
     def _start(self, job: Claimed) -> None:
-        JOBS_CLAIMED.labels(self.lane).inc()
-        PICKUP_SECONDS.labels(self.lane).observe(max(0, job.claimed_ms - job.queued_ms) / 1000)
+        _claimed(job.lane).inc()
+        _pickup(job.lane).observe(max(0, job.claimed_ms - job.queued_ms) / 1000)
         function = self.functions.get(job.type)
         handler = cast(Handler, function.coroutine) if function is not None else _unknown_type
-        attempt = Attempt(job, self.worker_id, handler, self._jobs, self._events, self._deps)
+        attempt = Attempt(
+            job,
+            self.worker_id,
+            handler,
+            self._events,
+            self._settler,
+            self._deps,
+            on_performed=self._on_performed,
+            on_ended=self._on_ended,
+        )
         self.running[job.job_id] = attempt
-        SLOTS_BUSY.labels(self.lane).set(len(self.running))
-        task = asyncio.create_task(attempt.run(), name=f"attempt {job.job_id}")
-        self.tasks[job.job_id] = task
-        task.add_done_callback(lambda done: self._ended(job.job_id, attempt, done))
+        self._busy[job.lane] += 1
+        _slots_busy(job.lane).inc()
+        attempt.start()
 
-    def _ended(self, job_id: str, attempt: Attempt, task: asyncio.Task[None]) -> None:
-        if self.running.get(job_id) is attempt:
-            del self.running[job_id]
-            self.tasks.pop(job_id, None)
-        SLOTS_BUSY.labels(self.lane).set(len(self.running))
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("attempt.unsettled", job=job_id, error=f"{type(error).__name__}: {error}")
-        if self._was_full:
+    def _on_performed(self, attempt: Attempt) -> None:
+        lane = attempt.claimed.lane
+        self._busy[lane] -= 1
+        _slots_busy(lane).dec()
+        if self._hungry:
             self._wake.set()
+
+    def _on_ended(self, attempt: Attempt) -> None:
+        if self.running.get(attempt.claimed.job_id) is attempt:
+            del self.running[attempt.claimed.job_id]
+        if not self.running:
+            self._ended.set()
 
     async def _drain(self) -> None:
         """Waits for the jobs, then hands back those that are left: that uses up no attempt."""
-        if self.tasks:
-            await asyncio.wait(list(self.tasks.values()), timeout=self.settings.drain_seconds)
+        await self._until_all_ended(self.settings.drain_seconds)
         for attempt in list(self.running.values()):
             attempt.hand_back()
-        if self.tasks:
-            _, left = await asyncio.wait(list(self.tasks.values()), timeout=RELEASE_S)
-            for task in left:
-                task.cancel()
-            if left:
-                # Their leases run out and the reaper gives them to others.
-                log.warning("worker.abandoned_jobs", jobs=len(left))
-                await asyncio.wait(left, timeout=1.0)
+        await self._until_all_ended(RELEASE_S)
+        if self.running:
+            # Their leases run out and others take them.
+            log.warning("worker.abandoned_jobs", jobs=len(self.running))
+            for attempt in list(self.running.values()):
+                attempt.abandon()
+
+    async def _until_all_ended(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.running:
+                    self._ended.clear()
+                    await self._ended.wait()
 
     async def _announce(self, heart: Heart) -> None:
         await self._listening.wait()
         await heart.beating.wait()
         self.ready.set()
 
-    async def _listen(self) -> None:
-        """Wake-ups and cancellations by pub/sub; both have a slower net under them (poll, heartbeat)."""
-        wake, control = self._keys.wake_channel(self.lane), self._keys.control_channel(self.worker_id)
-        failures = 0
-        while True:
-            pubsub = self._subscriber.pubsub()
-            try:
-                await pubsub.subscribe(wake, control)
-                async for message in pubsub.listen():
-                    if message["type"] == "subscribe":
-                        # What was published before we listened is found by looking.
-                        self._wake.set()
-                        if message["channel"].decode() == control:
-                            self._listening.set()
-                            failures = 0
-                    elif message["channel"].decode() == wake:
-                        self._wake.set()
-                    elif message["data"].startswith(b"cancel "):
-                        job_id, _, lease = message["data"][7:].decode().partition(" ")
-                        attempt = self.running.get(job_id)
-                        # A late message must not stop the next run of the same job.
-                        if attempt is not None and str(attempt.claimed.lease) == lease:
-                            attempt.cancel()
-            except OUTAGE as error:
-                if failures == 0:
-                    log.warning("subscriber.disconnected", error=str(error))
-            finally:
-                with suppress(*OUTAGE):
-                    await pubsub.aclose()
-            await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
-            failures += 1
+    def _subscribed(self, _: str) -> None:
+        # What was published before we listened is found by looking.
+        self._listening.set()
+        self._wake.set()
+
+    def _heard(self, _: str, message: bytes) -> None:
+        """Wake-ups and cancellations; both have a slower net under them (poll, heartbeat)."""
+        if message == b"wake":
+            self._hungry = True
+            self._wake.set()
+        elif message.startswith(b"cancel "):
+            job_id, _, lease = message[7:].decode().partition(" ")
+            attempt = self.running.get(job_id)
+            # A late message must not stop the next run of the same job.
+            if attempt is not None and str(attempt.claimed.lease) == lease:
+                attempt.cancel()
+
+
+# Looking a labelled metric up costs more than counting.
+_claimed: Final = cache(JOBS_CLAIMED.labels)
+_pickup: Final = cache(PICKUP_SECONDS.labels)
+_slots_busy: Final = cache(SLOTS_BUSY.labels)
 
 
 async def _unknown_type(_: Any, __: Any) -> Any:

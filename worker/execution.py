@@ -6,7 +6,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import msgspec
 
@@ -14,47 +15,67 @@ from shared.clock import monotonic_s
 from shared.errors import InternalError, InvalidInput, JobError, JobTimeout, LeaseLostError
 from shared.log import get_logger
 from shared.metrics import ATTEMPT_SECONDS, ATTEMPTS_SETTLED, LEASES_LOST
-from shared.redis import OUTAGE
 from shared.specs import JOB_TYPES
 from shared.stores.events import EventsStore
-from shared.stores.jobs import Claimed, JobsStore
+from shared.stores.jobs import Claimed, Settlement
 from worker.context import Deps, JobContext
 from worker.journal import Journal
 from worker.outcome import Cancelled, Complete, Ending, Failed, HandedBack, Outcome, RetryAfter, judge
 from worker.report import Report
+from worker.settler import Settler
 
 log = get_logger()
 
 Handler = Callable[[Any, JobContext], Awaitable[Any]]
 
-RECONNECT_S = 0.25
-
 
 class Attempt:
-    """A running attempt: what the engine holds to stop it."""
+    """A running attempt: what the engine holds to stop it.
+
+    `on_performed` is called when the task has ended (its slot is free), `on_ended` when the attempt is settled, or
+    lost, and nothing more is written for it.
+    """
 
     def __init__(
         self,
         claimed: Claimed,
         worker: str,
         handler: Handler,
-        jobs: JobsStore,
         events: EventsStore,
+        settler: Settler,
         deps: Deps,
+        *,
+        on_performed: Callable[[Attempt], None],
+        on_ended: Callable[[Attempt], None],
     ) -> None:
         self.claimed = claimed
-        self._worker = worker
         self._handler = handler
-        self._jobs = jobs
+        self._settler = settler
         self._deps = deps
+        self._on_performed = on_performed
+        self._on_ended = on_ended
         self._journal = Journal(events, claimed, worker)
         self._report = Report(events, claimed, worker, self.lose)
         self._context = JobContext(claimed, deps, self._journal, self._report)
         self._task: asyncio.Task[bytes] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._started_s = 0.0
         self._ending: Ending = "done"
+        self._timed_out = False
         self._lost = False
         self._upstream_open = False
         self._tokens_at_stop = 0
+
+    # -- from outside --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the task."""
+        self._started_s = monotonic_s()
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._call(), name=self.claimed.job_id)
+        self._task.add_done_callback(self._performed)
+        self._timer = loop.call_later(self.claimed.timeout_s, self._time_out)
 
     def cancel(self) -> None:
         """A client asked for the end: closes the model's connections."""
@@ -63,6 +84,12 @@ class Attempt:
     def hand_back(self) -> None:
         """This worker is stopping."""
         self._stop("shutdown")
+
+    def abandon(self) -> None:
+        """This worker can wait no longer: the lease runs out, and another takes the job."""
+        self._lost = True
+        self._stop(self._ending)
+        self._finish("lost", "")
 
     def lose(self) -> None:
         """The lease is lost: stops, and writes nothing more."""
@@ -80,127 +107,132 @@ class Attempt:
             self._tokens_at_stop = self._tokens_at_stop or self._context.tokens
             self._task.cancel()
 
-    def _was_stopped(self) -> bool:
-        return self._ending != "done" or self._lost
-
-    async def run(self) -> None:
-        """Runs the attempt to its settlement. Never raises for what the task does."""
-        started = monotonic_s()
-        outcome_name, code = "lost", ""
-        try:
-            result, error = await self._perform()
-            if self._lost:
-                return
-            outcome = judge(
-                self._ending,
-                error,
-                attempt=self.claimed.attempt,
-                max_attempts=self.claimed.max_attempts,
-                settings=self._deps.settings,
-                chance=random.random(),  # noqa: S311 - jitter
-            )
-            outcome_name, code = _names(outcome)
-            await self._settle(outcome, result)
-        except LeaseLostError:
-            outcome_name = "lost"
-        finally:
-            seconds = monotonic_s() - started
-            ATTEMPT_SECONDS.labels(self.claimed.type).observe(seconds)
-            ATTEMPTS_SETTLED.labels(self.claimed.type, outcome_name, code).inc()
-            log.info(
-                "attempt.settled" if outcome_name != "lost" else "lease.lost",
-                job=self.claimed.job_id,
-                tenant=self.claimed.tenant,
-                type=self.claimed.type,
-                attempt=self.claimed.attempt,
-                lease=self.claimed.lease,
-                outcome=outcome_name,
-                code=code or None,
-                ms=round(seconds * 1000, 1),
-                waited_ms=self.claimed.claimed_ms - self.claimed.queued_ms,
-                tokens=self._journal.tokens_spent - self.claimed.tokens_used,
-                traceparent=self.claimed.traceparent,
-            )
-
-    async def _perform(self) -> tuple[bytes | None, JobError | None]:
-        """The task's result as JSON, or its error. Whoever stops the task is noted in `_ending`."""
-        if self._was_stopped():
-            return None, None
-        self._task = asyncio.create_task(self._call(), name=f"job {self.claimed.job_id}")
-        try:
-            done, _ = await asyncio.wait([self._task], timeout=self.claimed.timeout_s)
-            if not done:
-                self._task.cancel()
-                await asyncio.wait([self._task])
-                if not self._was_stopped():
-                    return None, JobTimeout(f"The attempt took longer than {self.claimed.timeout_s:g} s.")
-            if self._task.cancelled():
-                return None, None if self._was_stopped() else InternalError("the task was cancelled from within")
-            return self._task.result(), None
-        except LeaseLostError:
-            self._lost = True
-            return None, None
-        except JobError as error:
-            return None, error
-        except asyncio.CancelledError:
-            # The engine itself is being torn down.
+    def _time_out(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._timed_out = True
             self._task.cancel()
-            await asyncio.wait([self._task])
-            raise
-        except Exception as error:
-            log.exception("attempt.crashed", job=self.claimed.job_id, type=self.claimed.type)
-            return None, InternalError(f"A defect of ours ({type(error).__name__}); the worker's log has the details.")
+
+    # -- perform -------------------------------------------------------------------------------------------------
 
     async def _call(self) -> bytes:
         try:
-            job = msgspec.json.decode(self.claimed.spec, type=JOB_TYPES[self.claimed.type])
+            job = _DECODERS[self.claimed.type](self.claimed.spec)
         except (msgspec.DecodeError, KeyError) as error:
             raise InvalidInput(f"This worker cannot read the job: {error}") from None
         result = await self._handler(job.input, self._context)
         await self._report.flush()
-        return msgspec.json.encode(result)
+        return _encode(result)
 
-    async def _settle(self, outcome: Outcome, result: bytes | None) -> None:
-        """Writes the outcome; waits for Redis as long as it takes. Raises LeaseLostError."""
+    def _performed(self, task: asyncio.Task[bytes]) -> None:
+        """The task has ended, however it did: judge, then settle."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._on_performed(self)
+        result, error = self._what_it_came_to(task)
+        if self._lost:
+            self._finish("lost", "")
+            return
+        outcome = judge(
+            self._ending,
+            error,
+            attempt=self.claimed.attempt,
+            max_attempts=self.claimed.max_attempts,
+            settings=self._deps.settings,
+            chance=random.random(),  # noqa: S311 - jitter
+        )
+        if self._report.is_clean:
+            self._settle(outcome, result)
+        else:
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_and_settle(outcome, result))
+
+    def _what_it_came_to(self, task: asyncio.Task[bytes]) -> tuple[bytes | None, JobError | None]:
+        """The task's result as JSON, or its error. Whoever stopped the task is noted in `_ending`."""
+        stopped = self._ending != "done" or self._lost
+        if task.cancelled():
+            if stopped:
+                return None, None
+            if self._timed_out:
+                return None, JobTimeout(f"The attempt took longer than {self.claimed.timeout_s:g} s.")
+            return None, InternalError("the task was cancelled from within")
+        error = task.exception()
+        if error is None:
+            return task.result(), None
+        if isinstance(error, LeaseLostError):
+            self._lost = True
+            return None, None
+        if self._timed_out and not stopped:
+            return None, JobTimeout(f"The attempt took longer than {self.claimed.timeout_s:g} s.")
+        if isinstance(error, JobError):
+            return None, error
+        log.error("attempt.crashed", job=self.claimed.job_id, type=self.claimed.type, exc_info=error)
+        return None, InternalError(f"A defect of ours ({type(error).__name__}); the worker's log has the details.")
+
+    # -- settle --------------------------------------------------------------------------------------------------
+
+    async def _flush_and_settle(self, outcome: Outcome, result: bytes | None) -> None:
         with suppress(LeaseLostError):
             await self._report.flush()
-        arguments: dict[str, Any]
+        if self._lost:
+            self._finish("lost", "")
+        else:
+            self._settle(outcome, result)
+
+    def _settle(self, outcome: Outcome, result: bytes | None) -> None:
+        """Hands the outcome to the settler, which waits for Redis as long as it takes."""
+        job, lease = self.claimed.job_id, self.claimed.lease
+        code = ""
         match outcome:
             case Complete():
-                arguments = {"outcome": "complete", "result": result}
+                settlement = Settlement(job, lease, "complete", result=(result or b"null").decode())
             case Failed(error):
-                arguments = {"outcome": "failed", "error": msgspec.json.encode(error)}
+                code = str(error["code"])
+                settlement = Settlement(job, lease, "failed", error=_encode(error).decode())
             case RetryAfter(error, delay_s):
-                arguments = {
-                    "outcome": "retry",
-                    "error": msgspec.json.encode(error),
-                    "delay_ms": round(delay_s * 1000),
-                }
+                code = str(error["code"])
+                settlement = Settlement(
+                    job, lease, "retry", error=_encode(error).decode(), delay_ms=round(delay_s * 1000)
+                )
             case Cancelled():
-                arguments = {
-                    "outcome": "cancelled",
-                    "upstream_closed": self._upstream_open,
-                    "tokens_at_request": self._tokens_at_stop,
-                }
+                settlement = Settlement(
+                    job,
+                    lease,
+                    "cancelled",
+                    upstream_closed=self._upstream_open,
+                    tokens_at_request=self._tokens_at_stop,
+                )
             case HandedBack():
-                arguments = {"outcome": "handback"}
-        while True:
-            try:
-                await self._jobs.settle(self.claimed, self._worker, **arguments)
-                return
-            except OUTAGE:
-                await asyncio.sleep(RECONNECT_S)
+                settlement = Settlement(job, lease, "handback")
+        self._settler.put(settlement, lambda state: self._settled(settlement.outcome, code, state))
+
+    def _settled(self, outcome: str, code: str, state: str) -> None:
+        if state == "lost":
+            LEASES_LOST.inc()
+            outcome, code = "lost", ""
+        self._finish(outcome, code)
+
+    def _finish(self, outcome: str, code: str) -> None:
+        claimed, seconds = self.claimed, monotonic_s() - self._started_s
+        _attempt_seconds(claimed.type).observe(seconds)
+        _attempts_settled(claimed.type, outcome, code).inc()
+        log.info(
+            "attempt.settled" if outcome != "lost" else "lease.lost",
+            job=claimed.job_id,
+            tenant=claimed.tenant,
+            type=claimed.type,
+            attempt=claimed.attempt,
+            lease=claimed.lease,
+            outcome=outcome,
+            code=code or None,
+            ms=round(seconds * 1000, 1),
+            waited_ms=claimed.claimed_ms - claimed.queued_ms,
+            tokens=self._journal.tokens_spent - claimed.tokens_used,
+            traceparent=claimed.traceparent or None,
+        )
+        self._on_ended(self)
 
 
-def _names(outcome: Outcome) -> tuple[str, str]:
-    match outcome:
-        case Complete():
-            return "complete", ""
-        case Failed(error):
-            return "failed", str(error["code"])
-        case RetryAfter(error, _):
-            return "retry", str(error["code"])
-        case Cancelled():
-            return "cancelled", ""
-        case HandedBack():
-            return "handback", ""
+_DECODERS: Final = {name: msgspec.json.Decoder(kind).decode for name, kind in JOB_TYPES.items()}
+_encode: Final = msgspec.json.Encoder().encode
+# Looking a labelled metric up costs more than counting.
+_attempt_seconds: Final = cache(ATTEMPT_SECONDS.labels)
+_attempts_settled: Final = cache(ATTEMPTS_SETTLED.labels)

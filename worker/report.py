@@ -64,9 +64,15 @@ class Report:
         self._progress = data
         self.event("job.progress", **data)
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether all that was reported is written."""
+        return self._writer is None and not self._pending and not self._texts
+
     async def flush(self) -> None:
         """Waits until all that was reported is written. Raises LeaseLostError."""
-        self._hurry.set()
+        if self._writer is not None:
+            self._hurry.set()
         while self._writer is not None and not self._lost:
             await asyncio.shield(self._writer)
         if self._lost:

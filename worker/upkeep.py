@@ -1,4 +1,4 @@
-"""What every worker does beside its jobs: heartbeat and leases, reaping, sweeping, and a watch on its own loop."""
+"""What every worker does beside its jobs: heartbeat and leases, and a watch on its own loop."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import Final
 
 from shared.clock import monotonic_s
 from shared.log import get_logger
-from shared.metrics import JOBS_REAPED, LOOP_BLOCKED, REDIS_OUTAGES
-from shared.redis import OUTAGE, Redis
+from shared.metrics import LOOP_BLOCKED, REDIS_OUTAGES
+from shared.redis import OUTAGE
 from shared.stores.jobs import JobsStore
 from worker.execution import Attempt
 
 log = get_logger()
 
-REAP_EVERY_S: Final = 2.0
-SWEEP_EVERY_S: Final = 30.0
 RECONNECT_S: Final = 0.25
 
 
@@ -27,22 +25,31 @@ class Heart:
     """Renews the leases of all running jobs in one call, three times per lease."""
 
     def __init__(
-        self, jobs: JobsStore, *, lane: str, worker: str, lease_s: float, running: Mapping[str, Attempt]
+        self, jobs: JobsStore, *, slots: Mapping[str, int], worker: str, lease_s: float, running: Mapping[str, Attempt]
     ) -> None:
+        """`slots` by lane: what this worker offers."""
         self._jobs = jobs
-        self._lane = lane
+        self._slots = list(slots.items())
         self._worker = worker
         self._lease_s = lease_s
         self._running = running
+        self._leaving = False
         self.beating = asyncio.Event()  # set at the first beat
+
+    async def leave(self) -> None:
+        """From now on this worker takes no jobs and is not woken; its leases are renewed as before. Raises a member of
+        OUTAGE."""
+        self._leaving = True
+        await self.beat()
 
     async def beat(self) -> None:
         """One renewal. Raises a member of OUTAGE."""
         attempts = list(self._running.values())
         states = await self._jobs.renew(
-            lane=self._lane,
             worker=self._worker,
+            lanes=self._slots,
             lease_ms=round(self._lease_s * 1000),
+            leaving=self._leaving,
             jobs=[(attempt.claimed.job_id, attempt.claimed.lease) for attempt in attempts],
         )
         for attempt, state in zip(attempts, states, strict=True):
@@ -69,40 +76,6 @@ class Heart:
                 # A worker without a heartbeat would lose all its jobs: nothing may end this loop.
                 log.exception("heartbeat.failed")
                 await asyncio.sleep(RECONNECT_S)
-
-
-class Reaper:
-    """Takes back the jobs of lost workers. After Redis came back nothing is reaped for one lease time, so that
-    owners who sat out the outage can renew."""
-
-    def __init__(self, client: Redis, jobs: JobsStore, *, lease_s: float) -> None:
-        self._client = client
-        self._jobs = jobs
-        self._lease_s = lease_s
-        self._patient_until = 0.0
-
-    async def _redis_is_settled(self) -> bool:
-        info = await self._client.info("server")
-        return int(info["uptime_in_seconds"]) > self._lease_s and monotonic_s() >= self._patient_until
-
-    async def run(self) -> None:
-        """Reaps and sweeps for ever."""
-        swept_at = 0.0
-        while True:
-            try:
-                if await self._redis_is_settled():
-                    for job_id, status in await self._jobs.reap():
-                        JOBS_REAPED.labels(status).inc()
-                        log.warning("job.reaped", job=job_id, status=status)
-                if monotonic_s() - swept_at > SWEEP_EVERY_S:
-                    swept_at = monotonic_s()
-                    while await self._jobs.sweep():
-                        pass
-            except OUTAGE:
-                self._patient_until = monotonic_s() + self._lease_s
-            except Exception:
-                log.exception("reaper.failed")
-            await asyncio.sleep(REAP_EVERY_S)
 
 
 class LoopWatch:

@@ -35,7 +35,7 @@ from shared.clock import parse_rfc3339
 from shared.codec import decode_body
 from shared.errors import RefusedError
 from shared.ids import time_part
-from shared.jobs import FINAL, JobRow, JobStatus, JobView, Output, view_of
+from shared.jobs import JobRow, JobStatus, Output, retry_after_s, view_of
 from shared.metrics import JOBS_ADMITTED, JOBS_REFUSED
 from shared.specs import (
     JOB_TYPES,
@@ -123,18 +123,18 @@ async def admit(
     if asks_for_stream(request):
         return await stream_job(request, admitted.job_id, 0, {**headers, "X-Job-Id": admitted.job_id})
     if seconds := preferred_wait_s(request):
-        row, rank = await wait_final(request, admitted.job_id, seconds)
+        row = await wait_final(request, admitted.job_id, seconds)
         if row.is_final:
-            return answer(view_of(row, rank), headers={**headers, "Preference-Applied": f"wait={seconds}"})
+            return answer(view_of(row), headers={**headers, "Preference-Applied": f"wait={seconds}"})
     return answer(admitted_view(job, admitted, settings), status=202, headers=headers)
 
 
-async def wait_final(request: web.Request, job_id: str, seconds: float) -> tuple[JobRow, int | None]:
+async def wait_final(request: web.Request, job_id: str, seconds: float) -> JobRow:
     """The job when it is final, or as it is after `seconds`."""
     store, tenant = request.app[JOBS], request[PRINCIPAL].tenant
-    row, rank = await store.view(tenant, job_id)
+    row = await store.view(tenant, job_id)
     if row.is_final or seconds <= 0:
-        return row, rank
+        return row
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             frames = follow(
@@ -149,13 +149,18 @@ async def wait_final(request: web.Request, job_id: str, seconds: float) -> tuple
     return await store.view(tenant, job_id)
 
 
-def view_answer(request: web.Request, view: JobView) -> web.Response:
+def view_answer(request: web.Request, row: JobRow) -> web.Response:
     """A job view with its ETag; 304 when the client has it already; Retry-After while the job is not final."""
+    view = view_of(row)
     body = msgspec.json.encode(view)
     etag = etag_of(body)
+    if view.queue is not None and view.queue.eta is not None:
+        # Time passes, and the estimate with it: that alone is no news.
+        timeless = msgspec.structs.replace(view, queue=msgspec.structs.replace(view.queue, eta=None))
+        etag = f"W/{etag_of(msgspec.json.encode(timeless))}"
     headers = {"ETag": etag}
-    if view.status not in FINAL:
-        headers["Retry-After"] = "1"
+    if (wait_s := retry_after_s(row)) is not None:
+        headers["Retry-After"] = str(wait_s)
     if matches(request.headers.get("If-None-Match"), etag):
         return web.Response(status=304, headers=headers)
     return web.Response(body=body, headers=headers, content_type="application/json", charset="utf-8")
@@ -164,8 +169,7 @@ def view_answer(request: web.Request, view: JobView) -> web.Response:
 async def show(request: web.Request) -> web.Response:
     """GET /api/jobs/{id}."""
     seconds = wait_s(query(request, ("wait",)))
-    row, rank = await wait_final(request, request.match_info["id"], seconds)
-    return view_answer(request, view_of(row, rank))
+    return view_answer(request, await wait_final(request, request.match_info["id"], seconds))
 
 
 async def list_jobs(request: web.Request) -> web.Response:
@@ -209,8 +213,8 @@ async def cancel(request: web.Request) -> web.Response:
     seconds = wait_s(query(request, ("wait",)))
     job_id = request.match_info["id"]
     await request.app[JOBS].cancel(request[PRINCIPAL].tenant, job_id)
-    row, rank = await wait_final(request, job_id, seconds)
-    return answer(view_of(row, rank), status=200 if row.is_final else 202)
+    row = await wait_final(request, job_id, seconds)
+    return answer(view_of(row), status=200 if row.is_final else 202)
 
 
 async def retry(request: web.Request) -> web.Response:
@@ -235,8 +239,8 @@ async def retry(request: web.Request) -> web.Response:
         class_ms=class_ms(job, settings),
         expires_in_ms=round(job.expires_in_seconds * 1000),
     )
-    row, rank = await store.view(tenant, job_id)
-    view = msgspec.structs.replace(view_of(row, rank), status=JobStatus.QUEUED)
+    row = await store.view(tenant, job_id)
+    view = msgspec.structs.replace(view_of(row), status=JobStatus.QUEUED)
     return answer(view, status=202, headers={"Location": f"/api/jobs/{job_id}"})
 
 
@@ -246,7 +250,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     if not accepts(request, "text/event-stream"):
         raise RefusedError("not_acceptable", "This resource is text/event-stream only; the Accept header excludes it.")
     job_id = request.match_info["id"]
-    row, _ = await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)
+    row = await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)
     header = request.headers.get("Last-Event-ID")
     if header is not None and header.strip():
         parameters["Last-Event-ID"] = header.strip()

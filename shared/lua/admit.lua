@@ -4,21 +4,23 @@
 --       class_ms (class * agingSeconds, ms), delay_ms or run_at_ms (ms; absent = now), expires_in_ms,
 --       idem_body (hash of the body; absent = no key), companion (optional: {index, key prefix, id, fields}, a
 --       document that is stored in the same step)
--- Returns {'ok', job id, now ms, status, due ms, rank from 0, '0' or '1' replayed}
---         {'mismatch'} the idempotency key stands for another body
---         {'full', limit} the tenant has maxQueuedJobs jobs waiting     {'no_tenant'} the tenant was deleted
+-- Returns {'ok', job id, now ms, status, due ms, '0' or '1' replayed, and for a queued job: rank from 0, tokens ahead,
+--          what it waits for, time to its start in ms (middle, 90th percentile; -1 unknown)}
+--         {'mismatch'} the idempotency key stands for another body     {'no_tenant'} the tenant was deleted
+--         {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
 -- Events job.queued (not for a job that starts later)
 --@include base
 --@include queue
+--@include pace
 local again = replay(KEYS[2])
 if again then
-  if again[1] == 'ok' then again[7] = '1' end
+  if again[1] == 'ok' then again[6] = '1' end
   return again
 end
 local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued')
 if not limit[1] then return {'no_tenant'} end
 local waiting, bound = queue_room(a.tenant, limit[2])
-if waiting >= bound then return {'full', int(bound)} end
+if waiting >= bound then return {'full', int(bound), int(room_in_s(a.lane, a.tenant))} end
 
 local job_id = 'job_' .. ulid_time() .. a.random
 local key = P .. 'job:' .. job_id
@@ -52,15 +54,17 @@ if a.companion then
   redis.call('HSET', c.key, unpack(fields))
   redis.call('ZADD', c.index, 0, c.id)
 end
-local rank = -1
+local reply = {'ok', job_id, NOW, status, int(due), '0'}
 if status == 'queued' then
-  queue_push(job_id, a.lane, a.tenant, score)
-  rank = redis.call('ZRANK', P .. 'q:' .. a.lane .. ':' .. a.tenant, job_id)
+  local est = tonumber(a.record.est or 0)
+  queue_push(job_id, a.lane, a.tenant, score, est)
+  local rank = redis.call('ZRANK', P .. 'q:' .. a.lane .. ':' .. a.tenant, job_id)
+  local ahead, waiting, middle, high = outlook(a.lane, a.tenant, rank, est)
+  for _, value in ipairs({int(rank), int(ahead), waiting, int(middle), int(high)}) do reply[#reply + 1] = value end
 else
-  redis.call('ZADD', P .. 'delayed:' .. a.lane, due, job_id)
+  redis.call('ZADD', P .. 'delayed:' .. a.lane, int(due), job_id)
   redis.call('HINCRBY', P .. 'scheduled', a.tenant, 1)
-  redis.call('PUBLISH', P .. 'wake:' .. a.lane, '1')
+  wake(a.lane)
 end
-local reply = {'ok', job_id, int(now), status, int(due), int(rank), '0'}
 remember(KEYS[2], reply)
 return reply

@@ -22,5 +22,6 @@ if known then
 end
 redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({call = a.call}))
 redis.call('HSET', KEYS[3], a.call, int(a.tokens))
+redis.call('HSET', KEYS[1], 'calls', 1)
 emit(a.job, 'job.step', '{"step":' .. cjson.encode(a.label) .. ',"state":"started","reused":false}')
 return {'new'}

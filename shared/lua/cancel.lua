@@ -7,21 +7,20 @@
 --@include queue
 --@include job
 local key = KEYS[1]
-local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'owner', 'lease')
-if row[1] ~= a.tenant then return {'none'} end
-local status = row[2]
+local row = load(key)
+if row.tenant ~= a.tenant then return {'none'} end
+local status = row.status
 if status == 'queued' or status == 'scheduled' or status == 'waiting' then
-  queue_remove(a.job, row[3], row[1])
-  redis.call('ZREM', P .. 'delayed:' .. row[3], a.job)
-  if status == 'scheduled' and redis.call('HINCRBY', P .. 'scheduled', row[1], -1) <= 0 then
-    redis.call('HDEL', P .. 'scheduled', row[1])
-  end
-  redis.call('HSET', key, 'cancel_ms', int(now), 'cancel_tokens', int(job_tokens(key)))
-  finish(a.job, key, 'cancelled', '{}')
-elseif status == 'processing' then
-  redis.call('HSET', key, 'status', 'cancelling', 'cancel_ms', int(now), 'cancel_tokens', int(job_tokens(key)))
-  redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job .. ' ' .. row[5])
-elseif status == 'cancelling' then
-  redis.call('PUBLISH', P .. 'ctl:' .. row[4], 'cancel ' .. a.job .. ' ' .. row[5])
+  queue_remove(a.job, row.lane, row.tenant, row.est)
+  unschedule(a.job, row.lane, row.tenant, status)
+  finish(a.job, key, row, 'cancelled', '{}', 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row), 'cancelled_ms', NOW)
+  flush()
+  return {'ok', 'cancelled'}
 end
-return {'ok', redis.call('HGET', key, 'status')}
+if status == 'processing' then
+  status = 'cancelling'
+  redis.call('HSET', key, 'status', status, 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row))
+end
+-- Said again with each call: the worker may have missed it.
+if status == 'cancelling' then redis.call('PUBLISH', P .. 'ctl:' .. row.owner, 'cancel ' .. a.job .. ' ' .. row.lease) end
+return {'ok', status}

@@ -1,67 +1,162 @@
--- claim: gives a worker up to `count` jobs of its lane.
--- KEYS  1 delayed jobs of the lane   2 leases
--- ARGV  prefix, lane, worker, count, lease_ms (length of the lease), fields (names of record fields to return)
--- Returns {now ms, next due ms or -1, {values of `fields`} per job}
+-- claim: gives a worker up to `count` jobs of its lanes, and notes it as asleep on the lanes that had too few.
+-- KEYS  1 leases   2 jobs that may expire
+-- ARGV  prefix, worker, lanes (list of {lane, at most}, the first lane first), count, lease_ms (length of the lease)
+-- Returns {now ms, next due ms or -1, MessagePack list of jobs, each a list in the order of `Claimed`}
 -- Events job.queued (a delayed job has become due), job.expired, job.started, attempt.restarted
 --@include base
 --@include queue
 --@include job
-local function unschedule(job_id, key, tenant, status)
-  redis.call('ZREM', KEYS[1], job_id)
-  redis.call('HDEL', key, 'due_ms', 'wait_reason')
-  if status == 'scheduled' and redis.call('HINCRBY', P .. 'scheduled', tenant, -1) <= 0 then
-    redis.call('HDEL', P .. 'scheduled', tenant)
-  end
-end
+local PAGE = 50
+local out, leased, begun = {}, {}, {}
 
-for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 200)) do
-  local key = P .. 'job:' .. job_id
-  local row = redis.call('HMGET', key, 'status', 'tenant', 'score', 'due_ms')
-  if row[1] == 'scheduled' or row[1] == 'waiting' then
-    unschedule(job_id, key, row[2], row[1])
-    redis.call('HSET', key, 'status', 'queued', 'queued_ms', int(now))
-    emit(job_id, 'job.queued', '{}')
-    queue_push(job_id, a.lane, row[2], tonumber(row[3]))
-  else
-    redis.call('ZREM', KEYS[1], job_id)
-  end
-end
-
-local jobs, limits = {}, {}
-while #jobs < a.count do
-  local tenant, weight = next_tenant(a.lane, limits)
-  if not tenant then break end
-  local job_id = queue_pop(a.lane, tenant)
+-- Starts a job that was taken from its queue. Returns its estimated tokens, and whether it is to be run.
+local function start(job_id, lane, weight)
   local key = P .. 'job:' .. job_id
   local row = redis.call('HMGET', key, 'status', 'attempt', 'lease', 'est', 'handed_back', 'expires_ms', 'text_seq',
-    'first_seq', 'started_ms')
-  if row[1] == 'queued' then
-    if not row[9] and tonumber(row[6]) <= now then
-      finish(job_id, key, 'expired', '{}')
+    'first_seq', 'started_ms', 'tok_in', 'tok_out', 'tok_embed', 'seq', 'tenant', 'type', 'max_attempts', 'spec',
+    'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'error', 'retention_ms')
+  local estimate = tonumber(row[4] or '0')
+  if row[1] ~= 'queued' then return estimate, false end
+  if not row[9] and tonumber(row[6]) <= now then
+    finish(job_id, key, {seq = row[13], retention_ms = row[24], status = 'queued'}, 'expired', '{}')
+    return estimate, false
+  end
+  -- A deploy's hand-back is not an attempt of its own: the same attempt goes on.
+  local handed_back = row[5] and row[5] ~= ''
+  local attempt = tonumber(row[2]) + (handed_back and 0 or 1)
+  local lease, seq = tonumber(row[3]) + 1, tonumber(row[13]) + 1
+  local tokens = tonumber(row[10] or '0') + tonumber(row[11] or '0') + tonumber(row[12] or '0')
+  local fields = {'status', 'processing', 'owner', a.worker, 'lease', lease, 'attempt', attempt, 'claimed_ms', NOW,
+    'charged', math.max(1, estimate), 'weight', weight, 'tok_at_claim', tokens, 'expires_ms', '', 'told', ''}
+  local function set(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  emit_as(job_id, seq, 'job.started', '{"attempt":' .. attempt .. ',"worker":"' .. a.worker .. '"}')
+  if not row[8] then
+    set('first_seq', seq)
+  elseif row[7] and row[7] ~= '' then
+    seq = seq + 1
+    emit_as(job_id, seq, 'attempt.restarted', '{"discardAfter":' .. row[8] .. '}')
+    set('text_seq', '')
+  end
+  if not row[9] then
+    set('started_ms', NOW)
+    begun[#begun + 1] = job_id
+  end
+  if handed_back then set('handed_back', '') end
+  if row[23] and row[23] ~= '' then set('error', '') end
+  set('seq', seq)
+  redis.call('HSET', key, unpack(fields))
+  leased[#leased + 1] = int(now + a.lease_ms)
+  leased[#leased + 1] = job_id
+  out[#out + 1] = {job_id, row[14], row[15] or '', lane, lease, attempt, tonumber(row[16] or '1'), row[17] or '',
+    row[18] or '', tonumber(row[19] or '0'), tonumber(row[20] or '0'), tokens, now, tonumber(row[21] or NOW),
+    row[22] or ''}
+  return estimate, true
+end
+
+-- Tenants of the lane from `offset` on, those at their limit parked: appended to `found`. Returns where to go on, or
+-- nil at the end, and the counter up to which all tenants are known now.
+local function load_tenants(lane, offset, found)
+  local tenants = P .. 'q:' .. lane .. ':tenants'
+  local page = redis.call('ZRANGE', tenants, offset, offset + PAGE - 1, 'WITHSCORES')
+  for i = 1, #page, 2 do
+    local tenant = page[i]
+    local row = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'weight')
+    local room = math.huge
+    if row[1] then room = tonumber(row[1]) - tonumber(redis.call('HGET', P .. 'running', tenant) or '0') end
+    if room > 0 then
+      found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'), room = room,
+        ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0}
+      offset = offset + 1
     else
-      -- A deploy's hand-back is not an attempt of its own: the same attempt goes on.
-      local attempt = tonumber(row[2])
-      if not row[5] then attempt = attempt + 1 end
-      local lease = tonumber(row[3]) + 1
-      local estimate = tonumber(row[4] or '0')
-      redis.call('HSET', key, 'status', 'processing', 'owner', a.worker, 'lease', lease, 'attempt', attempt,
-        'claimed_ms', int(now), 'charged', int(estimate), 'weight', weight, 'tok_at_claim', int(job_tokens(key)))
-      redis.call('HSETNX', key, 'started_ms', int(now))
-      redis.call('HDEL', key, 'handed_back', 'expires_ms', 'error')
-      redis.call('ZREM', P .. 'expiring', job_id)
-      redis.call('ZADD', KEYS[2], now + a.lease_ms, job_id)
-      redis.call('HINCRBY', P .. 'running', tenant, 1)
-      charge(a.lane, tenant, math.floor(estimate * 1000 / weight))
-      local seq = emit(job_id, 'job.started', '{"attempt":' .. attempt .. ',"worker":"' .. a.worker .. '"}')
-      if not row[8] then
-        redis.call('HSET', key, 'first_seq', seq)
-      elseif row[7] then
-        emit(job_id, 'attempt.restarted', '{"discardAfter":' .. row[8] .. '}')
-        redis.call('HDEL', key, 'text_seq')
-      end
-      jobs[#jobs + 1] = redis.call('HMGET', key, unpack(a.fields))
+      redis.call('ZREM', tenants, tenant)
+      redis.call('SADD', P .. 'q:' .. lane .. ':parked', tenant)
     end
   end
+  if #page < 2 * PAGE then return nil, math.huge end
+  return offset, tonumber(page[#page])
 end
-local due = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-return {int(now), due[2] or '-1', jobs}
+
+-- The next ready job of a tenant, or nil.
+local function next_job(lane, tenant, most)
+  if tenant.at > #tenant.ids then
+    local size = math.min(tenant.chunk, most)
+    tenant.ids = redis.call('ZRANGE', P .. 'q:' .. lane .. ':' .. tenant.id, tenant.popped, tenant.popped + size - 1)
+    tenant.at, tenant.chunk = 1, tenant.chunk * 4
+    if #tenant.ids == 0 then return nil end
+  end
+  tenant.at, tenant.popped = tenant.at + 1, tenant.popped + 1
+  return tenant.ids[tenant.at - 1]
+end
+
+local function claim_lane(lane, most)
+  promote(lane, 200)
+  local all, active, offset, known, taken, floor = {}, {}, 0, -math.huge, 0, nil
+  while taken < most do
+    local best
+    for i, tenant in ipairs(active) do
+      if not best or tenant.score < active[best].score then best = i end
+    end
+    if offset and (not best or active[best].score > known) then
+      local from = #all
+      offset, known = load_tenants(lane, offset, all)
+      for i = from + 1, #all do active[#active + 1] = all[i] end
+      if #active == 0 and not offset then break end
+    elseif not best then
+      break
+    else
+      local tenant = active[best]
+      local job_id = next_job(lane, tenant, most - taken)
+      if not job_id then
+        table.remove(active, best)
+      else
+        local estimate, runs = start(job_id, lane, tenant.weight)
+        tenant.est = tenant.est + estimate
+        if runs then
+          taken, floor = taken + 1, tenant.score
+          tenant.taken, tenant.room = tenant.taken + 1, tenant.room - 1
+          tenant.score = bounded(tenant.score + math.floor(math.max(1, estimate) * 1000 / tenant.weight))
+          if tenant.room <= 0 then table.remove(active, best) end
+        end
+      end
+    end
+  end
+  for _, tenant in ipairs(all) do
+    if tenant.popped > 0 then
+      redis.call('ZREMRANGEBYRANK', P .. 'q:' .. lane .. ':' .. tenant.id, 0, tenant.popped - 1)
+      redis.call('HSET', P .. 'q:' .. lane .. ':served', tenant.id, int(tenant.score))
+      if tenant.taken > 0 then redis.call('HINCRBY', P .. 'running', tenant.id, tenant.taken) end
+      if queue_left(lane, tenant.id, tenant.popped, tenant.est) then
+        if tenant.room > 0 then
+          redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', tenant.score, tenant.id)
+        else
+          redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant.id)
+          redis.call('SADD', P .. 'q:' .. lane .. ':parked', tenant.id)
+        end
+      end
+    end
+  end
+  if taken > 0 then
+    redis.call('HSET', P .. 'q:' .. lane .. ':served', '!floor', int(floor))
+    redis.call('HINCRBY', P .. 'pace:' .. lane, 'running', taken)
+  end
+  return taken
+end
+
+local due, left, short = -1, a.count, {}
+for _, lane in ipairs(a.lanes) do
+  local most = math.min(left, lane[2])
+  local taken = claim_lane(lane[1], most)
+  left, short[lane[1]] = left - taken, taken < most
+  local next_due = tonumber(redis.call('ZRANGE', P .. 'delayed:' .. lane[1], 0, 0, 'WITHSCORES')[2] or '-1')
+  if next_due >= 0 and (due < 0 or next_due < due) then due = next_due end
+end
+for _, lane in ipairs(a.lanes) do
+  redis.call(left > 0 and short[lane[1]] and 'SADD' or 'SREM', P .. 'idle:' .. lane[1], a.worker)
+end
+if #leased > 0 then redis.call('ZADD', KEYS[1], unpack(leased)) end
+if #begun > 0 then redis.call('ZREM', KEYS[2], unpack(begun)) end
+flush()
+return {NOW, int(due), cmsgpack.pack(out)}

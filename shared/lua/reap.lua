@@ -1,48 +1,69 @@
--- reap: takes back the jobs of workers that were lost, and expires jobs that were not started in time.
+-- reap: the queue's upkeep, for any process to call. Takes back the jobs of workers that were lost, expires jobs that
+-- were not started in time, makes delayed jobs ready that are due, and returns parked tenants that have room.
 -- KEYS  1 leases   2 jobs that may expire
--- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call)
+-- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call), quiet_s (nothing is
+--       taken back from a worker while Redis has been up for less: owners who sat out an outage renew first)
 -- Returns {{job id, new status} …}
 -- Events job.queued | job.cancelled | job.failed | job.expired
 --@include base
 --@include queue
 --@include job
 local done = {}
-for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, a.limit)) do
+
+local function take_back(job_id)
   local key = P .. 'job:' .. job_id
-  local row = redis.call('HMGET', key, 'status', 'tenant', 'lane', 'score')
-  if row[1] == 'processing' or row[1] == 'cancelling' then
-    release(job_id, key)
-    local lost = redis.call('HINCRBY', key, 'lost', 1)
-    if row[1] == 'cancelling' then
-      finish(job_id, key, 'cancelled', '{}')
-    elseif lost >= a.max_lost then
-      local message = 'The worker was lost ' .. int(lost) .. ' times while it ran this job.'
-      local err = '{"code":"worker_lost","message":"' .. message .. '","retryable":false}'
-      redis.call('HSET', key, 'error', err)
-      finish(job_id, key, 'failed', '{"error":' .. err .. '}')
-    else
-      redis.call('HSET', key, 'status', 'queued', 'queued_ms', int(now))
-      emit(job_id, 'job.queued', '{"reason":"workerLost"}')
-      queue_push(job_id, row[3], row[2], tonumber(row[4]))
-    end
-    done[#done + 1] = {job_id, redis.call('HGET', key, 'status')}
-  else
+  local row = load(key)
+  if row.status ~= 'processing' and row.status ~= 'cancelling' then
     redis.call('ZREM', KEYS[1], job_id)
+    return
+  end
+  release(job_id, key, row)
+  local lost = redis.call('HINCRBY', key, 'lost', 1)
+  if row.status == 'cancelling' then
+    finish(job_id, key, row, 'cancelled', '{}', 'cancelled_ms', NOW)
+    done[#done + 1] = {job_id, 'cancelled'}
+  elseif lost >= a.max_lost then
+    local message = 'The worker was lost ' .. int(lost) .. ' times while it ran this job.'
+    local err = '{"code":"worker_lost","message":"' .. message .. '","retryable":false}'
+    finish(job_id, key, row, 'failed', '{"error":' .. err .. '}', 'error', err)
+    done[#done + 1] = {job_id, 'failed'}
+  else
+    redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'owner', '')
+    emit(job_id, 'job.queued', '{"reason":"workerLost"}')
+    queue_push(job_id, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
+    done[#done + 1] = {job_id, 'queued'}
   end
 end
-for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, a.limit)) do
+
+local function expire(job_id)
   local key = P .. 'job:' .. job_id
-  local row = redis.call('HMGET', key, 'status', 'tenant', 'lane')
-  if row[1] == 'queued' or row[1] == 'scheduled' then
-    queue_remove(job_id, row[3], row[2])
-    redis.call('ZREM', P .. 'delayed:' .. row[3], job_id)
-    if row[1] == 'scheduled' and redis.call('HINCRBY', P .. 'scheduled', row[2], -1) <= 0 then
-      redis.call('HDEL', P .. 'scheduled', row[2])
-    end
-    finish(job_id, key, 'expired', '{}')
-    done[#done + 1] = {job_id, 'expired'}
-  else
+  local row = load(key)
+  if row.status ~= 'queued' and row.status ~= 'scheduled' then
     redis.call('ZREM', KEYS[2], job_id)
+    return
   end
+  queue_remove(job_id, row.lane, row.tenant, row.est)
+  unschedule(job_id, row.lane, row.tenant, row.status)
+  finish(job_id, key, row, 'expired', '{}')
+  done[#done + 1] = {job_id, 'expired'}
+end
+
+local lapsed = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW, 'LIMIT', 0, a.limit)
+if #lapsed > 0 then
+  local uptime = string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')
+  if tonumber(uptime) > a.quiet_s then
+    for _, job_id in ipairs(lapsed) do take_back(job_id) end
+  end
+end
+for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do expire(job_id) end
+flush()
+for _, lane in ipairs(LANES) do
+  promote(lane, a.limit)
+  for _, tenant in ipairs(redis.call('SRANDMEMBER', P .. 'q:' .. lane .. ':parked', 20)) do
+    local most = tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'max_concurrent') or math.huge)
+    if tonumber(redis.call('HGET', P .. 'running', tenant) or '0') < most then unpark(tenant) end
+  end
+  -- The net under a worker that was woken and died before it claimed.
+  if redis.call('EXISTS', P .. 'q:' .. lane .. ':tenants') == 1 then wake(lane) end
 end
 return done

@@ -1,21 +1,42 @@
 -- renew: a worker's heartbeat; extends the leases of all its jobs in one call.
--- KEYS  1 leases   2 live workers of the lane
--- ARGV  prefix, worker, lease_ms, alive_ms (how long the worker counts as alive), jobs (list of {job id, lease})
+-- KEYS  1 leases
+-- ARGV  prefix, worker, lanes (list of {lane, slots that it offers there}), lease_ms, alive_ms (how long the worker
+--       counts as alive; 0: it is leaving), jobs (list of {job id, lease})
 -- Returns per job 1 renewed   0 the lease is lost   2 renewed, and its cancellation was asked for
 --@include base
 --@include queue
 --@include job
-redis.call('ZADD', KEYS[2], now + a.alive_ms, a.worker)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-local states = {}
-for i, job in ipairs(a.jobs) do
-  local key = P .. 'job:' .. job[1]
-  if holds_lease(key, a.worker, job[2]) then
-    -- A lease that lapsed during an outage and that nobody took is still the owner's.
-    redis.call('ZADD', KEYS[1], now + a.lease_ms, job[1])
-    states[i] = redis.call('HGET', key, 'status') == 'cancelling' and 2 or 1
+for _, lane in ipairs(a.lanes) do
+  local alive, slots = P .. 'workers:' .. lane[1], P .. 'slots:' .. lane[1]
+  if a.alive_ms > 0 then
+    redis.call('ZADD', alive, int(now + a.alive_ms), a.worker)
+    redis.call('HSET', slots, a.worker, lane[2])
   else
-    states[i] = 0
+    redis.call('ZREM', alive, a.worker)
+    redis.call('HDEL', slots, a.worker)
+    redis.call('SREM', P .. 'idle:' .. lane[1], a.worker)
+    -- It may have been woken just now and pass the work by.
+    if redis.call('EXISTS', P .. 'q:' .. lane[1] .. ':tenants') == 1 then wake(lane[1]) end
+  end
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', NOW)) do
+    redis.call('ZREM', alive, gone)
+    redis.call('HDEL', slots, gone)
+    redis.call('SREM', P .. 'idle:' .. lane[1], gone)
+  end
+  local sum = 0
+  for _, count in ipairs(redis.call('HVALS', slots)) do sum = sum + tonumber(count) end
+  redis.call('HSET', P .. 'pace:' .. lane[1], 'slots', sum)
+end
+local states, renewed = {}, {}
+for i, job in ipairs(a.jobs) do
+  local row = redis.call('HMGET', P .. 'job:' .. job[1], 'owner', 'lease', 'status')
+  states[i] = 0
+  if row[1] == a.worker and row[2] == tostring(job[2]) and (row[3] == 'processing' or row[3] == 'cancelling') then
+    -- A lease that lapsed during an outage and that nobody took is still the owner's.
+    renewed[#renewed + 1] = int(now + a.lease_ms)
+    renewed[#renewed + 1] = job[1]
+    states[i] = row[3] == 'cancelling' and 2 or 1
   end
 end
+if #renewed > 0 then redis.call('ZADD', KEYS[1], unpack(renewed)) end
 return states

@@ -2,27 +2,29 @@
 -- KEYS  1 job record   2 job journal
 -- ARGV  prefix, job, tenant, from_start (bool), record (map of fields to change, e.g. spec and model), expires_in_ms,
 --       class_ms
--- Returns {'ok'}   {'full', limit} the tenant has maxQueuedJobs jobs waiting   {'none'} no such job of this tenant   {'state', status} not in a state for this
+-- Returns {'ok'}   {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
+--         {'none'} no such job of this tenant   {'state', status} not in a state for this
 -- Events job.queued
 --@include base
 --@include queue
+--@include pace
 local key = KEYS[1]
-local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt')
+local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt', 'est')
 if row[1] ~= a.tenant then return {'none'} end
 if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then return {'state', row[2]} end
 local waiting, bound = queue_room(a.tenant, redis.call('HGET', P .. 'tenant:' .. a.tenant, 'max_queued'))
-if waiting >= bound then return {'full', int(bound)} end
+if waiting >= bound then return {'full', int(bound), int(room_in_s(row[3], a.tenant))} end
 if a.from_start then redis.call('DEL', KEYS[2]) end
 redis.call('ZREM', P .. 'retention', a.job)
 redis.call('HDEL', key, 'finished_ms', 'error', 'result', 'cancel_ms', 'cancelled_ms', 'cancel_tokens',
-  'upstream_closed_ms', 'settled', 'handed_back', 'progress', 'due_ms', 'wait_reason', 'lost', 'started_ms')
+  'upstream_closed_ms', 'settled', 'handed_back', 'progress', 'due_ms', 'wait_reason', 'lost', 'started_ms', 'told')
 for field, value in pairs(a.record) do redis.call('HSET', key, field, value) end
 local score = now + a.class_ms
 -- Attempts go on counting; this run may use as many as the first one might.
-redis.call('HSET', key, 'status', 'queued', 'queued_ms', int(now), 'score', int(score),
+redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'score', int(score),
   'max_attempts', int(tonumber(row[5]) + tonumber(row[4])), 'expires_ms', int(now + a.expires_in_ms))
 redis.call('HINCRBY', key, 'run', 1)
-redis.call('ZADD', P .. 'expiring', now + a.expires_in_ms, a.job)
+redis.call('ZADD', P .. 'expiring', int(now + a.expires_in_ms), a.job)
 emit(a.job, 'job.queued', '{"reason":"retry"}')
-queue_push(a.job, row[3], row[1], score)
+queue_push(a.job, row[3], row[1], score, tonumber(row[6] or '0'))
 return {'ok'}

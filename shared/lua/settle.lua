@@ -1,53 +1,64 @@
--- settle: ends an attempt, for the owner of the lease only.
--- KEYS  1 job record
--- ARGV  prefix, job, worker, lease,
---       outcome: complete | failed | cancelled | retry | handback
---       result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
---       upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
---       tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)
--- Returns {'ok', the job's new status}   {'again'} this lease was settled before   {'lost'} the lease is lost
+-- settle: ends attempts of one worker, each for the owner of its lease only.
+-- KEYS  1 leases   2 jobs by the end of their retention
+-- ARGV  prefix, worker, jobs: a list of {
+--         job, lease,
+--         outcome: complete | failed | cancelled | retry | handback
+--         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
+--         upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
+--         tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)}
+-- Returns per job its new status, 'again' when this lease was settled before, or 'lost' when it is not the worker's
 -- Events job.complete | job.failed | job.cancelled | job.waiting | job.queued
 --@include base
 --@include queue
 --@include job
-local key = KEYS[1]
-if redis.call('HGET', key, 'settled') == tostring(a.lease) then return {'again'} end
-if not holds_lease(key, a.worker, a.lease) then return {'lost'} end
-local row = redis.call('HMGET', key, 'status', 'tenant', 'lane', 'score')
-release(a.job, key)
-redis.call('HSET', key, 'settled', a.lease)
-local outcome = a.outcome
--- A cancellation that was accepted stands, whatever the attempt came to in the meantime.
-if row[1] == 'cancelling' then
-  outcome = 'cancelled'
-elseif outcome == 'cancelled' then
-  -- Nobody asked for it (any more): the attempt goes on elsewhere.
-  outcome = 'handback'
-end
-if outcome == 'complete' then
-  redis.call('HSET', key, 'result', a.result)
-  redis.call('HDEL', key, 'error')
-  finish(a.job, key, 'complete', '{}')
-elseif outcome == 'failed' then
-  redis.call('HSET', key, 'error', a.error)
-  finish(a.job, key, 'failed', '{"error":' .. a.error .. '}')
-elseif outcome == 'cancelled' then
-  if a.tokens_at_request > tonumber(redis.call('HGET', key, 'cancel_tokens')) then
-    redis.call('HSET', key, 'cancel_tokens', int(a.tokens_at_request))
+local function settle(job)
+  local key = P .. 'job:' .. job.job
+  local row = load(key)
+  if row.settled == tostring(job.lease) then return 'again' end
+  if not holds(row, a.worker, job.lease) then return 'lost' end
+  release(job.job, key, row)
+  local outcome = job.outcome
+  -- A cancellation that was accepted stands, whatever the attempt came to in the meantime.
+  if row.status == 'cancelling' then
+    outcome = 'cancelled'
+  elseif outcome == 'cancelled' then
+    -- Nobody asked for it (any more): the attempt goes on elsewhere.
+    outcome = 'handback'
   end
-  if a.upstream_closed then
-    redis.call('HSET', key, 'upstream_closed_ms', int(now - tonumber(redis.call('HGET', key, 'cancel_ms'))))
+  if outcome == 'complete' then
+    note_run(row)
+    finish(job.job, key, row, 'complete', '{}', 'settled', job.lease, 'error', '', 'result', job.result)
+    return 'complete'
+  elseif outcome == 'failed' then
+    note_run(row)
+    finish(job.job, key, row, 'failed', '{"error":' .. job.error .. '}', 'settled', job.lease, 'error', job.error)
+    return 'failed'
+  elseif outcome == 'cancelled' then
+    local seen = math.max(job.tokens_at_request or 0, tonumber(row.cancel_tokens or '0'))
+    if job.upstream_closed then
+      redis.call('HSET', key, 'upstream_closed_ms', int(now - tonumber(row.cancel_ms)))
+    end
+    finish(job.job, key, row, 'cancelled', '{}', 'settled', job.lease, 'cancel_tokens', int(seen), 'cancelled_ms', NOW)
+    return 'cancelled'
+  elseif outcome == 'retry' then
+    local due, seq = now + job.delay_ms, tonumber(row.seq) + 1
+    redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', job.error, 'due_ms', int(due),
+      'seq', seq, 'owner', '', 'settled', job.lease)
+    redis.call('ZADD', P .. 'delayed:' .. row.lane, int(due), job.job)
+    emit_as(job.job, seq, 'job.waiting', '{"kind":"backoff","delaySeconds":' ..
+      string.format('%.3f', job.delay_ms / 1000) .. ',"error":' .. job.error .. '}')
+    wake(row.lane)
+    return 'waiting'
   end
-  finish(a.job, key, 'cancelled', '{}')
-elseif outcome == 'retry' then
-  redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', a.error, 'due_ms', int(now + a.delay_ms))
-  redis.call('ZADD', P .. 'delayed:' .. row[3], now + a.delay_ms, a.job)
-  emit(a.job, 'job.waiting', '{"kind":"backoff","delaySeconds":' .. string.format('%.3f', a.delay_ms / 1000) ..
-    ',"error":' .. a.error .. '}')
-  redis.call('PUBLISH', P .. 'wake:' .. row[3], '1')
-else
-  redis.call('HSET', key, 'status', 'queued', 'queued_ms', int(now), 'handed_back', 1)
-  emit(a.job, 'job.queued', '{"reason":"handback"}')
-  queue_push(a.job, row[3], row[2], tonumber(row[4]))
+  local seq = tonumber(row.seq) + 1
+  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq, 'owner', '',
+    'settled', job.lease)
+  emit_as(job.job, seq, 'job.queued', '{"reason":"handback"}')
+  queue_push(job.job, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
+  return 'queued'
 end
-return {'ok', redis.call('HGET', key, 'status')}
+
+local states = {}
+for i, job in ipairs(a.jobs) do states[i] = settle(job) end
+flush()
+return states

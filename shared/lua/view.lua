@@ -1,23 +1,18 @@
 -- view: reads one job.
 -- KEYS  1 job record   2 tombstone
 -- ARGV  prefix, job, tenant, fields (names of record fields)
--- Returns {'ok', values, rank from 0 or -1, what it waits for}   {'gone'} removed after its retention   {'none'}
+-- Returns {'ok', values, now ms, and for a queued job: rank from 0, tokens ahead, what it waits for, time to its start
+--         in ms (middle, 90th percentile; -1 unknown)}   {'gone'} removed after its retention   {'none'}
 --@include base
-local tenant = redis.call('HGET', KEYS[1], 'tenant')
-if not tenant then
+--@include pace
+local row = redis.call('HMGET', KEYS[1], 'tenant', 'status', 'lane', 'est')
+if not row[1] then
   if redis.call('GET', KEYS[2]) == a.tenant then return {'gone'} end
   return {'none'}
 end
-if tenant ~= a.tenant then return {'none'} end
-local row = redis.call('HMGET', KEYS[1], 'status', 'lane')
-local rank, waiting_on = -1, 'worker'
-if row[1] == 'queued' then
-  rank = redis.call('ZRANK', P .. 'q:' .. row[2] .. ':' .. tenant, a.job) or -1
-  local limit = tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'max_concurrent') or false)
-  if limit and tonumber(redis.call('HGET', P .. 'running', tenant) or '0') >= limit then
-    waiting_on = 'tenantConcurrency'
-  elseif rank > 0 then
-    waiting_on = 'priority'
-  end
-end
-return {'ok', redis.call('HMGET', KEYS[1], unpack(a.fields)), int(rank), waiting_on}
+if row[1] ~= a.tenant then return {'none'} end
+local values = redis.call('HMGET', KEYS[1], unpack(a.fields))
+local rank = row[2] == 'queued' and redis.call('ZRANK', P .. 'q:' .. row[3] .. ':' .. row[1], a.job)
+if not rank then return {'ok', values, NOW} end
+local ahead, waiting, middle, high = outlook(row[3], row[1], rank, tonumber(row[4] or '0'))
+return {'ok', values, NOW, rank, int(ahead), waiting, int(middle), int(high)}

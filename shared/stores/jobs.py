@@ -9,7 +9,7 @@ import msgspec
 
 from shared.errors import LeaseLostError, RefusedError
 from shared.ids import is_id, random_part
-from shared.jobs import VIEW_FIELDS, JobRow
+from shared.jobs import VIEW_FIELDS, JobRow, Outlook
 from shared.keys import Keys
 from shared.log import get_logger
 from shared.redis import Redis, Scripts
@@ -22,25 +22,22 @@ LIST_SCAN: Final = 5_000  # jobs that one list call looks at, at most
 TOMBSTONE_S: Final = 30 * 86_400  # the contract: 410 for 30 days
 MAX_LOST_WORKERS: Final = 3
 CLASS: Final = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
-CLAIM_FIELDS: Final = (
-    "id", "tenant", "type", "lane", "lease", "attempt", "max_attempts", "run", "spec", "model", "timeout_ms",
-    "token_budget", "created_ms", "queued_ms", "claimed_ms", "tok_in", "tok_out", "tok_embed", "user", "traceparent",
-)  # fmt: skip
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """The answer of an admission. `rank` is the place in the tenant's queue, None when it starts later."""
+    """The answer of an admission. `outlook` is None when the job starts later."""
 
     job_id: str
     now_ms: int
     status: str
     due_ms: int
-    rank: int | None
+    outlook: Outlook | None
     replayed: bool
 
 
-class Claimed(msgspec.Struct, frozen=True):
-    """A job that this worker now owns; `lease` is the fencing token of every write for it."""
+class Claimed(msgspec.Struct, frozen=True, array_like=True):
+    """A job that this worker now owns, in the order in which `claim.lua` lists it; `lease` is the fencing token of
+    every write for it. `spec` is JSON; 0 and "" stand for what the job does not have."""
 
     job_id: str
     tenant: str
@@ -49,14 +46,38 @@ class Claimed(msgspec.Struct, frozen=True):
     lease: int
     attempt: int
     max_attempts: int
-    spec: bytes
+    spec: str
     model: str
-    timeout_s: float
-    token_budget: int | None
+    timeout_ms: int
+    budget: int
     tokens_used: int
     claimed_ms: int
     queued_ms: int
-    traceparent: str | None
+    traceparent: str
+
+    @property
+    def timeout_s(self) -> float:
+        """Bound of one attempt."""
+        return self.timeout_ms / 1000
+
+    @property
+    def token_budget(self) -> int | None:
+        """The job's own hard cap of tokens, if it has one."""
+        return self.budget or None
+
+
+class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry or handback;
+    `result` and `error` are JSON."""
+
+    job: str
+    lease: int
+    outcome: str
+    result: str | None = None
+    error: str | None = None
+    delay_ms: int = 0
+    upstream_closed: bool = False
+    tokens_at_request: int = 0
 
 
 class Companion(msgspec.Struct, frozen=True):
@@ -111,12 +132,17 @@ class JobsStore:
             companion=msgspec.structs.asdict(companion) if companion else None,
         )
         match [part.decode() for part in reply]:
-            case ["ok", job_id, now, status, due, rank, replayed]:
+            case ["ok", job_id, now, status, due, replayed, *outlook]:
                 return Admitted(
-                    job_id, int(now), status, int(due), int(rank) if int(rank) >= 0 else None, replayed == "1"
+                    job_id,
+                    int(now),
+                    status,
+                    int(due),
+                    Outlook.from_reply(outlook) if outlook else None,
+                    replayed == "1",
                 )
-            case ["full", limit]:
-                raise queue_full(limit)
+            case ["full", limit, room_in_s]:
+                raise queue_full(limit, room_in_s)
             case ["no_tenant"]:
                 raise RefusedError("unauthenticated", "The key's tenant does not exist any more.")
             case _:
@@ -129,8 +155,9 @@ class JobsStore:
         body: Any = await self.client.hget(self.keys.idem(tenant, idem_digest), "body")  # type: ignore[misc]
         return body is not None and body.decode() == idem_body
 
-    async def view(self, tenant: str, job_id: str) -> tuple[JobRow, int | None]:
-        """A job and its rank in the queue. Raises RefusedError `not_found` or, after its retention, `gone`."""
+    async def view(self, tenant: str, job_id: str) -> JobRow:
+        """A job, with its outlook where it is queued. Raises RefusedError `not_found` or, after its retention,
+        `gone`."""
         if not is_id("job", job_id):
             raise job_not_found(job_id)
         reply = await self.scripts.run(
@@ -145,8 +172,8 @@ class JobsStore:
         if reply[0] != b"ok":
             raise job_not_found(job_id)
         row = JobRow.from_reply(reply[1])
-        rank = int(reply[2])
-        return JobRow({**row.fields, "waiting_on": reply[3]}), rank if rank >= 0 else None
+        outlook = Outlook.from_reply([_text(part) for part in reply[3:]]) if len(reply) > 3 else None
+        return JobRow(row.fields, outlook, int(reply[2]))
 
     async def page(
         self,
@@ -184,7 +211,7 @@ class JobsStore:
 
     async def spec(self, tenant: str, job_id: str) -> tuple[str, bytes]:
         """The lane-independent spec of a job as (type, JSON). Raises as `view`."""
-        row, _ = await self.view(tenant, job_id)
+        row = await self.view(tenant, job_id)
         spec: Any = await self.client.hget(self.keys.job(job_id), "spec")  # type: ignore[misc]  # typed for both worlds
         if spec is None:
             raise job_not_found(job_id)
@@ -212,7 +239,7 @@ class JobsStore:
             expires_in_ms=expires_in_ms,
         )
         if reply[0] == b"full":
-            raise queue_full(reply[1].decode())
+            raise queue_full(reply[1].decode(), reply[2].decode())
         if reply[0] == b"state":
             raise RefusedError(
                 "conflict",
@@ -220,6 +247,10 @@ class JobsStore:
             )
         if reply[0] != b"ok":
             raise job_not_found(job_id)
+
+    async def tell(self, job_ids: Sequence[str]) -> list[bool]:
+        """Writes `job.queue` events for those of the jobs whose outlook has changed much; which are queued."""
+        return [bool(state) for state in await self.scripts.run("tell", [], jobs=job_ids)]
 
     async def live_workers(self, lanes: Sequence[str], now_ms: int) -> dict[str, int]:
         """How many workers are alive on each lane."""
@@ -230,77 +261,65 @@ class JobsStore:
 
     # -- the worker's side ---------------------------------------------------------------------------------------
 
-    async def claim(self, *, lane: str, worker: str, count: int, lease_ms: int) -> tuple[list[Claimed], int | None]:
-        """Up to `count` jobs for this worker, and in how many ms the next delayed one is due (None: there is none)."""
-        now, due, rows = await self.scripts.run(
-            "claim",
-            [self.keys.delayed(lane), self.keys.leases],
-            lane=lane,
-            worker=worker,
-            count=count,
-            lease_ms=lease_ms,
-            fields=CLAIM_FIELDS,
+    async def claim(
+        self, *, worker: str, lanes: Sequence[tuple[str, int]], count: int, lease_ms: int
+    ) -> tuple[list[Claimed], int | None]:
+        """Up to `count` jobs for this worker, of each lane at most the stated number, the first lane first; and in how
+        many ms the next delayed one is due (None: there is none). A lane that had fewer wakes this worker later."""
+        now, due, packed = await self.scripts.run(
+            "claim", [self.keys.leases, self.keys.expiring], worker=worker, lanes=lanes, count=count, lease_ms=lease_ms
         )
-        next_due = float(due)
-        jobs = []
-        for row in rows:
-            try:
-                jobs.append(_claimed(row))
-            except (ValueError, KeyError) as error:
-                # Left to its lease and the reaper, which fails it as poison: nothing else suffers.
-                log.error("claim.unreadable", job=(row[0] or b"").decode(errors="replace"), error=type(error).__name__)
-        return jobs, max(0, round(next_due - int(now))) if next_due >= 0 else None
+        next_due = int(due)
+        try:
+            jobs = _decode_claims(packed)
+        except msgspec.DecodeError:
+            jobs = _readable(packed)
+        return jobs, max(0, next_due - int(now)) if next_due >= 0 else None
 
-    async def renew(self, *, lane: str, worker: str, lease_ms: int, jobs: Sequence[tuple[str, int]]) -> list[int]:
-        """The worker's heartbeat. Per job: 1 renewed, 0 lost, 2 renewed but to be cancelled."""
+    async def renew(
+        self,
+        *,
+        worker: str,
+        lanes: Sequence[tuple[str, int]],
+        lease_ms: int,
+        jobs: Sequence[tuple[str, int]],
+        leaving: bool = False,
+    ) -> list[int]:
+        """The worker's heartbeat; `lanes` with the slots it offers there. Per job: 1 renewed, 0 lost, 2 renewed but to
+        be cancelled. One that is `leaving` no longer counts as alive and is not woken; its jobs stay its own."""
         states = await self.scripts.run(
             "renew",
-            [self.keys.leases, self.keys.workers(lane)],
+            [self.keys.leases],
             worker=worker,
+            lanes=lanes,
             lease_ms=lease_ms,
-            alive_ms=lease_ms,
+            alive_ms=0 if leaving else lease_ms,
             jobs=jobs,
         )
         return [int(state) for state in states]
 
-    async def leave(self, *, lane: str, worker: str) -> None:
-        """The worker is gone: it no longer counts as alive."""
-        await self.client.zrem(self.keys.workers(lane), worker)
-
-    async def settle(
-        self,
-        claimed: Claimed,
-        worker: str,
-        *,
-        outcome: str,
-        result: bytes | None = None,
-        error: bytes | None = None,
-        delay_ms: int = 0,
-        upstream_closed: bool = False,
-        tokens_at_request: int = 0,
-    ) -> str:
-        """Ends the attempt; returns the job's status after it. Safe to repeat. Raises LeaseLostError."""
-        reply = await self.scripts.run(
+    async def settle(self, worker: str, jobs: Sequence[Settlement]) -> list[str]:
+        """Ends attempts of this worker, all in one step. Per job its new status, `again` or `lost`. Safe to repeat."""
+        states = await self.scripts.run(
             "settle",
-            [self.keys.job(claimed.job_id)],
-            job=claimed.job_id,
+            [self.keys.leases, self.keys.retention],
             worker=worker,
-            lease=claimed.lease,
-            outcome=outcome,
-            result=result.decode() if result is not None else None,
-            error=error.decode() if error else None,
-            delay_ms=delay_ms,
-            upstream_closed=upstream_closed,
-            tokens_at_request=tokens_at_request,
+            jobs=[{name: value for name, value in msgspec.structs.asdict(job).items() if value} for job in jobs],
         )
-        if reply[0] == b"lost":
-            raise LeaseLostError(claimed.job_id)
-        return reply[1].decode() if reply[0] == b"ok" else "again"
+        return [state.decode() for state in states]
 
-    async def reap(self, limit: int = 100) -> list[tuple[str, str]]:
-        """Takes back the jobs of lost workers and expires what was not started; (job id, new status) of each."""
+    async def settle_one(self, claimed: Claimed, worker: str, **ending: Any) -> str:
+        """`settle` for one job; `ending` are the members of Settlement. Raises LeaseLostError."""
+        (state,) = await self.settle(worker, [Settlement(claimed.job_id, claimed.lease, **ending)])
+        if state == "lost":
+            raise LeaseLostError(claimed.job_id)
+        return state
+
+    async def reap(self, limit: int = 100, *, quiet_s: float = -1) -> list[tuple[str, str]]:
+        """The queue's upkeep: takes back the jobs of lost workers (not while Redis has been up for less than
+        `quiet_s`), expires what was not started, makes ready what is due; (job id, new status) of the first two."""
         rows = await self.scripts.run(
-            "reap", [self.keys.leases, self.keys.expiring], max_lost=MAX_LOST_WORKERS, limit=limit
+            "reap", [self.keys.leases, self.keys.expiring], max_lost=MAX_LOST_WORKERS, limit=limit, quiet_s=quiet_s
         )
         return [(job_id.decode(), status.decode()) for job_id, status in rows]
 
@@ -314,12 +333,12 @@ def mismatch() -> RefusedError:
     return RefusedError("idempotency_mismatch", "This Idempotency-Key was used with another body within 24 hours.")
 
 
-def queue_full(limit: str) -> RefusedError:
-    """The refusal of a job for which the tenant's queue has no room."""
+def queue_full(limit: str, room_in_s: str) -> RefusedError:
+    """The refusal of a job for which the tenant's queue has no room; `room_in_s` is when there may be some."""
     return RefusedError(
         "queue_full",
         f"The tenant already has {limit} jobs waiting (maxQueuedJobs).",
-        headers={"Retry-After": "5"},
+        headers={"Retry-After": room_in_s},
     )
 
 
@@ -328,23 +347,20 @@ def job_not_found(job_id: str) -> RefusedError:
     return RefusedError("not_found", f"There is no job {job_id[:64]!r}.")
 
 
-def _claimed(row: Sequence[bytes | None]) -> Claimed:
-    fields = JobRow.from_reply(row, CLAIM_FIELDS)
-    budget = fields.number("token_budget")
-    return Claimed(
-        job_id=fields.job_id,
-        tenant=fields.tenant,
-        type=fields.text("type") or "",
-        lane=fields.text("lane") or "",
-        lease=fields.number("lease"),
-        attempt=fields.number("attempt"),
-        max_attempts=fields.number("max_attempts"),
-        spec=fields.raw("spec") or b"",
-        model=fields.text("model") or "",
-        timeout_s=fields.number("timeout_ms") / 1000,
-        token_budget=budget or None,
-        tokens_used=fields.number("tok_in") + fields.number("tok_out") + fields.number("tok_embed"),
-        claimed_ms=fields.number("claimed_ms"),
-        queued_ms=fields.number("queued_ms"),
-        traceparent=fields.text("traceparent"),
-    )
+_decode_claims = msgspec.msgpack.Decoder(list[Claimed]).decode
+
+
+def _readable(packed: bytes) -> list[Claimed]:
+    """The jobs of a claim of which at least one cannot be read. That one is left to its lease and the reaper, which
+    fails it as poison in the end: nothing else suffers."""
+    jobs = []
+    for raw in msgspec.msgpack.decode(packed, type=list[msgspec.Raw]):
+        try:
+            jobs.append(msgspec.msgpack.decode(raw, type=Claimed))
+        except msgspec.DecodeError as error:
+            log.error("claim.unreadable", error=str(error))
+    return jobs
+
+
+def _text(part: Any) -> str:
+    return part.decode() if isinstance(part, bytes) else str(part)

@@ -13,11 +13,18 @@ end
 -- A log longer than this loses its oldest events; readers are told by a `gap` event.
 local MAX_LOG = 100000
 
+local NOW = int(now)
+
+-- Appends event number `seq` to the job's log and publishes it. The caller writes `seq` into the record.
+local function emit_as(job_id, seq, kind, data)
+  redis.call('XADD', P .. 'log:' .. job_id, 'MAXLEN', '~', MAX_LOG, seq .. '-0', 't', kind, 'a', NOW, 'd', data)
+  redis.call('PUBLISH', P .. 'ev:' .. job_id, seq .. ' ' .. NOW .. ' ' .. kind .. ' ' .. data)
+end
+
 -- Appends one event to the job's log and publishes it. `data` is a JSON object as text. Returns its number.
 local function emit(job_id, kind, data)
   local seq = redis.call('HINCRBY', P .. 'job:' .. job_id, 'seq', 1)
-  redis.call('XADD', P .. 'log:' .. job_id, 'MAXLEN', '~', MAX_LOG, seq .. '-0', 't', kind, 'a', int(now), 'd', data)
-  redis.call('PUBLISH', P .. 'ev:' .. job_id, seq .. ' ' .. int(now) .. ' ' .. kind .. ' ' .. data)
+  emit_as(job_id, seq, kind, data)
   return seq
 end
 

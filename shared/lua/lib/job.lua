@@ -1,23 +1,42 @@
--- job: steps that several scripts share. `key` is the job's record.
+-- job: steps that several scripts share. What concerns sets of all jobs is gathered in `acc` and written once per call
+-- of the script by `flush`, which every script that includes this and releases or finishes jobs must call at its end.
 
-local function job_tokens(key)
-  local t = redis.call('HMGET', key, 'tok_in', 'tok_out', 'tok_embed')
-  return tonumber(t[1] or '0') + tonumber(t[2] or '0') + tonumber(t[3] or '0')
+local FIELDS = {'status', 'tenant', 'lane', 'owner', 'lease', 'settled', 'score', 'est', 'charged', 'tok_at_claim',
+  'weight', 'tok_in', 'tok_out', 'tok_embed', 'seq', 'retention_ms', 'claimed_ms', 'calls', 'cancel_ms',
+  'cancel_tokens', 'run'}
+
+-- A job's record as a table; absent fields are false. One read for all that the steps below need.
+local function load(key)
+  local values = redis.call('HMGET', key, unpack(FIELDS))
+  local row = {}
+  for i = 1, #FIELDS do row[FIELDS[i]] = values[i] end
+  return row
+end
+
+local function tokens_of(row)
+  return tonumber(row.tok_in or '0') + tonumber(row.tok_out or '0') + tonumber(row.tok_embed or '0')
 end
 
 -- Whether the caller still holds the job: same worker, same lease number, and the job is running.
+local function holds(row, worker, lease)
+  return row.owner == worker and row.lease == tostring(lease) and
+    (row.status == 'processing' or row.status == 'cancelling')
+end
+
 local function holds_lease(key, worker, lease)
   local row = redis.call('HMGET', key, 'owner', 'lease', 'status')
   return row[1] == worker and row[2] == tostring(lease) and (row[3] == 'processing' or row[3] == 'cancelling')
 end
 
+local acc = {unleased = {}, kept = {}, unexpiring = {}, freed = {}, slots = {}, used = {}, ran = {}}
+
 -- Books what was in flight when a worker let go of a job: the estimates of its calls, as wasted. If such a call ends
 -- after all (its worker was only frozen), finish_step puts the true figure in its place.
-local function book_open_calls(job_id, key)
+local function book_open_calls(job_id, key, row)
   local open = P .. 'open:' .. job_id
   local calls = redis.call('HGETALL', open)
   for i = 1, #calls, 2 do
-    redis.call('HINCRBY', key, 'tok_in', calls[i + 1])
+    row.tok_in = redis.call('HINCRBY', key, 'tok_in', calls[i + 1])
     redis.call('HINCRBY', key, 'tok_wasted', calls[i + 1])
     redis.call('HINCRBY', key, 'estimated', 1)
     redis.call('HSET', P .. 'journal:' .. job_id, 'call:' .. calls[i], calls[i + 1])
@@ -25,34 +44,61 @@ local function book_open_calls(job_id, key)
   if #calls > 0 then redis.call('DEL', open) end
 end
 
--- Takes a job off its worker: lease, slot, and the correction of the tenant's counter by what was really used.
-local function release(job_id, key)
-  book_open_calls(job_id, key)
-  local row = redis.call('HMGET', key, 'tenant', 'lane', 'charged', 'tok_at_claim', 'weight')
-  local tenant, lane = row[1], row[2]
-  redis.call('ZREM', P .. 'leases', job_id)
-  if redis.call('HINCRBY', P .. 'running', tenant, -1) <= 0 then
-    redis.call('HDEL', P .. 'running', tenant)
-  end
-  local used = job_tokens(key) - tonumber(row[4] or '0')
-  local weight = tonumber(row[5] or '1')
-  charge(lane, tenant, math.floor((used - tonumber(row[3] or '0')) * 1000 / weight))
-  redis.call('HDEL', key, 'owner')
-  -- A tenant at its limit has a free slot again: sleeping workers passed its jobs over.
-  if redis.call('HEXISTS', P .. 'tenant:' .. tenant, 'max_concurrent') == 1 then
-    redis.call('PUBLISH', P .. 'wake:' .. lane, '1')
-  end
+-- Takes a job off its worker: lease, slot, and the correction of the tenant's counter by what was really used. The
+-- caller's HSET must set `owner` to ''.
+local function release(job_id, key, row)
+  if row.calls then book_open_calls(job_id, key, row) end
+  acc.unleased[#acc.unleased + 1] = job_id
+  acc.freed[row.tenant] = (acc.freed[row.tenant] or 0) + 1
+  acc.slots[row.lane] = (acc.slots[row.lane] or 0) + 1
+  local used = tokens_of(row) - tonumber(row.tok_at_claim or '0') - tonumber(row.charged or '0')
+  local name = row.lane .. ' ' .. row.tenant
+  local sum = acc.used[name] or {row.lane, row.tenant, 0}
+  sum[3] = sum[3] + math.floor(used * 1000 / tonumber(row.weight or '1'))
+  acc.used[name] = sum
 end
 
--- Writes a final state, once, with its event; the record stays until `retention_ms` from now.
-local function finish(job_id, key, status, data)
-  redis.call('HSET', key, 'status', status, 'finished_ms', int(now))
-  if status == 'cancelled' then
-    redis.call('HSET', key, 'cancelled_ms', int(now))
+-- Notes how long an attempt that ran its course took: the lane's recent rate is made of these.
+local function note_run(row)
+  local ms = math.max(0, now - tonumber(row.claimed_ms or NOW))
+  local ran = acc.ran[row.lane] or {0, 0, 0}
+  acc.ran[row.lane] = {ran[1] + 1, ran[2] + ms, ran[3] + ms * ms}
+end
+
+-- Writes a final state, once, with its event; the record stays until `retention_ms` from now. Further arguments are
+-- fields and values of the record.
+local function finish(job_id, key, row, status, data, ...)
+  local keep, seq = now + tonumber(row.retention_ms), tonumber(row.seq) + 1
+  row.seq = seq
+  redis.call('HSET', key, 'status', status, 'finished_ms', NOW, 'expires_ms', int(keep), 'seq', seq, 'owner', '', ...)
+  acc.kept[#acc.kept + 1] = keep
+  acc.kept[#acc.kept + 1] = job_id
+  if row.status ~= 'processing' and row.status ~= 'cancelling' then
+    acc.unexpiring[#acc.unexpiring + 1] = job_id
   end
-  local keep = tonumber(redis.call('HGET', key, 'retention_ms'))
-  redis.call('HSET', key, 'expires_ms', int(now + keep))
-  redis.call('ZADD', P .. 'retention', now + keep, job_id)
-  redis.call('ZREM', P .. 'expiring', job_id)
-  emit(job_id, 'job.' .. status, data)
+  emit_as(job_id, seq, 'job.' .. status, data)
+end
+
+-- Weight of the past in a lane's mean run time, per attempt: the last fifty or so count.
+local DECAY = 0.98
+
+-- Writes what was gathered.
+local function flush()
+  if #acc.unleased > 0 then redis.call('ZREM', P .. 'leases', unpack(acc.unleased)) end
+  if #acc.kept > 0 then redis.call('ZADD', P .. 'retention', unpack(acc.kept)) end
+  if #acc.unexpiring > 0 then redis.call('ZREM', P .. 'expiring', unpack(acc.unexpiring)) end
+  for _, sum in pairs(acc.used) do charge(sum[1], sum[2], sum[3]) end
+  for lane, count in pairs(acc.slots) do redis.call('HINCRBY', P .. 'pace:' .. lane, 'running', 0 - count) end
+  for lane, ran in pairs(acc.ran) do
+    local past = redis.call('HMGET', P .. 'pace:' .. lane, 'n', 's1', 's2')
+    local keep = DECAY ^ ran[1]
+    redis.call('HSET', P .. 'pace:' .. lane, 'n', tonumber(past[1] or '0') * keep + ran[1],
+      's1', tonumber(past[2] or '0') * keep + ran[2], 's2', tonumber(past[3] or '0') * keep + ran[3])
+  end
+  for tenant, count in pairs(acc.freed) do
+    if redis.call('HINCRBY', P .. 'running', tenant, 0 - count) <= 0 then
+      redis.call('HDEL', P .. 'running', tenant)
+    end
+    unpark(tenant)
+  end
 end

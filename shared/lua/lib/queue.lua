@@ -1,85 +1,124 @@
 -- queue: the ready structure of a lane. Tenants share by tokens served per weight (virtual counters); inside a
 -- tenant a job's score is queuedAt + class * agingSeconds, so a job is overtaken only by jobs of its tenant that
--- were queued at most one aging time per class after it.
+-- were queued at most one aging time per class after it. A tenant at its concurrency limit is parked: it leaves the
+-- order until a slot of its own is free, so that nobody walks past it.
+
+local LANES = {'interactive', 'batch'}
+-- Counters stay within what a score holds exactly.
+local MOST = 2 ^ 52
 
 local function served_of(lane, tenant)
   return tonumber(redis.call('HGET', P .. 'q:' .. lane .. ':served', tenant) or '0')
 end
 
+-- Never not a number, never out of range: a failing command would leave a script half done.
+local function bounded(value)
+  if value ~= value then return 0 end
+  return math.max(-MOST, math.min(value, MOST))
+end
+
 -- Moves a tenant's virtual counter by `amount` thousandths of a token per weight.
 local function charge(lane, tenant, amount)
-  local value = served_of(lane, tenant) + amount
-  -- Never not a number, never beyond what a score holds exactly: a failing ZADD would leave a script half done.
-  if value ~= value then value = 0 end
-  value = math.max(-2 ^ 52, math.min(value, 2 ^ 52))
+  local value = bounded(served_of(lane, tenant) + amount)
   redis.call('HSET', P .. 'q:' .. lane .. ':served', tenant, int(value))
   redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', 'XX', value, tenant)
 end
 
--- Puts a job into its tenant's ready queue and wakes a worker. A tenant that was idle starts at the least counter
--- of the active ones: idleness saves up no credit.
-local function queue_push(job_id, lane, tenant, score)
-  local tenants = P .. 'q:' .. lane .. ':tenants'
-  redis.call('ZADD', P .. 'q:' .. lane .. ':' .. tenant, score, job_id)
-  if not redis.call('ZSCORE', tenants, tenant) then
-    local value = served_of(lane, tenant)
-    local least = redis.call('ZRANGE', tenants, 0, 0, 'WITHSCORES')
-    local floor = tonumber(least[2] or redis.call('HGET', P .. 'q:' .. lane .. ':served', '!floor') or '0')
-    if floor > value then
-      value = floor
-      redis.call('HSET', P .. 'q:' .. lane .. ':served', tenant, int(value))
-    end
-    redis.call('ZADD', tenants, value, tenant)
+-- Wakes one worker of the lane that sleeps with a free slot, if there is one. Claim put it there in the same step in
+-- which it found nothing, so no wake-up is lost; one that no longer listens is passed over.
+local function wake(lane)
+  while true do
+    local worker = redis.call('SPOP', P .. 'idle:' .. lane)
+    if not worker then return end
+    if redis.call('PUBLISH', P .. 'ctl:' .. worker, 'wake') > 0 then return end
   end
-  redis.call('PUBLISH', P .. 'wake:' .. lane, '1')
 end
 
-local function queue_remove(job_id, lane, tenant)
-  local ready = P .. 'q:' .. lane .. ':' .. tenant
-  redis.call('ZREM', ready, job_id)
-  if redis.call('EXISTS', ready) == 0 then
-    redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant)
+-- Puts a tenant with ready jobs into the order. One that was idle starts at the least counter of the active ones:
+-- idleness saves up no credit.
+local function queue_enter(lane, tenant)
+  local tenants, served = P .. 'q:' .. lane .. ':tenants', P .. 'q:' .. lane .. ':served'
+  local value = served_of(lane, tenant)
+  local least = redis.call('ZRANGE', tenants, 0, 0, 'WITHSCORES')
+  local floor = tonumber(least[2] or redis.call('HGET', served, '!floor') or '0')
+  if floor > value then
+    value = floor
+    redis.call('HSET', served, tenant, int(value))
+  end
+  redis.call('ZADD', tenants, value, tenant)
+end
+
+-- Puts a job into its tenant's ready queue and wakes a worker. `est` is its estimated tokens.
+local function queue_push(job_id, lane, tenant, score, est)
+  if redis.call('ZADD', P .. 'q:' .. lane .. ':' .. tenant, score, job_id) == 0 then return end
+  redis.call('HINCRBY', P .. 'pace:' .. lane, 'ready', 1)
+  redis.call('HINCRBY', P .. 'q:' .. lane .. ':tokens', tenant, est or 0)
+  if not redis.call('ZSCORE', P .. 'q:' .. lane .. ':tenants', tenant) then
+    if redis.call('SISMEMBER', P .. 'q:' .. lane .. ':parked', tenant) == 1 then return end
+    queue_enter(lane, tenant)
+  end
+  wake(lane)
+end
+
+-- What follows when `count` jobs of `est` tokens have left a tenant's ready queue.
+local function queue_left(lane, tenant, count, est)
+  redis.call('HINCRBY', P .. 'pace:' .. lane, 'ready', 0 - count)
+  if redis.call('EXISTS', P .. 'q:' .. lane .. ':' .. tenant) == 1 then
+    redis.call('HINCRBY', P .. 'q:' .. lane .. ':tokens', tenant, 0 - est)
+    return true
+  end
+  redis.call('HDEL', P .. 'q:' .. lane .. ':tokens', tenant)
+  redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant)
+  redis.call('SREM', P .. 'q:' .. lane .. ':parked', tenant)
+  return false
+end
+
+-- Takes a job out of its tenant's ready queue, wherever it stands.
+local function queue_remove(job_id, lane, tenant, est)
+  if redis.call('ZREM', P .. 'q:' .. lane .. ':' .. tenant, job_id) == 1 then
+    queue_left(lane, tenant, 1, tonumber(est or '0'))
+  end
+end
+
+-- A tenant has free slots again: its jobs return to the order of each lane in which it was parked.
+local function unpark(tenant)
+  for _, lane in ipairs(LANES) do
+    if redis.call('SREM', P .. 'q:' .. lane .. ':parked', tenant) == 1 then
+      redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', served_of(lane, tenant), tenant)
+      wake(lane)
+    end
   end
 end
 
 -- How many jobs of a tenant wait, and the tenant's bound of them. `limit` is its max_queued field or false.
 local function queue_room(tenant, limit)
   local waiting = tonumber(redis.call('HGET', P .. 'scheduled', tenant) or '0')
-  for _, lane in ipairs({'interactive', 'batch'}) do
+  for _, lane in ipairs(LANES) do
     waiting = waiting + redis.call('ZCARD', P .. 'q:' .. lane .. ':' .. tenant)
   end
   return waiting, tonumber(limit or '100000')
 end
 
--- The tenant that is to be served next and below its concurrency limit, with its weight; nil when there is none.
--- `limits` caches tenant records within one call.
-local function next_tenant(lane, limits)
-  local tenants = P .. 'q:' .. lane .. ':tenants'
-  local start = 0
-  while true do
-    local page = redis.call('ZRANGE', tenants, start, start + 49)
-    if #page == 0 then return nil end
-    for _, tenant in ipairs(page) do
-      local limit = limits[tenant]
-      if not limit then
-        local row = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'weight')
-        limit = {max = tonumber(row[1] or false), weight = tonumber(row[2] or '1')}
-        limits[tenant] = limit
-      end
-      local running = tonumber(redis.call('HGET', P .. 'running', tenant) or '0')
-      if not limit.max or running < limit.max then return tenant, limit.weight end
-    end
-    start = start + 50
+-- Takes a job out of the delayed ones; `status` is what it was.
+local function unschedule(job_id, lane, tenant, status)
+  redis.call('ZREM', P .. 'delayed:' .. lane, job_id)
+  if status == 'scheduled' and redis.call('HINCRBY', P .. 'scheduled', tenant, -1) <= 0 then
+    redis.call('HDEL', P .. 'scheduled', tenant)
   end
 end
 
--- Takes the next job of a tenant out of its queue.
-local function queue_pop(lane, tenant)
-  local ready = P .. 'q:' .. lane .. ':' .. tenant
-  local popped = redis.call('ZPOPMIN', ready)
-  redis.call('HSET', P .. 'q:' .. lane .. ':served', '!floor', int(served_of(lane, tenant)))
-  if redis.call('EXISTS', ready) == 0 then
-    redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant)
+-- Makes up to `most` delayed jobs of a lane that are due ready.
+local function promote(lane, most)
+  for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'delayed:' .. lane, '-inf', NOW, 'LIMIT', 0, most)) do
+    local key = P .. 'job:' .. job_id
+    local row = redis.call('HMGET', key, 'status', 'tenant', 'score', 'est')
+    if row[1] == 'scheduled' or row[1] == 'waiting' then
+      unschedule(job_id, lane, row[2], row[1])
+      redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'due_ms', '', 'wait_reason', '')
+      emit(job_id, 'job.queued', '{}')
+      queue_push(job_id, lane, row[2], tonumber(row[3]), tonumber(row[4] or '0'))
+    else
+      redis.call('ZREM', P .. 'delayed:' .. lane, job_id)
+    end
   end
-  return popped[1]
 end
