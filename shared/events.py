@@ -14,7 +14,7 @@ from shared.clock import rfc3339
 
 EVENT_TYPES: Final[dict[str, str]] = {
     "job.queued": "The job waits for a worker: at admission, when its time has come, after a hand-back or a retry.",
-    "job.queue": "While it waits: `position`, `aheadTokens`, `eta`, `waitingOn` as in the job view, when they changed much.",
+    "job.queue": "While it waits: `position`, `aheadTokens`, `eta`, `waitingOn`, when they changed much.",
     "job.started": "An attempt began. `attempt` counts from 1; `worker` is the worker's id.",
     "job.progress": "`fraction` 0..1 or null, `stage`, `message`.",
     "job.step": "`step` is its place, `state` is started, finished or failed; `reused`: it came from the journal.",

@@ -8,6 +8,7 @@ import sys
 import traceback
 from typing import Any
 
+import msgspec
 import structlog
 
 MAX_FRAMES = 12
@@ -28,7 +29,7 @@ def configure(log_format: str, level: str, process: str) -> None:
     ]
     renderer: Any
     if as_json:
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(serializer=_as_json)
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
@@ -41,6 +42,10 @@ def configure(log_format: str, level: str, process: str) -> None:
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(logging.WARNING)
+
+
+def _as_json(line: dict[str, Any], **_: Any) -> str:
+    return msgspec.json.encode(line, enc_hook=repr).decode()
 
 
 def bare_exception(_: Any, __: str, line: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """One connection that all callers of a process share, in the manner of a group commit.
 
-Commands that come in while a batch is under way are sent together as the next one. With `appendfsync always` Redis
-syncs once per batch, and the client library's cost per command falls to packing and parsing. Connecting, TLS, AUTH and
-parsing are redis-py's, through its public Connection.
+Commands that come in while batches are under way are sent together as the next one. With `appendfsync always` Redis
+syncs once per batch, and the client library's cost per command falls to packing and parsing. Two batches may be under
+way: Redis works on one while we work on the replies of the other. Connecting, TLS, AUTH and parsing are redis-py's,
+through its public Connection.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from redis.exceptions import RedisError, ResponseError
 
 MAX_BATCH: Final = 512  # commands
 MAX_BATCH_BYTES: Final = 1024 * 1024
+WINDOW: Final = 2  # batches under way
+
+Batch = list[tuple[bytes, asyncio.Future[Any]]]
 
 
 class Pipe:
@@ -26,9 +30,10 @@ class Pipe:
     def __init__(self, pool: redis_asyncio.ConnectionPool) -> None:
         self._pool = pool
         self._waiting: deque[tuple[bytes, asyncio.Future[Any]]] = deque()
-        self._wake = asyncio.Event()
+        self._sent: deque[Batch] = deque()
+        self._work = asyncio.Event()  # something to send, room in the window, or the reader has ended
+        self._replies = asyncio.Event()  # something to read
         self._driver: asyncio.Task[None] | None = None
-        self._connection: Any = None
         self._packer: Any = None
 
     async def execute(self, *command: Any) -> Any:
@@ -43,62 +48,87 @@ class Pipe:
         self._waiting.append((packed, future))
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._drive(), name="redis-pipe")
-        self._wake.set()
+        self._work.set()
         return await future
 
     async def _drive(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                batch = self._take()
-                try:
-                    await self._exchange(batch)
-                except (RedisError, OSError) as error:
-                    await self._fail(batch, error)
-                except Exception as error:
-                    await self._fail(batch, RedisConnectionError(f"{type(error).__name__}: {error}"))
-                except asyncio.CancelledError:
-                    await self._fail(batch, RedisConnectionError("the connection is being closed"))
-                    raise
+            await self._work.wait()
+            self._work.clear()
+            if not self._waiting:
+                continue
+            try:
+                await self._session()
+            except (RedisError, OSError) as error:
+                self._fail(error)
+            except Exception as error:
+                self._fail(RedisConnectionError(f"{type(error).__name__}: {error}"))
+            except asyncio.CancelledError:
+                self._fail(RedisConnectionError("the connection is being closed"))
+                raise
 
-    def _take(self) -> list[tuple[bytes, asyncio.Future[Any]]]:
-        batch: list[tuple[bytes, asyncio.Future[Any]]] = []
+    async def _session(self) -> None:
+        """Serves callers on one connection until it breaks."""
+        connection: Any = self._pool.make_connection()
+        reading: asyncio.Task[None] | None = None
+        try:
+            await connection.connect()
+            reading = asyncio.create_task(self._read(connection), name="redis-pipe-reader")
+            reading.add_done_callback(lambda _: self._work.set())
+            while not reading.done():
+                if self._waiting and len(self._sent) < WINDOW:
+                    batch = self._take()
+                    self._sent.append(batch)
+                    await connection.send_packed_command(b"".join(packed for packed, _ in batch), check_health=False)
+                    self._replies.set()
+                else:
+                    self._work.clear()
+                    await self._work.wait()
+            reading.result()
+        finally:
+            # Again and again: redis-py can swallow a cancellation.
+            while reading is not None and not reading.done():
+                reading.cancel()
+                await asyncio.wait([reading], timeout=0.2)
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+
+    async def _read(self, connection: Any) -> None:
+        while True:
+            while not self._sent:
+                self._replies.clear()
+                await self._replies.wait()
+            for _, future in self._sent[0]:
+                try:
+                    reply = await connection.read_response()
+                except ResponseError as error:
+                    if not future.done():
+                        future.set_exception(error)
+                    continue
+                if not future.done():
+                    future.set_result(reply)
+            self._sent.popleft()
+            self._work.set()
+
+    def _take(self) -> Batch:
+        batch: Batch = []
         size = 0
         while self._waiting and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
             batch.append(self._waiting.popleft())
             size += len(batch[-1][0])
         return batch
 
-    async def _exchange(self, batch: list[tuple[bytes, asyncio.Future[Any]]]) -> None:
-        if self._connection is None:
-            self._connection = self._pool.make_connection()
-        if not self._connection.is_connected:
-            await self._connection.connect()
-        await self._connection.send_packed_command(b"".join(packed for packed, _ in batch), check_health=False)
-        for _, future in batch:
-            try:
-                reply = await self._connection.read_response()
-            except ResponseError as error:
-                if not future.done():
-                    future.set_exception(error)
-                continue
-            if not future.done():
-                future.set_result(reply)
-
-    async def _fail(self, batch: list[tuple[bytes, asyncio.Future[Any]]], error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """The connection broke: what has no reply yet fails, also what was not sent yet (nobody waits for one time-out
         after the other), and the next command begins on a new one."""
         broken = error if isinstance(error, RedisError) else RedisConnectionError(str(error))
+        lost = [command for batch in self._sent for command in batch]
         unsent = list(self._waiting)
+        self._sent.clear()
         self._waiting.clear()
-        for _, future in (*batch, *unsent):
+        for _, future in (*lost, *unsent):
             if not future.done():
                 future.set_exception(broken)
-        if self._connection is not None:
-            with suppress(RedisError, OSError):
-                await self._connection.disconnect(nowait=True)
-            self._connection = None
 
     async def aclose(self) -> None:
         """Closes the connection; callers that still wait get a connection error."""
@@ -107,4 +137,4 @@ class Pipe:
         while driver is not None and not driver.done():
             driver.cancel()
             await asyncio.wait([driver], timeout=0.2)
-        await self._fail([], RedisConnectionError("the connection is closed"))
+        self._fail(RedisConnectionError("the connection is closed"))

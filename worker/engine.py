@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, cast
 
 from arq.worker import Worker, func
@@ -122,6 +122,7 @@ class Engine(Worker):
             task.add_done_callback(_report_death)
         for lane, slots in self.slots.items():
             SLOTS.labels(lane).set(slots)
+            SLOTS_BUSY.labels(lane).set_function(partial(self._busy.__getitem__, lane))
         log.info("worker.started", worker=self.worker_id, slots=self.slots)
         try:
             await self._claim_for_ever()
@@ -224,13 +225,10 @@ class Engine(Worker):
         )
         self.running[job.job_id] = attempt
         self._busy[job.lane] += 1
-        _slots_busy(job.lane).inc()
         attempt.start()
 
     def _on_performed(self, attempt: Attempt) -> None:
-        lane = attempt.claimed.lane
-        self._busy[lane] -= 1
-        _slots_busy(lane).dec()
+        self._busy[attempt.claimed.lane] -= 1
         if self._hungry:
             self._wake.set()
 
@@ -285,7 +283,6 @@ class Engine(Worker):
 # Looking a labelled metric up costs more than counting.
 _claimed: Final = cache(JOBS_CLAIMED.labels)
 _pickup: Final = cache(PICKUP_SECONDS.labels)
-_slots_busy: Final = cache(SLOTS_BUSY.labels)
 
 
 async def _unknown_type(_: Any, __: Any) -> Any:

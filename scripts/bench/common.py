@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -11,8 +13,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
+
+import msgspec
 
 from scripts import embedded_redis
+from shared.keys import Keys
+from shared.redis import connect
+from shared.specs import ChatInput, ChatJob, ChatMessage, Lane
+from shared.stores.jobs import JobsStore
+from shared.stores.tenants import DEFAULT_TENANT, TenantsStore
+
+ADMIN_KEY = "ek_01M81SGW152PHX78GHNCJWQHRS_" + "a" * 43  # of a Redis that lives as long as the benchmark
 
 
 @contextmanager
@@ -64,3 +76,73 @@ def fsync_probe(count: int = 300) -> str:
             os.fsync(file.fileno())
             times.append((time.perf_counter() - started) * 1000)
     return f"fsync probe: p50 {statistics.median(times):.2f} ms, p99 {percentile(times, 0.99):.2f} ms"
+
+
+def record() -> dict[str, str | int]:
+    """The first fields of a small job, as the API writes them."""
+    spec = msgspec.json.encode(
+        ChatJob(input=ChatInput(messages=[ChatMessage(role="user", content="x" * 100)]))
+    ).decode()
+    return {
+        "type": "chat", "priority": "normal", "metadata": "{}", "model": "none", "spec": spec, "max_attempts": 3,
+        "grant": 3, "timeout_ms": 60_000, "retention_ms": 600_000, "est": 50,
+    }  # fmt: skip
+
+
+async def filled(url: str, prefix: str, jobs: int, tenants: Sequence[str] = (DEFAULT_TENANT,)) -> None:
+    """Admits jobs through the store, as the API does, to the tenants in turn."""
+    client = connect(url)
+    keys = Keys(prefix)
+    await TenantsStore(client, keys).ensure_admin(ADMIN_KEY)
+    store, fields = JobsStore(client, keys), record()
+    for start in range(0, jobs, 500):
+        await asyncio.gather(
+            *(
+                store.admit(
+                    tenant=tenants[number % len(tenants)], lane=Lane.INTERACTIVE, record=fields, class_ms=60_000,
+                    expires_in_ms=3_600_000,
+                )
+                for number in range(start, min(start + 500, jobs))
+            )
+        )  # fmt: skip
+    await client.aclose()
+
+
+@contextmanager
+def paused(pids: Sequence[int]) -> Iterator[None]:
+    """The processes stand still meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def jiffies(pids: Sequence[int]) -> float:
+    """CPU seconds that the processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def slowed(url: str, rtt_ms: float) -> Iterator[str]:
+    """The URL of a relay to a Redis on a Unix socket that adds `rtt_ms` to each round trip; the URL itself for 0."""
+    if not rtt_ms:
+        yield url
+        return
+    target = unquote(url.removeprefix("unix://"))
+    with tempfile.TemporaryDirectory(prefix="errand-r-") as folder:
+        path = str(Path(folder) / "relay.sock")
+        process = subprocess.Popen([sys.executable, "-m", "scripts.bench.relay", path, target, str(rtt_ms)])
+        try:
+            while not Path(path).exists():
+                time.sleep(0.02)
+            yield f"unix://{path}"
+        finally:
+            process.terminate()
+            process.wait(10)

@@ -55,7 +55,7 @@ async def ours(url: str, jobs: int) -> list[float]:
         keys = Keys(settings.redis_prefix)
         client = connect(url)
         await TenantsStore(client, keys).ensure_admin("ek_01M81SGW152PHX78GHNCJWQHRS_" + "a" * 43)
-        engine = build(settings, Lane.INTERACTIVE, handlers={"chat": noop}, handle_signals=False)
+        engine = build(settings, [Lane.INTERACTIVE], handlers={"chat": noop}, handle_signals=False)
         task = asyncio.create_task(engine.async_run())
         await engine.ready.wait()
         store = JobsStore(client, keys)

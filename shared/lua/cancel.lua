@@ -9,6 +9,7 @@
 local key = KEYS[1]
 local row = load(key)
 if row.tenant ~= a.tenant then return {'none'} end
+load_more(key, row)
 local status = row.status
 if status == 'queued' or status == 'scheduled' or status == 'waiting' then
   queue_remove(a.job, row.lane, row.tenant, row.est)

@@ -8,51 +8,66 @@
 --@include job
 local PAGE = 50
 local out, leased, begun = {}, {}, {}
+local LEASE_END = int(now + a.lease_ms)
 
--- Starts a job that was taken from its queue. Returns its estimated tokens, and whether it is to be run.
-local function start(job_id, lane, weight)
-  local key = P .. 'job:' .. job_id
-  local row = redis.call('HMGET', key, 'status', 'attempt', 'lease', 'est', 'handed_back', 'expires_ms', 'text_seq',
-    'first_seq', 'started_ms', 'tok_in', 'tok_out', 'tok_embed', 'seq', 'tenant', 'type', 'max_attempts', 'spec',
-    'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'error', 'retention_ms')
-  local estimate = tonumber(row[4] or '0')
-  if row[1] ~= 'queued' then return estimate, false end
-  if not row[9] and tonumber(row[6]) <= now then
-    finish(job_id, key, {seq = row[13], retention_ms = row[24], status = 'queued'}, 'expired', '{}')
-    return estimate, false
-  end
-  -- A deploy's hand-back is not an attempt of its own: the same attempt goes on.
-  local handed_back = row[5] and row[5] ~= ''
-  local attempt = tonumber(row[2]) + (handed_back and 0 or 1)
-  local lease, seq = tonumber(row[3]) + 1, tonumber(row[13]) + 1
-  local tokens = tonumber(row[10] or '0') + tonumber(row[11] or '0') + tonumber(row[12] or '0')
-  local fields = {'status', 'processing', 'owner', a.worker, 'lease', lease, 'attempt', attempt, 'claimed_ms', NOW,
-    'charged', math.max(1, estimate), 'weight', weight, 'tok_at_claim', tokens, 'expires_ms', '', 'told', ''}
+-- Adds to `fields` what a job needs that was started before. Returns its attempt and event number, and its tokens.
+local function start_again(job_id, key, seq, fields)
+  local row = redis.call('HMGET', key, 'attempt', 'handed_back', 'text_seq', 'first_seq', 'started_ms', 'tok_in', 'tok_out',
+    'tok_embed')
   local function set(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
   end
-  emit_as(job_id, seq, 'job.started', '{"attempt":' .. attempt .. ',"worker":"' .. a.worker .. '"}')
-  if not row[8] then
-    set('first_seq', seq)
-  elseif row[7] and row[7] ~= '' then
+  -- A deploy's hand-back is not an attempt of its own: the same attempt goes on.
+  local handed_back = row[2] and row[2] ~= ''
+  local attempt = tonumber(row[1]) + (handed_back and 0 or 1)
+  local tokens = tonumber(row[6] or '0') + tonumber(row[7] or '0') + tonumber(row[8] or '0')
+  emit_as(job_id, seq, 'job.started', '{"attempt":' .. text[attempt] .. ',"worker":"' .. a.worker .. '"}')
+  if not row[4] then
+    set('first_seq', text[seq])
+  elseif row[3] and row[3] ~= '' then
     seq = seq + 1
-    emit_as(job_id, seq, 'attempt.restarted', '{"discardAfter":' .. row[8] .. '}')
+    emit_as(job_id, seq, 'attempt.restarted', '{"discardAfter":' .. row[4] .. '}')
     set('text_seq', '')
   end
-  if not row[9] then
+  if not row[5] then
     set('started_ms', NOW)
     begun[#begun + 1] = job_id
   end
   if handed_back then set('handed_back', '') end
-  if row[23] and row[23] ~= '' then set('error', '') end
-  set('seq', seq)
-  redis.call('HSET', key, unpack(fields))
-  leased[#leased + 1] = int(now + a.lease_ms)
+  set('error', '')
+  set('told', '')
+  set('tok_at_claim', int(tokens))
+  return attempt, seq, tokens
+end
+
+-- Starts a job that was taken from its queue. Returns its estimated tokens, and whether it is to be run.
+local function start(job_id, lane, weight)
+  local key = P .. 'job:' .. job_id
+  local row = redis.call('HMGET', key, 'status', 'lease', 'est', 'expires_ms', 'seq', 'tenant', 'type', 'max_attempts',
+    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent')
+  local estimate = tonumber(row[3] or '0')
+  if row[1] ~= 'queued' then return estimate, false end
+  -- `expires_ms` is emptied at the first start of a run.
+  if row[4] and row[4] ~= '' and tonumber(row[4]) <= now then
+    finish(job_id, key, load(key), 'expired', '{}')
+    return estimate, false
+  end
+  local lease, seq, attempt, tokens = tonumber(row[2]) + 1, tonumber(row[5]) + 1, 1, 0
+  local fields = {'status', 'processing', 'owner', a.worker, 'lease', text[lease], 'claimed_ms', NOW, 'expires_ms', '',
+    'weight', weight}
+  if lease == 1 then
+    emit_as(job_id, seq, 'job.started', '{"attempt":1,"worker":"' .. a.worker .. '"}')
+    redis.call('HSET', key, 'attempt', '1', 'seq', text[seq], 'first_seq', text[seq], 'started_ms', NOW, unpack(fields))
+    begun[#begun + 1] = job_id
+  else
+    attempt, seq, tokens = start_again(job_id, key, seq, fields)
+    redis.call('HSET', key, 'attempt', text[attempt], 'seq', text[seq], unpack(fields))
+  end
+  leased[#leased + 1] = LEASE_END
   leased[#leased + 1] = job_id
-  out[#out + 1] = {job_id, row[14], row[15] or '', lane, lease, attempt, tonumber(row[16] or '1'), row[17] or '',
-    row[18] or '', tonumber(row[19] or '0'), tonumber(row[20] or '0'), tokens, now, tonumber(row[21] or NOW),
-    row[22] or ''}
+  out[#out + 1] = {job_id, row[6], row[7] or '', lane, lease, attempt, tonumber(row[8] or '1'), row[9] or '', row[10] or '',
+    tonumber(row[11] or '0'), tonumber(row[12] or '0'), tokens, now, tonumber(row[13] or NOW), row[14] or ''}
   return estimate, true
 end
 
@@ -67,7 +82,7 @@ local function load_tenants(lane, offset, found)
     local room = math.huge
     if row[1] then room = tonumber(row[1]) - tonumber(redis.call('HGET', P .. 'running', tenant) or '0') end
     if room > 0 then
-      found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'), room = room,
+      found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'), weight_text = row[2] or '1', room = room,
         ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0}
       offset = offset + 1
     else
@@ -112,7 +127,7 @@ local function claim_lane(lane, most)
       if not job_id then
         table.remove(active, best)
       else
-        local estimate, runs = start(job_id, lane, tenant.weight)
+        local estimate, runs = start(job_id, lane, tenant.weight_text)
         tenant.est = tenant.est + estimate
         if runs then
           taken, floor = taken + 1, tenant.score

@@ -28,8 +28,9 @@ local function take_back(job_id)
     finish(job_id, key, row, 'failed', '{"error":' .. err .. '}', 'error', err)
     done[#done + 1] = {job_id, 'failed'}
   else
-    redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'owner', '')
+    redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW)
     emit(job_id, 'job.queued', '{"reason":"workerLost"}')
+    load_more(key, row)
     queue_push(job_id, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
     done[#done + 1] = {job_id, 'queued'}
   end

@@ -27,23 +27,24 @@ local function settle(job)
   end
   if outcome == 'complete' then
     note_run(row)
-    finish(job.job, key, row, 'complete', '{}', 'settled', job.lease, 'error', '', 'result', job.result)
+    finish(job.job, key, row, 'complete', '{}', 'settled', row.lease, 'result', job.result)
     return 'complete'
   elseif outcome == 'failed' then
     note_run(row)
-    finish(job.job, key, row, 'failed', '{"error":' .. job.error .. '}', 'settled', job.lease, 'error', job.error)
+    finish(job.job, key, row, 'failed', '{"error":' .. job.error .. '}', 'settled', row.lease, 'error', job.error)
     return 'failed'
   elseif outcome == 'cancelled' then
+    load_more(key, row)
     local seen = math.max(job.tokens_at_request or 0, tonumber(row.cancel_tokens or '0'))
     if job.upstream_closed then
       redis.call('HSET', key, 'upstream_closed_ms', int(now - tonumber(row.cancel_ms)))
     end
-    finish(job.job, key, row, 'cancelled', '{}', 'settled', job.lease, 'cancel_tokens', int(seen), 'cancelled_ms', NOW)
+    finish(job.job, key, row, 'cancelled', '{}', 'settled', row.lease, 'cancel_tokens', int(seen), 'cancelled_ms', NOW)
     return 'cancelled'
   elseif outcome == 'retry' then
     local due, seq = now + job.delay_ms, tonumber(row.seq) + 1
     redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', job.error, 'due_ms', int(due),
-      'seq', seq, 'owner', '', 'settled', job.lease)
+      'seq', seq, 'settled', row.lease)
     redis.call('ZADD', P .. 'delayed:' .. row.lane, int(due), job.job)
     emit_as(job.job, seq, 'job.waiting', '{"kind":"backoff","delaySeconds":' ..
       string.format('%.3f', job.delay_ms / 1000) .. ',"error":' .. job.error .. '}')
@@ -51,9 +52,10 @@ local function settle(job)
     return 'waiting'
   end
   local seq = tonumber(row.seq) + 1
-  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq, 'owner', '',
-    'settled', job.lease)
+  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq,
+    'settled', row.lease)
   emit_as(job.job, seq, 'job.queued', '{"reason":"handback"}')
+  load_more(key, row)
   queue_push(job.job, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
   return 'queued'
 end

@@ -304,7 +304,7 @@ class JobsStore:
             "settle",
             [self.keys.leases, self.keys.retention],
             worker=worker,
-            jobs=[{name: value for name, value in msgspec.structs.asdict(job).items() if value} for job in jobs],
+            jobs=jobs,
         )
         return [state.decode() for state in states]
 

@@ -15,16 +15,24 @@ local MAX_LOG = 100000
 
 local NOW = int(now)
 
+-- The same, remembered: most numbers of a call (leases, attempts, event numbers) are the same few.
+local text = setmetatable({}, {__index = function(known, number)
+  local written = int(number)
+  known[number] = written
+  return written
+end})
+
 -- Appends event number `seq` to the job's log and publishes it. The caller writes `seq` into the record.
 local function emit_as(job_id, seq, kind, data)
-  redis.call('XADD', P .. 'log:' .. job_id, 'MAXLEN', '~', MAX_LOG, seq .. '-0', 't', kind, 'a', NOW, 'd', data)
-  redis.call('PUBLISH', P .. 'ev:' .. job_id, seq .. ' ' .. NOW .. ' ' .. kind .. ' ' .. data)
+  redis.call('XADD', P .. 'log:' .. job_id, text[seq] .. '-0', 't', kind, 'a', NOW, 'd', data)
+  redis.call('PUBLISH', P .. 'ev:' .. job_id, text[seq] .. ' ' .. NOW .. ' ' .. kind .. ' ' .. data)
 end
 
 -- Appends one event to the job's log and publishes it. `data` is a JSON object as text. Returns its number.
 local function emit(job_id, kind, data)
   local seq = redis.call('HINCRBY', P .. 'job:' .. job_id, 'seq', 1)
   emit_as(job_id, seq, kind, data)
+  if seq % 100 == 0 then redis.call('XTRIM', P .. 'log:' .. job_id, 'MAXLEN', '~', MAX_LOG) end
   return seq
 end
 

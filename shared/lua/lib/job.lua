@@ -1,15 +1,23 @@
 -- job: steps that several scripts share. What concerns sets of all jobs is gathered in `acc` and written once per call
 -- of the script by `flush`, which every script that includes this and releases or finishes jobs must call at its end.
 
-local FIELDS = {'status', 'tenant', 'lane', 'owner', 'lease', 'settled', 'score', 'est', 'charged', 'tok_at_claim',
-  'weight', 'tok_in', 'tok_out', 'tok_embed', 'seq', 'retention_ms', 'claimed_ms', 'calls', 'cancel_ms',
-  'cancel_tokens', 'run'}
+local FIELDS = {'status', 'tenant', 'lane', 'owner', 'lease', 'settled', 'est', 'weight', 'seq', 'retention_ms',
+  'claimed_ms', 'calls'}
+local MORE = {'score', 'tok_at_claim', 'tok_in', 'tok_out', 'tok_embed', 'cancel_ms', 'cancel_tokens'}
 
--- A job's record as a table; absent fields are false. One read for all that the steps below need.
+local function read(key, row, names)
+  local values = redis.call('HMGET', key, unpack(names))
+  for i = 1, #names do row[names[i]] = values[i] end
+  return row
+end
+
+-- A job's record as a table, absent fields false: what every step below needs, and `load_more` what some do.
 local function load(key)
-  local values = redis.call('HMGET', key, unpack(FIELDS))
-  local row = {}
-  for i = 1, #FIELDS do row[FIELDS[i]] = values[i] end
+  return read(key, {}, FIELDS)
+end
+
+local function load_more(key, row)
+  if row.score == nil then read(key, row, MORE) end
   return row
 end
 
@@ -44,14 +52,19 @@ local function book_open_calls(job_id, key, row)
   if #calls > 0 then redis.call('DEL', open) end
 end
 
--- Takes a job off its worker: lease, slot, and the correction of the tenant's counter by what was really used. The
--- caller's HSET must set `owner` to ''.
+-- Takes a job off its worker: lease, slot, and the correction of the tenant's counter by what was really used. That its
+-- worker no longer holds it is seen by its status, or by the next owner.
 local function release(job_id, key, row)
-  if row.calls then book_open_calls(job_id, key, row) end
+  -- Without a call no token was spent: the figures of earlier attempts need not be read.
+  local used = 0
+  if row.calls then
+    book_open_calls(job_id, key, load_more(key, row))
+    used = tokens_of(row) - tonumber(row.tok_at_claim or '0')
+  end
   acc.unleased[#acc.unleased + 1] = job_id
   acc.freed[row.tenant] = (acc.freed[row.tenant] or 0) + 1
   acc.slots[row.lane] = (acc.slots[row.lane] or 0) + 1
-  local used = tokens_of(row) - tonumber(row.tok_at_claim or '0') - tonumber(row.charged or '0')
+  used = used - math.max(1, tonumber(row.est or '0'))
   local name = row.lane .. ' ' .. row.tenant
   local sum = acc.used[name] or {row.lane, row.tenant, 0}
   sum[3] = sum[3] + math.floor(used * 1000 / tonumber(row.weight or '1'))
@@ -68,9 +81,9 @@ end
 -- Writes a final state, once, with its event; the record stays until `retention_ms` from now. Further arguments are
 -- fields and values of the record.
 local function finish(job_id, key, row, status, data, ...)
-  local keep, seq = now + tonumber(row.retention_ms), tonumber(row.seq) + 1
+  local keep, seq = text[now + tonumber(row.retention_ms)], tonumber(row.seq) + 1
   row.seq = seq
-  redis.call('HSET', key, 'status', status, 'finished_ms', NOW, 'expires_ms', int(keep), 'seq', seq, 'owner', '', ...)
+  redis.call('HSET', key, 'status', status, 'finished_ms', NOW, 'expires_ms', keep, 'seq', text[seq], ...)
   acc.kept[#acc.kept + 1] = keep
   acc.kept[#acc.kept + 1] = job_id
   if row.status ~= 'processing' and row.status ~= 'cancelling' then

@@ -114,7 +114,7 @@ local function promote(lane, most)
     local row = redis.call('HMGET', key, 'status', 'tenant', 'score', 'est')
     if row[1] == 'scheduled' or row[1] == 'waiting' then
       unschedule(job_id, lane, row[2], row[1])
-      redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'due_ms', '', 'wait_reason', '')
+      redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'due_ms', '', 'wait_reason', '', 'told', '')
       emit(job_id, 'job.queued', '{}')
       queue_push(job_id, lane, row[2], tonumber(row[3]), tonumber(row[4] or '0'))
     else
