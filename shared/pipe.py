@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 MAX_BATCH: Final = 512  # commands
 MAX_BATCH_BYTES: Final = 1024 * 1024
-WINDOW: Final = 2  # batches under way
+WINDOW: Final = 4  # batches under way
 
 Batch = list[tuple[bytes, asyncio.Future[Any]]]
 

@@ -1,0 +1,327 @@
+"""Runs the real stack under faults, then decides from its history whether a guarantee was broken.
+
+Two APIs, three workers (clocks ten minutes apart) and the development model on an embedded Redis. Faults, at random from
+the seed: SIGKILL, SIGSTOP past the lease and SIGTERM of workers, SIGKILL of Redis and of APIs, 429, 5xx, cut and dropped
+answers of the model, readers that stop reading. Exit code 1 when a guarantee was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from scripts.havoc.check import Violations, check_job, check_keys, check_structures, check_tokens
+from scripts.havoc.cluster import LEASE_S, Cluster
+from scripts.havoc.load import Clients, all_of, model_calls
+from scripts.mutants import ROOT
+from shared.errors import ConfigurationError
+
+SETTLE_S = 90.0  # when the faults are over, every job must be final within this time
+
+
+class Plant(NamedTuple):
+    """A bug for the run to find: edits of the source in a copy."""
+
+    says: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+PLANTS = {
+    "unfenced": Plant(
+        "the scripts take any worker for the lease's owner",
+        (
+            (
+                "shared/lua/lib/job.lua",
+                "  return row.owner == worker and row.lease == tostring(lease) and\n"
+                "    (row.status == 'processing' or row.status == 'cancelling')",
+                "  return true",
+            ),
+            (
+                "shared/lua/lib/job.lua",
+                "  return row[1] == worker and row[2] == tostring(lease) and "
+                "(row[3] == 'processing' or row[3] == 'cancelling')",
+                "  return true",
+            ),
+        ),
+    ),
+    "settles-twice": Plant(
+        "settle runs twice for each job",
+        (
+            ("shared/lua/settle.lua", "if row.settled == tostring(job.lease) then return 'again' end", ""),
+            ("shared/lua/settle.lua", "if not holds(row, a.worker, job.lease) then return 'lost' end", ""),
+            (
+                "shared/lua/settle.lua",
+                "do states[i] = settle(job) end",
+                "do settle(job); states[i] = settle(job) end",
+            ),
+        ),
+    ),
+    "no-reaper": Plant(
+        "jobs of lost workers are never taken back",
+        (("shared/lua/reap.lua", "for _, job_id in ipairs(lapsed) do take_back(job_id) end", ""),),
+    ),
+    "no-idempotency": Plant(
+        "idempotency keys are forgotten",
+        (("shared/lua/lib/base.lua", "if not a.idem_body then return end\n  redis.call('HSET'", "if true then return end\n  redis.call('HSET'"),),
+    ),
+    "slot-leak": Plant(
+        "a tenant's slot is not given back",
+        (("shared/lua/lib/job.lua", "redis.call('HINCRBY', P .. 'running', tenant, 0 - count)", "1"),),
+    ),
+    "amnesia": Plant(
+        "finished steps are not journaled",
+        (("shared/lua/finish_step.lua", "{result = a.result, tokens = total}", "{call = a.call}"),),
+    ),
+    "usage-lost": Plant(
+        "a step's output tokens are not booked",
+        (("shared/lua/finish_step.lua", "redis.call('HINCRBY', KEYS[1], 'tok_out', a.tok_out)", ""),),
+    ),
+}  # fmt: skip
+
+
+def planted(name: str, folder: Path) -> Path:
+    """A copy of the source with the bug in it. Raises ConfigurationError when the bug no longer fits the source."""
+    copy = folder / "tree"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", ".errand", "__pycache__", "*.egg-info"))
+    for file, old, new in PLANTS[name].edits:
+        path = copy / file
+        text = path.read_text()
+        if old not in text:
+            raise ConfigurationError(f"the bug {name!r} no longer fits {file}")
+        path.write_text(text.replace(old, new))
+    return copy
+
+
+class Faults:
+    """What goes wrong, and how often it did."""
+
+    def __init__(self, cluster: Cluster, chance: random.Random) -> None:
+        self.cluster = cluster
+        self.chance = chance
+        self.done: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, enough: Callable[[], bool], pause_s: tuple[float, float]) -> None:
+        """Faults at random until `enough`; several may be under way at once."""
+        kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
+            (self.kill_worker, 6), (self.freeze_worker, 2), (self.deploy_worker, 2), (self.kill_redis, 1),
+            (self.kill_api, 1), (self.upset_model, 5),
+        ]  # fmt: skip
+        while not enough():
+            (fault,) = self.chance.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
+            task = asyncio.ensure_future(fault())
+            self._tasks.add(task)  # type: ignore[arg-type]
+            task.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
+            await asyncio.sleep(self.chance.uniform(*pause_s))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def kill_worker(self) -> None:
+        """SIGKILL; another comes a moment later."""
+        member = self.chance.choice(self.cluster.workers)
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["worker SIGKILL"] += 1
+            await member.end()
+            await asyncio.sleep(self.chance.uniform(0.1, 0.5))
+            await member.start()
+
+    async def freeze_worker(self) -> None:
+        """SIGSTOP past the lease, then SIGCONT: it wakes and finds its jobs gone."""
+        member = self.chance.choice(self.cluster.workers)
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["worker SIGSTOP past its lease"] += 1
+            member.send(signal.SIGSTOP)
+            await asyncio.sleep(LEASE_S + self.chance.uniform(2.5, 4))
+            member.send(signal.SIGCONT)
+            await asyncio.sleep(0.5)
+
+    async def deploy_worker(self) -> None:
+        """SIGTERM: it drains, hands back, and a new one comes."""
+        member = self.chance.choice(self.cluster.workers)
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["worker SIGTERM"] += 1
+            await member.end(signal.SIGTERM)
+            await member.start()
+
+    async def kill_redis(self) -> None:
+        """SIGKILL, and a restart from its append-only file."""
+        member = self.cluster.redis
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["Redis SIGKILL"] += 1
+            await member.end()
+            await asyncio.sleep(self.chance.uniform(0.1, 1.5))
+            await member.start()
+            await self.cluster.until_redis_answers()
+            await asyncio.sleep(1.0)
+
+    async def kill_api(self) -> None:
+        """SIGKILL."""
+        member = self.chance.choice(self.cluster.apis)
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["API SIGKILL"] += 1
+            await member.end()
+            await asyncio.sleep(self.chance.uniform(0.1, 0.5))
+            await member.start()
+
+    async def upset_model(self) -> None:
+        """The next calls of the model go wrong."""
+        kinds = [
+            {"kind": "status", "status": 429, "retryAfter": 1}, {"kind": "status", "status": 500},
+            {"kind": "cut", "after": 3}, {"kind": "truncate", "after": 3}, {"kind": "drop"}, {"kind": "no_usage"},
+            {"kind": "slow", "tokensPerSecond": 10},
+        ]  # fmt: skip
+        faults = [dict(self.chance.choice(kinds)) for _ in range(self.chance.randint(1, 6))]
+        self.done["model faults"] += len(faults)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.cluster.model_url}/dev/faults", json=faults),
+        ):
+            pass
+
+
+async def tenant(url: str, admin_key: str, limits: dict[str, Any]) -> str:
+    """A tenant's key."""
+    headers = {"Authorization": f"Bearer {admin_key}"}
+    async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
+        async with session.post(f"{url}/api/admin/tenants", json={"name": "chaos", "limits": limits}) as answer:
+            tenant_id = (await answer.json())["tenantId"]
+        async with session.post(f"{url}/api/admin/tenants/{tenant_id}/keys", json={}) as answer:
+            return str((await answer.json())["key"])
+
+
+class Report:
+    """What is printed at the end."""
+
+    def __init__(self) -> None:
+        self.violations = Violations()
+        self.rows: list[tuple[str, str]] = []
+
+    def print(self) -> None:
+        """The table."""
+        for name, value in self.rows:
+            print(f"  {name:<44}{value}")
+        for kind, details in self.violations.found.items():
+            print(f"  VIOLATED: {kind} ({len(details)})")
+            for detail in details[:5]:
+                print(f"    {detail}")
+        print("  every guarantee held" if not self.violations else "  GUARANTEES WERE BROKEN", flush=True)
+
+
+async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Report:
+    """The run."""
+    chance, report, started = random.Random(arguments.seed), Report(), time.monotonic()  # noqa: S311
+    cluster = Cluster(folder, tree)
+    faults = Faults(cluster, random.Random(arguments.seed + 1))  # noqa: S311
+    deadline = started + arguments.minutes * 60
+    try:
+        await cluster.start()
+        keys = [
+            await tenant(cluster.urls[0], cluster.key, limits)
+            for limits in ({}, {"weight": 3}, {"maxConcurrentJobs": 5})
+        ]
+        async with Clients(cluster.urls, chance) as clients:
+            loading = asyncio.ensure_future(
+                all_of(
+                    lambda number: clients.one(number, keys[number % len(keys)]), arguments.jobs, arguments.clients,
+                    lambda: time.monotonic() > deadline,
+                )
+            )  # fmt: skip
+            await faults.run(lambda: loading.done() or time.monotonic() > deadline, (0.3, 2.0))
+            faulty_s = time.monotonic() - started
+            # The faults are over: everything must come to its end by itself.
+            async with aiohttp.ClientSession() as session, session.post(f"{cluster.model_url}/dev/faults", json=[]):
+                pass
+            await cluster.until_ready()
+            done, _ = await asyncio.wait([loading], timeout=SETTLE_S)
+            if not done:
+                loading.cancel()
+                await asyncio.wait([loading])
+            elif loading.exception() is not None:
+                raise loading.exception() or RuntimeError
+            await clients.read_all()
+            listed = {key: await clients.list_ids(key) for key in keys}
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{cluster.model_url}/dev/stats?calls") as answer,
+            ):
+                calls = model_calls(await answer.json())
+        acknowledged = [seen for seen in clients.jobs if seen.job_id]
+        for seen in acknowledged:
+            check_job(seen, report.violations)
+        check_keys(clients.jobs, listed, report.violations)
+        check_structures(cluster.redis_url, report.violations)
+        booked, served, exact = check_tokens(acknowledged, calls, report.violations)
+        for text in cluster.unexpected:
+            report.violations.add("a process ended by itself", text)
+    finally:
+        await cluster.stop()
+    states = Counter(seen.view["status"] for seen in acknowledged if seen.view)
+    waits = sorted(seconds for seconds, status in clients.refusals if status == 503)
+    report.rows = [
+        ("seed, time under faults", f"{arguments.seed}, {faulty_s:.0f} s"),
+        *((name, str(count)) for name, count in sorted(faults.done.items())),
+        ("jobs acknowledged", str(len(acknowledged))),
+        ("their states", ", ".join(f"{count} {state}" for state, count in states.most_common())),
+        ("requests of unknown outcome, all repeated", str(clients.unknown)),
+        ("503 answers, time to them p50 / max", f"{len(waits)}, {statistics.median(waits):.2f} / {waits[-1]:.2f} s" if waits else "0"),
+        ("jobs that lost a worker", str(sum(any(e.get("reason") == "workerLost" for e in s.events) for s in acknowledged))),
+        ("tokens booked / counted by the model", f"{booked} / {served}; {exact} jobs to the token"),
+        ("streams followed through cuts", str(sum(bool(seen.streamed) for seen in acknowledged))),
+    ]  # fmt: skip
+    return report
+
+
+def main() -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="./scripts/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=1.0, help="length of the faulty part (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1_000_000, help="stop after so many jobs (default: none)")
+    parser.add_argument("--clients", type=int, default=40, help="clients at a time (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="for the choice of faults and jobs (default: random)")
+    parser.add_argument("--plant", choices=sorted(PLANTS), help="plant this bug in a copy: the run must find it")
+    parser.add_argument("--keep", type=Path, help="leave the processes' logs and data in this new directory")
+    arguments = parser.parse_args()
+    if arguments.seed is None:
+        arguments.seed = random.SystemRandom().randrange(1_000_000)
+    with tempfile.TemporaryDirectory(prefix="errand-c-") as temporary:
+        folder = arguments.keep or Path(temporary) / "run"
+        try:
+            folder.mkdir(parents=True)
+            tree = planted(arguments.plant, Path(temporary)) if arguments.plant else ROOT
+        except (OSError, ConfigurationError) as error:
+            sys.stderr.write(f"errand: {error}\n")
+            return 2
+        plant = f", with a bug: {PLANTS[arguments.plant].says}" if arguments.plant else ""
+        print(f"chaos, seed {arguments.seed}{plant}", flush=True)
+        report = asyncio.run(havoc(arguments, folder, tree))
+        report.print()
+        return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The checker: from what clients saw, the jobs' logs, Redis's structures and the model's own count, whether anything was
+lost, stuck, done twice or charged twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import redis
+
+from scripts.havoc.load import FINAL, Seen
+
+FINAL_EVENTS = frozenset({"job.complete", "job.failed", "job.cancelled", "job.expired"})
+
+
+class Violations:
+    """What was found, by kind; the first few of each with their job."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[str]] = {}
+
+    def add(self, kind: str, detail: str) -> None:
+        """One violation."""
+        self.found.setdefault(kind, []).append(detail)
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+
+def check_job(seen: Seen, found: Violations) -> None:
+    """One job's history: its view, its log, what its streams showed."""
+    view, events, job = seen.view, seen.events, seen.job_id
+    if view is None or not events:
+        found.add("lost", f"{job} was acknowledged and cannot be read")
+        return
+    if view["status"] not in FINAL:
+        found.add("stuck", f"{job} is {view['status']}")
+        return
+    numbers = [event["seq"] for event in events]
+    if numbers != list(range(1, len(numbers) + 1)):
+        found.add("log has gaps", job)
+    check_log(seen, found)
+    if seen.finals and seen.finals[-1] != view["status"]:
+        found.add("a final state changed", f"{job}: {seen.finals} then {view['status']}")
+    if seen.cancel_state in ("cancelled", "cancelling") and seen.finals[:1] != ["cancelled"]:
+        found.add("an accepted cancel was ignored", f"{job}: {seen.cancel_state}, then {seen.finals}")
+    if (
+        seen.gaps
+        or seen.streamed != sorted(set(seen.streamed))
+        or (seen.streamed and seen.streamed != list(range(1, seen.streamed[-1] + 1)))
+    ):
+        found.add("a stream repeated or lost events", job)
+    if view["status"] == "complete" and view["type"] == "chat" and shown_text(events) != view["result"]["text"]:
+        found.add("the streamed text is not the result", job)
+    if view["usage"]["reusedTokens"] == 0 and view["attempt"] == 0 and view["status"] == "complete":
+        found.add("complete without a start", job)
+
+
+def check_log(seen: Seen, found: Violations) -> None:
+    """The order of a job's events: one owner at a time, one end per run, nothing after it but a retry."""
+    job, running, ended, runs = seen.job_id, False, False, 1
+    attempt = 0
+    finished: Counter[str] = Counter()
+    for event in seen.events:
+        kind = event["type"]
+        if ended:
+            if kind != "job.queued" or event.get("reason") != "retry":
+                found.add("an event after the end", f"{job}: {kind} at {event['seq']}")
+                return
+            ended, runs = False, runs + 1
+            continue
+        if kind == "job.started":
+            if running:
+                found.add("two owners at once", f"{job}: started again at {event['seq']}")
+            if event["attempt"] < attempt:
+                found.add("attempts went backwards", job)
+            running, attempt = True, event["attempt"]
+        elif kind in ("job.queued", "job.waiting"):
+            running = False
+        elif kind in FINAL_EVENTS:
+            running, ended = False, True
+        elif kind in ("delta", "job.progress") and not running:
+            found.add("a write without a lease", f"{job}: {kind} at {event['seq']}")
+        elif kind == "job.step" and event["state"] == "finished" and not event["reused"]:
+            finished[event["step"]] += 1
+    for step, count in finished.items():
+        if count > 1:
+            found.add("a finished step was paid again", f"{job}: {step} {count} times")
+    if not ended:
+        found.add("no final event", job)
+    if runs > 1 + seen.retries:
+        found.add("a run that nobody asked for", job)
+
+
+def shown_text(events: list[dict[str, Any]]) -> str:
+    """The text of a stream as a client keeps it: what `attempt.restarted` declares void is dropped."""
+    kept: list[tuple[int, str]] = []
+    for event in events:
+        if event["type"] == "delta":
+            kept.append((event["seq"], event["text"]))
+        elif event["type"] == "attempt.restarted":
+            kept = [(seq, text) for seq, text in kept if seq <= event["discardAfter"]]
+    return "".join(text for _, text in kept)
+
+
+def check_keys(jobs: list[Seen], listed: dict[str, list[tuple[str, str]]], found: Violations) -> None:
+    """One job per idempotency key, and no job that nobody submitted."""
+    known = {seen.ref: seen for seen in jobs}
+    for api_key, rows in listed.items():
+        refs = Counter(ref for _, ref in rows)
+        for ref, count in refs.items():
+            if count > 1:
+                found.add("a submission made two jobs", f"{ref}: {count} jobs")
+            if ref not in known or known[ref].api_key != api_key:
+                found.add("a job from nowhere", ref)
+        ids = {job_id for job_id, _ in rows}
+        for seen in jobs:
+            if seen.api_key == api_key and seen.job_id and seen.job_id not in ids:
+                found.add("lost", f"{seen.job_id} is not listed")
+
+
+def check_structures(url: str, found: Violations) -> None:
+    """When nothing runs, nothing may be held: no lease, no slot, no call, no ready job."""
+    client: Any = redis.Redis.from_url(url, decode_responses=True)
+    for name in ("leases", "running", "scheduled", "expiring"):
+        if left := client.execute_command("ZRANGE" if name in ("leases", "expiring") else "HGETALL", f"errand:{name}",
+                                          *((0, -1) if name in ("leases", "expiring") else ())):  # fmt: skip
+            found.add("something is still held", f"{name}: {str(left)[:100]}")
+    for lane in ("interactive", "batch"):
+        pace = client.hmget(f"errand:pace:{lane}", "ready", "running")
+        if [value for value in pace if value not in (None, "0")]:
+            found.add("counters are off", f"pace:{lane} ready, running = {pace}")
+        for name in ("tenants", "parked", "tokens"):
+            if client.exists(f"errand:q:{lane}:{name}"):
+                found.add("something is still held", f"q:{lane}:{name}")
+        if client.exists(f"errand:delayed:{lane}"):
+            found.add("something is still held", f"delayed:{lane}")
+    if left := next(client.scan_iter("errand:open:*", count=10_000), None):
+        found.add("something is still held", left)
+    client.close()
+
+
+def tokens_of(call: dict[str, Any]) -> int:
+    """Tokens of one call by the model's own count."""
+    return int(call["inputTokens"]) + int(call["outputTokens"])
+
+
+def check_tokens(jobs: list[Seen], calls: dict[str, list[dict[str, Any]]], found: Violations) -> tuple[int, int, int]:
+    """The jobs' usage against the model's own count: equal where every call ended and its end was written; where
+    calls were cut or their worker was lost, off by no more than these calls. Returns (booked, served, exact jobs)."""
+    booked_sum = served_sum = exact = 0
+    rest_booked, rest_served = 0, sum(tokens_of(call) for call in calls.get("", ()))
+    rest_slack = rest_served
+    for seen in jobs:
+        if seen.view is None:
+            continue
+        usage, mine = seen.view["usage"], calls.get(seen.ref, [])
+        booked, served = usage["totalTokens"], sum(map(tokens_of, mine))
+        booked_sum, served_sum = booked_sum + booked, served_sum + served
+        cut = sum(call["ended"] != "done" for call in mine)
+        lost = sum(event.get("reason") == "workerLost" for event in seen.events)
+        # Of a lost call the estimate of its input stands; also of one that had not reached the model yet.
+        doubtful = sorted(map(tokens_of, mine), reverse=True)[: cut + lost + 1]
+        estimate = len(str(seen.body["input"])) // 4 + 300
+        slack = sum(doubtful) + (cut + lost + 1) * estimate
+        if seen.body["type"] != "chat":
+            rest_booked, rest_served = rest_booked + booked, rest_served + served
+            rest_slack += slack * 3 if usage["estimated"] else 0
+        elif not usage["estimated"]:
+            exact += 1
+            if booked != served:
+                found.add("tokens differ", f"{seen.job_id}: booked {booked}, the model counted {served}")
+        elif abs(booked - served) > slack:
+            found.add("tokens out of bound", f"{seen.job_id}: booked {booked}, the model counted {served}")
+    if abs(rest_booked - rest_served) > rest_slack:
+        found.add("tokens out of bound", f"analyses: booked {rest_booked}, the model counted {rest_served}")
+    return booked_sum, served_sum + sum(tokens_of(call) for call in calls.get("", ())), exact
