@@ -1,8 +1,8 @@
 """Runs the real stack under faults, then decides from its history whether a guarantee was broken.
 
-Two APIs, three workers (clocks ten minutes apart) and the development model on an embedded Redis. Faults, at random from
-the seed: SIGKILL, SIGSTOP past the lease and SIGTERM of workers, SIGKILL of Redis and of APIs, 429, 5xx, cut and dropped
-answers of the model, readers that stop reading. Exit code 1 when a guarantee was broken.
+Two APIs, three workers (clocks ten minutes apart) and the development model on an embedded Redis. Faults, at random
+from the seed: SIGKILL, SIGSTOP past the lease and SIGTERM of workers, SIGKILL of Redis and of APIs, 429, 5xx, cut and
+dropped answers of the model, clients that give up, readers that stop reading. Exit code 1: a guarantee was broken.
 """
 
 from __future__ import annotations
@@ -75,7 +75,13 @@ PLANTS = {
     ),
     "no-idempotency": Plant(
         "idempotency keys are forgotten",
-        (("shared/lua/lib/base.lua", "if not a.idem_body then return end\n  redis.call('HSET'", "if true then return end\n  redis.call('HSET'"),),
+        (
+            (
+                "shared/lua/lib/base.lua",
+                "  redis.call('HSET', key, 'body', a.idem_body, 'reply', cmsgpack.pack(reply))\n",
+                "",
+            ),
+        ),
     ),
     "slot-leak": Plant(
         "a tenant's slot is not given back",
@@ -120,11 +126,16 @@ class Faults:
             (self.kill_worker, 6), (self.freeze_worker, 2), (self.deploy_worker, 2), (self.kill_redis, 1),
             (self.kill_api, 1), (self.upset_model, 5),
         ]  # fmt: skip
+        # Each kind once, then by chance: also a short run has seen them all.
+        first = [kind for kind, _ in kinds]
+        self.chance.shuffle(first)
         while not enough():
             (fault,) = self.chance.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
+            if first:
+                fault = first.pop()
             task = asyncio.ensure_future(fault())
-            self._tasks.add(task)  # type: ignore[arg-type]
-            task.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
             await asyncio.sleep(self.chance.uniform(*pause_s))
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -188,7 +199,7 @@ class Faults:
 
     async def upset_model(self) -> None:
         """The next calls of the model go wrong."""
-        kinds = [
+        kinds: list[dict[str, Any]] = [
             {"kind": "status", "status": 429, "retryAfter": 1}, {"kind": "status", "status": 500},
             {"kind": "cut", "after": 3}, {"kind": "truncate", "after": 3}, {"kind": "drop"}, {"kind": "no_usage"},
             {"kind": "slow", "tokensPerSecond": 10},
@@ -200,6 +211,12 @@ class Faults:
             session.post(f"{self.cluster.model_url}/dev/faults", json=faults),
         ):
             pass
+
+
+async def set_faults(cluster: Cluster, faults: list[dict[str, Any]]) -> None:
+    """What the model's next calls come to."""
+    async with aiohttp.ClientSession() as session, session.post(f"{cluster.model_url}/dev/faults", json=faults):
+        pass
 
 
 async def tenant(url: str, admin_key: str, limits: dict[str, Any]) -> str:
@@ -252,8 +269,7 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
             await faults.run(lambda: loading.done() or time.monotonic() > deadline, (0.3, 2.0))
             faulty_s = time.monotonic() - started
             # The faults are over: everything must come to its end by itself.
-            async with aiohttp.ClientSession() as session, session.post(f"{cluster.model_url}/dev/faults", json=[]):
-                pass
+            await set_faults(cluster, [])
             await cluster.until_ready()
             done, _ = await asyncio.wait([loading], timeout=SETTLE_S)
             if not done:
@@ -280,17 +296,19 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         await cluster.stop()
     states = Counter(seen.view["status"] for seen in acknowledged if seen.view)
     waits = sorted(seconds for seconds, status in clients.refusals if status == 503)
+    refused = f"{len(waits)}, {statistics.median(waits):.2f} / {waits[-1]:.2f} s" if waits else "none"
+    lost = sum(any(event.get("reason") == "workerLost" for event in seen.events) for seen in acknowledged)
     report.rows = [
         ("seed, time under faults", f"{arguments.seed}, {faulty_s:.0f} s"),
         *((name, str(count)) for name, count in sorted(faults.done.items())),
         ("jobs acknowledged", str(len(acknowledged))),
         ("their states", ", ".join(f"{count} {state}" for state, count in states.most_common())),
         ("requests of unknown outcome, all repeated", str(clients.unknown)),
-        ("503 answers, time to them p50 / max", f"{len(waits)}, {statistics.median(waits):.2f} / {waits[-1]:.2f} s" if waits else "0"),
-        ("jobs that lost a worker", str(sum(any(e.get("reason") == "workerLost" for e in s.events) for s in acknowledged))),
+        ("503 answers, time to them p50 / max", refused),
+        ("jobs that lost a worker", str(lost)),
         ("tokens booked / counted by the model", f"{booked} / {served}; {exact} jobs to the token"),
         ("streams followed through cuts", str(sum(bool(seen.streamed) for seen in acknowledged))),
-    ]  # fmt: skip
+    ]
     return report
 
 

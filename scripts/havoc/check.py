@@ -1,5 +1,5 @@
-"""The checker: from what clients saw, the jobs' logs, Redis's structures and the model's own count, whether anything was
-lost, stuck, done twice or charged twice."""
+"""The checker: from what clients saw, the jobs' logs, Redis's structures and the model's own count, whether anything
+was lost, stuck, done twice or charged twice."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Cluster:
     async def until_redis_answers(self) -> None:
         """Raises TimeoutError."""
         async with asyncio.timeout(UP_S):
-            while not await asyncio.to_thread(embedded_redis.answers, self.socket):
+            while not await asyncio.to_thread(embedded_redis.answers, self.socket):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     async def until_ready(self) -> None:

@@ -59,16 +59,21 @@ class Clients:
         """One call, repeated on any API until one answers. 5xx and silence are unknown outcomes."""
         assert self._session is not None
         headers = {"Authorization": f"Bearer {api_key}", **options.pop("headers", {})}
+        # Some clients give up at once, and do not know what became of their request.
+        patience_s = self.chance.uniform(0.001, 0.02) if self.chance.random() < 0.05 else REQUEST_S
         while True:
             url, started = self.chance.choice(self.urls), time.monotonic()
+            timeout, patience_s = aiohttp.ClientTimeout(total=patience_s), REQUEST_S
             try:
                 async with self._session.request(
-                    method, url + path, headers=headers, timeout=aiohttp.ClientTimeout(total=REQUEST_S), **options
+                    method, url + path, headers=headers, timeout=timeout, **options
                 ) as answer:
                     body: Any = await answer.json(content_type=None)
                     if answer.status < 500 and answer.status != 429:
                         return answer.status, body
-                    self.refusals.append((time.monotonic() - started, answer.status))
+                    # A long poll that Redis's end interrupts has waited on purpose.
+                    if "wait=" not in path:
+                        self.refusals.append((time.monotonic() - started, answer.status))
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
                 self.unknown += 1
             await asyncio.sleep(self.chance.uniform(0.05, 0.3))
@@ -90,7 +95,8 @@ class Clients:
             }
         if self.chance.random() < 0.05:
             common["delaySeconds"] = round(self.chance.uniform(0.1, 2), 2)
-        content = f"{ref}: {self.text(self.chance.randint(3, 40))}."
+        words = self.chance.randint(300, 900) if self.chance.random() < 0.15 else self.chance.randint(3, 40)
+        content = f"{ref}: {self.text(words)}."
         return {"type": "chat", "input": {"messages": [{"role": "user", "content": content}]}, **common}
 
     async def one(self, number: int, api_key: str) -> None:
