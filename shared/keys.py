@@ -38,6 +38,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "virtual counter of every tenant that ever ran on the lane"),
     KeyKind("q:{lane}:{tenantId}", "zset", "while not empty", "queue_push, queue_pop", "claim, view",
             "ready jobs of a tenant; score is queuedAt + class × agingSeconds, in ms"),
+    KeyKind("q:{lane}:held", "hash", "while not empty", "claim, settle", "queue_push",
+            "estimates of a tenant's running jobs, per weight, until they are settled"),
     KeyKind("q:{lane}:tokens", "hash", "while not empty", "queue_push, claim", "view",
             "estimated tokens of a tenant's ready jobs"),
     KeyKind("q:{lane}:parked", "set", "while not empty", "claim", "settle, reap",

@@ -30,6 +30,7 @@ from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from worker.__main__ import build
 from worker.engine import Engine
+from worker.tasks import HANDLERS
 
 ADMIN_KEY = "ek_01M81SGW152PHX78GHNCJWQHRS_" + "a" * 43
 
@@ -180,11 +181,14 @@ class Stack:
     async def stop_api(self) -> None:
         await self._runners.pop().cleanup()
 
-    async def start_worker(self, lane: str = "batch", **changes: Any) -> Engine:
+    async def start_worker(self, lane: str = "batch", *, handlers: Any = HANDLERS, **changes: Any) -> Engine:
+        """`handlers` by job type, where a test needs tasks that take a known time."""
         import msgspec
 
         lanes = ["interactive", "batch"] if lane == "both" else [lane]
-        engine = build(msgspec.structs.replace(self.settings, **changes), lanes, handle_signals=False)
+        engine = build(
+            msgspec.structs.replace(self.settings, **changes), lanes, handlers=handlers, handle_signals=False
+        )
         self.engines.append(engine)
         self._tasks.append(asyncio.create_task(engine.async_run()))
         async with asyncio.timeout(5):

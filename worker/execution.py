@@ -129,6 +129,8 @@ class Attempt:
             self._timer.cancel()
         self._on_performed(self)
         result, error = self._what_it_came_to(task)
+        if self._ending == "shutdown" and (result is not None or error is not None):
+            self._ending = "done"  # it came to its end before the shutdown reached it
         if self._lost:
             self._finish("lost", "")
             return
@@ -205,7 +207,7 @@ class Attempt:
         self._settler.put(settlement, lambda state: self._settled(settlement.outcome, code, state))
 
     def _settled(self, outcome: str, code: str, state: str) -> None:
-        if state == "lost":
+        if state in ("lost", "broken"):
             LEASES_LOST.inc()
             outcome, code = "lost", ""
         self._finish(outcome, code)

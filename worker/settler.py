@@ -52,12 +52,9 @@ class Settler:
             except OUTAGE:
                 await asyncio.sleep(RECONNECT_S)
             except (RedisError, ValueError) as error:
+                # A defect: the leases run out, and others take the jobs.
                 log.error("settle.failed", jobs=len(batch), error=f"{type(error).__name__}: {error}")
-                if len(batch) > 1:
-                    # One of them is at fault: the others must not share its fate.
-                    await asyncio.gather(*(self._write([one]) for one in batch))
-                    return
-                states = ["lost"]
+                states = ["broken"] * len(batch)
                 break
         for (_, on_settled), state in zip(batch, states, strict=True):
             on_settled(state)

@@ -161,7 +161,7 @@ def view_answer(request: web.Request, row: JobRow) -> web.Response:
     headers = {"ETag": etag}
     if (wait_s := retry_after_s(row)) is not None:
         headers["Retry-After"] = str(wait_s)
-    if matches(request.headers.get("If-None-Match"), etag):
+    if matches(request.headers.get("If-None-Match"), etag.removeprefix("W/")):
         return web.Response(status=304, headers=headers)
     return web.Response(body=body, headers=headers, content_type="application/json", charset="utf-8")
 

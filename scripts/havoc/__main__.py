@@ -71,7 +71,7 @@ PLANTS = {
     ),
     "no-reaper": Plant(
         "jobs of lost workers are never taken back",
-        (("shared/lua/reap.lua", "for _, job_id in ipairs(lapsed) do take_back(job_id) end", ""),),
+        (("shared/lua/reap.lua", "for _, job_id in ipairs(lapsed) do each(take_back, job_id, KEYS[1]) end", ""),),
     ),
     "no-idempotency": Plant(
         "idempotency keys are forgotten",

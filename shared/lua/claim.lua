@@ -83,7 +83,7 @@ local function load_tenants(lane, offset, found)
     if row[1] then room = tonumber(row[1]) - tonumber(redis.call('HGET', P .. 'running', tenant) or '0') end
     if room > 0 then
       found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'), weight_text = row[2] or '1', room = room,
-        ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0}
+        ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0, held = 0}
       offset = offset + 1
     else
       redis.call('ZREM', tenants, tenant)
@@ -130,9 +130,10 @@ local function claim_lane(lane, most)
         local estimate, runs = start(job_id, lane, tenant.weight_text)
         tenant.est = tenant.est + estimate
         if runs then
-          taken, floor = taken + 1, tenant.score
+          taken, floor = taken + 1, tenant.id
           tenant.taken, tenant.room = tenant.taken + 1, tenant.room - 1
-          tenant.score = bounded(tenant.score + math.floor(math.max(1, estimate) * 1000 / tenant.weight))
+          local held = cost(estimate, tenant.weight)
+          tenant.score, tenant.held = bounded(tenant.score + held), tenant.held + held
           if tenant.room <= 0 then table.remove(active, best) end
         end
       end
@@ -141,11 +142,13 @@ local function claim_lane(lane, most)
   for _, tenant in ipairs(all) do
     if tenant.popped > 0 then
       redis.call('ZREMRANGEBYRANK', P .. 'q:' .. lane .. ':' .. tenant.id, 0, tenant.popped - 1)
-      redis.call('HSET', P .. 'q:' .. lane .. ':served', tenant.id, int(tenant.score))
-      if tenant.taken > 0 then redis.call('HINCRBY', P .. 'running', tenant.id, tenant.taken) end
+      if tenant.taken > 0 then
+        redis.call('HINCRBY', P .. 'running', tenant.id, tenant.taken)
+        redis.call('HINCRBY', P .. 'q:' .. lane .. ':held', tenant.id, int(tenant.held))
+      end
       if queue_left(lane, tenant.id, tenant.popped, tenant.est) then
         if tenant.room > 0 then
-          redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', tenant.score, tenant.id)
+          redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', int(tenant.score), tenant.id)
         else
           redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant.id)
           redis.call('SADD', P .. 'q:' .. lane .. ':parked', tenant.id)
@@ -154,7 +157,7 @@ local function claim_lane(lane, most)
     end
   end
   if taken > 0 then
-    redis.call('HSET', P .. 'q:' .. lane .. ':served', '!floor', int(floor))
+    redis.call('HSET', P .. 'q:' .. lane .. ':served', '!floor', int(served_of(lane, floor)))
     redis.call('HINCRBY', P .. 'pace:' .. lane, 'running', taken)
   end
   return taken

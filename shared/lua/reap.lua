@@ -49,14 +49,21 @@ local function expire(job_id)
   done[#done + 1] = {job_id, 'expired'}
 end
 
+-- A record that cannot be read must not keep the others from being looked after.
+local function each(step, job_id, set)
+  if not pcall(step, job_id) then redis.call('ZREM', set, job_id) end
+end
+
 local lapsed = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW, 'LIMIT', 0, a.limit)
 if #lapsed > 0 then
   local uptime = string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')
   if tonumber(uptime) > a.quiet_s then
-    for _, job_id in ipairs(lapsed) do take_back(job_id) end
+    for _, job_id in ipairs(lapsed) do each(take_back, job_id, KEYS[1]) end
   end
 end
-for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do expire(job_id) end
+for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do
+  each(expire, job_id, KEYS[2])
+end
 flush()
 for _, lane in ipairs(LANES) do
   promote(lane, a.limit)

@@ -6,7 +6,8 @@
 --         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
 --         upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
 --         tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)}
--- Returns per job its new status, 'again' when this lease was settled before, or 'lost' when it is not the worker's
+-- Returns per job its new status, 'again' when this lease was settled before, 'lost' when it is not the worker's, or 'broken' when
+--         its record cannot be read
 -- Events job.complete | job.failed | job.cancelled | job.waiting | job.queued
 --@include base
 --@include queue
@@ -16,7 +17,6 @@ local function settle(job)
   local row = load(key)
   if row.settled == tostring(job.lease) then return 'again' end
   if not holds(row, a.worker, job.lease) then return 'lost' end
-  release(job.job, key, row)
   local outcome = job.outcome
   -- A cancellation that was accepted stands, whatever the attempt came to in the meantime.
   if row.status == 'cancelling' then
@@ -25,6 +25,8 @@ local function settle(job)
     -- Nobody asked for it (any more): the attempt goes on elsewhere.
     outcome = 'handback'
   end
+  local seq = tonumber(row.seq) + 1
+  release(job.job, key, row)
   if outcome == 'complete' then
     note_run(row)
     finish(job.job, key, row, 'complete', '{}', 'settled', row.lease, 'result', job.result)
@@ -42,18 +44,16 @@ local function settle(job)
     finish(job.job, key, row, 'cancelled', '{}', 'settled', row.lease, 'cancel_tokens', int(seen), 'cancelled_ms', NOW)
     return 'cancelled'
   elseif outcome == 'retry' then
-    local due, seq = now + job.delay_ms, tonumber(row.seq) + 1
-    redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', job.error, 'due_ms', int(due),
-      'seq', seq, 'settled', row.lease)
-    redis.call('ZADD', P .. 'delayed:' .. row.lane, int(due), job.job)
+    local due = int(now + job.delay_ms)
+    redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', job.error, 'due_ms', due, 'seq', seq,
+      'settled', row.lease)
+    redis.call('ZADD', P .. 'delayed:' .. row.lane, due, job.job)
     emit_as(job.job, seq, 'job.waiting', '{"kind":"backoff","delaySeconds":' ..
       string.format('%.3f', job.delay_ms / 1000) .. ',"error":' .. job.error .. '}')
     wake(row.lane)
     return 'waiting'
   end
-  local seq = tonumber(row.seq) + 1
-  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq,
-    'settled', row.lease)
+  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq, 'settled', row.lease)
   emit_as(job.job, seq, 'job.queued', '{"reason":"handback"}')
   load_more(key, row)
   queue_push(job.job, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
@@ -61,6 +61,10 @@ local function settle(job)
 end
 
 local states = {}
-for i, job in ipairs(a.jobs) do states[i] = settle(job) end
+for i, job in ipairs(a.jobs) do
+  -- A record that cannot be read must not keep the others of the batch from being written whole.
+  local ok, state = pcall(settle, job)
+  states[i] = ok and state or 'broken'
+end
 flush()
 return states

@@ -299,7 +299,8 @@ class JobsStore:
         return [int(state) for state in states]
 
     async def settle(self, worker: str, jobs: Sequence[Settlement]) -> list[str]:
-        """Ends attempts of this worker, all in one step. Per job its new status, `again` or `lost`. Safe to repeat."""
+        """Ends attempts of this worker, all in one step. Per job its new status, `again`, `lost` or `broken` (its
+        record cannot be read). Safe to repeat."""
         states = await self.scripts.run(
             "settle",
             [self.keys.leases, self.keys.retention],

@@ -64,10 +64,10 @@ local function release(job_id, key, row)
   acc.unleased[#acc.unleased + 1] = job_id
   acc.freed[row.tenant] = (acc.freed[row.tenant] or 0) + 1
   acc.slots[row.lane] = (acc.slots[row.lane] or 0) + 1
-  used = used - math.max(1, tonumber(row.est or '0'))
-  local name = row.lane .. ' ' .. row.tenant
-  local sum = acc.used[name] or {row.lane, row.tenant, 0}
-  sum[3] = sum[3] + math.floor(used * 1000 / tonumber(row.weight or '1'))
+  local name, weight = row.lane .. ' ' .. row.tenant, tonumber(row.weight or '1')
+  local sum = acc.used[name] or {row.lane, row.tenant, 0, 0}
+  sum[3] = sum[3] + cost(used, weight)
+  sum[4] = sum[4] + cost(tonumber(row.est or '0'), weight)
   acc.used[name] = sum
 end
 
@@ -81,7 +81,7 @@ end
 -- Writes a final state, once, with its event; the record stays until `retention_ms` from now. Further arguments are
 -- fields and values of the record.
 local function finish(job_id, key, row, status, data, ...)
-  local keep, seq = text[now + tonumber(row.retention_ms)], tonumber(row.seq) + 1
+  local keep, seq = text[now + (tonumber(row.retention_ms) or 604800000)], tonumber(row.seq) + 1
   row.seq = seq
   redis.call('HSET', key, 'status', status, 'finished_ms', NOW, 'expires_ms', keep, 'seq', text[seq], ...)
   acc.kept[#acc.kept + 1] = keep
@@ -100,7 +100,7 @@ local function flush()
   if #acc.unleased > 0 then redis.call('ZREM', P .. 'leases', unpack(acc.unleased)) end
   if #acc.kept > 0 then redis.call('ZADD', P .. 'retention', unpack(acc.kept)) end
   if #acc.unexpiring > 0 then redis.call('ZREM', P .. 'expiring', unpack(acc.unexpiring)) end
-  for _, sum in pairs(acc.used) do charge(sum[1], sum[2], sum[3]) end
+  for _, sum in pairs(acc.used) do charge(sum[1], sum[2], sum[3], sum[4]) end
   for lane, count in pairs(acc.slots) do redis.call('HINCRBY', P .. 'pace:' .. lane, 'running', 0 - count) end
   for lane, ran in pairs(acc.ran) do
     local past = redis.call('HMGET', P .. 'pace:' .. lane, 'n', 's1', 's2')

@@ -1,5 +1,5 @@
--- queue: the ready structure of a lane. Tenants share by tokens served per weight (virtual counters); inside a
--- tenant a job's score is queuedAt + class * agingSeconds, so a job is overtaken only by jobs of its tenant that
+-- queue: the ready structure of a lane. Tenants share by tokens served per weight (virtual counters: what their ended
+-- jobs used, and the estimates of those that run); inside a tenant a job's score is queuedAt + class * agingSeconds, so a job is overtaken only by jobs of its tenant that
 -- were queued at most one aging time per class after it. A tenant at its concurrency limit is parked: it leaves the
 -- order until a slot of its own is free, so that nobody walks past it.
 
@@ -11,17 +11,32 @@ local function served_of(lane, tenant)
   return tonumber(redis.call('HGET', P .. 'q:' .. lane .. ':served', tenant) or '0')
 end
 
+-- What the tenant's running jobs are charged for the time being.
+local function held_of(lane, tenant)
+  return tonumber(redis.call('HGET', P .. 'q:' .. lane .. ':held', tenant) or '0')
+end
+
 -- Never not a number, never out of range: a failing command would leave a script half done.
 local function bounded(value)
   if value ~= value then return 0 end
   return math.max(-MOST, math.min(value, MOST))
 end
 
--- Moves a tenant's virtual counter by `amount` thousandths of a token per weight.
-local function charge(lane, tenant, amount)
-  local value = bounded(served_of(lane, tenant) + amount)
-  redis.call('HSET', P .. 'q:' .. lane .. ':served', tenant, int(value))
-  redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', 'XX', value, tenant)
+-- Thousandths of a token per weight.
+local function cost(tokens, weight)
+  return math.floor(bounded(math.max(1, tokens) * 1000 / weight))
+end
+
+-- Books what a tenant's jobs used, in place of the estimates that were held for them.
+local function charge(lane, tenant, used, held)
+  local served = bounded(served_of(lane, tenant) + used)
+  redis.call('HSET', P .. 'q:' .. lane .. ':served', tenant, int(served))
+  local left = redis.call('HINCRBY', P .. 'q:' .. lane .. ':held', tenant, int(0 - held))
+  if left <= 0 then
+    redis.call('HDEL', P .. 'q:' .. lane .. ':held', tenant)
+    left = 0
+  end
+  redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', 'XX', int(bounded(served + left)), tenant)
 end
 
 -- Wakes one worker of the lane that sleeps with a free slot, if there is one. Claim put it there in the same step in
@@ -34,18 +49,23 @@ local function wake(lane)
   end
 end
 
--- Puts a tenant with ready jobs into the order. One that was idle starts at the least counter of the active ones:
--- idleness saves up no credit.
+-- Puts a tenant with ready jobs into the order. One that was idle starts at the least counter of those it joins:
+-- idleness saves up no credit. Estimates that are held for their running jobs do not count in that: they are taken back,
+-- and the newcomer would stand behind jobs that cost nothing.
 local function queue_enter(lane, tenant)
-  local tenants, served = P .. 'q:' .. lane .. ':tenants', P .. 'q:' .. lane .. ':served'
+  local tenants, all = P .. 'q:' .. lane .. ':tenants', P .. 'q:' .. lane .. ':served'
   local value = served_of(lane, tenant)
-  local least = redis.call('ZRANGE', tenants, 0, 0, 'WITHSCORES')
-  local floor = tonumber(least[2] or redis.call('HGET', served, '!floor') or '0')
+  local first = redis.call('ZRANGE', tenants, 0, 9)
+  if #first == 0 then first = {'!floor'} end
+  local floor = math.huge
+  for _, served in ipairs(redis.call('HMGET', all, unpack(first))) do
+    floor = math.min(floor, tonumber(served or '0'))
+  end
   if floor > value then
     value = floor
-    redis.call('HSET', served, tenant, int(value))
+    redis.call('HSET', all, tenant, int(value))
   end
-  redis.call('ZADD', tenants, value, tenant)
+  redis.call('ZADD', tenants, int(bounded(value + held_of(lane, tenant))), tenant)
 end
 
 -- Puts a job into its tenant's ready queue and wakes a worker. `est` is its estimated tokens.
@@ -84,7 +104,7 @@ end
 local function unpark(tenant)
   for _, lane in ipairs(LANES) do
     if redis.call('SREM', P .. 'q:' .. lane .. ':parked', tenant) == 1 then
-      redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', served_of(lane, tenant), tenant)
+      redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', int(bounded(served_of(lane, tenant) + held_of(lane, tenant))), tenant)
       wake(lane)
     end
   end
