@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +140,10 @@ class Faults:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    async def stop(self) -> None:
+        """Ends what is under way."""
+        await end_all(self._tasks)
+
     async def kill_worker(self) -> None:
         """SIGKILL; another comes a moment later."""
         member = self.chance.choice(self.cluster.workers)
@@ -213,6 +217,15 @@ class Faults:
             pass
 
 
+async def end_all(tasks: Iterable[asyncio.Future[None]]) -> None:
+    """Cancels tasks and waits for their ends."""
+    left = [task for task in tasks if not task.done()]
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=5)
+
+
 async def set_faults(cluster: Cluster, faults: list[dict[str, Any]]) -> None:
     """What the model's next calls come to."""
     async with aiohttp.ClientSession() as session, session.post(f"{cluster.model_url}/dev/faults", json=faults):
@@ -253,6 +266,7 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
     cluster = Cluster(folder, tree)
     faults = Faults(cluster, random.Random(arguments.seed + 1))  # noqa: S311
     deadline = started + arguments.minutes * 60
+    work: list[asyncio.Future[None]] = []
     try:
         await cluster.start()
         keys = [
@@ -262,10 +276,13 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         async with Clients(cluster.urls, chance) as clients:
             loading = asyncio.ensure_future(
                 all_of(
-                    lambda number: clients.one(number, keys[number % len(keys)]), arguments.jobs, arguments.clients,
+                    lambda number: clients.one(number, keys[number % len(keys)]),
+                    arguments.jobs,
+                    arguments.clients,
                     lambda: time.monotonic() > deadline,
                 )
-            )  # fmt: skip
+            )
+            work.append(loading)
             await faults.run(lambda: loading.done() or time.monotonic() > deadline, (0.3, 2.0))
             faulty_s = time.monotonic() - started
             # The faults are over: everything must come to its end by itself.
@@ -293,6 +310,8 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         for text in cluster.unexpected:
             report.violations.add("a process ended by itself", text)
     finally:
+        await end_all(work)
+        await faults.stop()
         await cluster.stop()
     states = Counter(seen.view["status"] for seen in acknowledged if seen.view)
     waits = sorted(seconds for seconds, status in clients.refusals if status == 503)
@@ -310,6 +329,15 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         ("streams followed through cuts", str(sum(bool(seen.streamed) for seen in acknowledged))),
     ]
     return report
+
+
+async def until_signal(work: Coroutine[Any, Any, Report]) -> Report | None:
+    """The report, or None when SIGINT or SIGTERM came: all processes are ended in either case."""
+    task = asyncio.ensure_future(work)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, task.cancel)
+    await asyncio.wait([task])
+    return None if task.cancelled() else task.result()
 
 
 def main() -> int:
@@ -336,7 +364,9 @@ def main() -> int:
             return 2
         plant = f", with a bug: {PLANTS[arguments.plant].says}" if arguments.plant else ""
         print(f"chaos, seed {arguments.seed}{plant}", flush=True)
-        report = asyncio.run(havoc(arguments, folder, tree))
+        report = asyncio.run(until_signal(havoc(arguments, folder, tree)))
+        if report is None:
+            return 130
         report.print()
         return 1 if report.violations else 0
 
