@@ -11,8 +11,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from scripts.children import say
 from scripts.client import ApiError, Client, UnreachableError
-from scripts.stack import AlreadyRunningError, Stack, install_signals, say
+from scripts.stack import AlreadyRunningError, Stack, install_signals
 from shared.errors import ConfigurationError
 from shared.settings import Settings
 

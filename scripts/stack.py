@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import fcntl
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from scripts import embedded_redis
+from scripts.children import Child, say, stop_leftovers
+from scripts.probes import all_lanes_alive, free_port, require_port, responds
 from shared.errors import ConfigurationError
 from shared.redis import wait_until_durable
 from shared.settings import Settings
@@ -40,156 +36,6 @@ DEV_MODEL_PACE = (
     "0.1",
 )  # about that of a hosted model
 DEV_KEY = "development"
-
-
-# The child writes its pid file itself, before it becomes the program: there is no moment at which it runs unseen.
-# A pid and the time of its birth name one process, though pids come again.
-LAUNCH = """
-if [ -r /proc/$$/stat ]; then read -r stat </proc/$$/stat; rest=${stat##*) }; set -f; born=$(set -- $rest; echo "${20}")
-else born=$(ps -o lstart= -p $$); fi
-file=$1; shift
-printf '%s %s\\n' "$$" "$born" >"$file.new" && mv "$file.new" "$file" || exit 71
-exec "$@"
-"""
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal; standard output is for `ready`."""
-    with suppress(OSError):
-        print(f"errand: {line}", file=sys.stderr, flush=True)
-
-
-class Child:
-    """One supervised process: its command, and the pid file by which a later start finds it."""
-
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], run_dir: Path, grace_s: float):
-        self.name = name
-        self.command = command
-        self.environment = dict(environment)
-        self.pid_file = run_dir / f"{name}.pid"
-        self.grace_s = grace_s
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self, output: IO[Any] | None) -> None:
-        """Starts the process in a session of its own: Ctrl-C reaches us, and we stop it in order."""
-        self.process = await asyncio.create_subprocess_exec(
-            "/bin/sh",
-            "-c",
-            LAUNCH,
-            "errand",
-            str(self.pid_file),
-            *self.command,
-            env=self.environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output or sys.stderr,
-            stderr=output or sys.stderr,
-            start_new_session=True,
-        )
-
-    async def stop(self, *, hurry: asyncio.Event) -> None:
-        """SIGTERM, then SIGKILL after the grace time or when told to hurry; and whatever it left in its group."""
-        process = self.process
-        if process is None:
-            return
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            ended = asyncio.create_task(process.wait())
-            hurried = asyncio.create_task(hurry.wait())
-            await asyncio.wait([ended, hurried], timeout=self.grace_s, return_when=asyncio.FIRST_COMPLETED)
-            hurried.cancel()
-            if not ended.done():
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await ended
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        self.pid_file.unlink(missing_ok=True)
-
-
-def born(pid: int) -> str:
-    """When a process was started: with the pid it names one process, though pids come again. Empty when gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        return text.rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    except OSError:
-        return ""
-    return subprocess.run(
-        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.strip()
-
-
-def stop_leftovers(run_dir: Path) -> None:
-    """Stops what an earlier stack, killed hard, has left running: by pid file, and only if it is that very process."""
-    left = []
-    for pid_file in sorted(run_dir.glob("*.pid")):
-        name = pid_file.stem
-        try:
-            pid_text, _, born_at = pid_file.read_text().strip().partition(" ")
-            pid = int(pid_text)
-        except (ValueError, OSError):
-            pid_file.unlink(missing_ok=True)
-            continue
-        if born_at and born(pid) == born_at:
-            say(f"stopping the {name} that an earlier run left (pid {pid})")
-            left.append((name == "redis", pid, born_at, pid_file))
-        else:
-            pid_file.unlink(missing_ok=True)
-    # Redis last: workers hand their jobs back to it.
-    for _, pid, born_at, pid_file in sorted(left, key=lambda entry: entry[0]):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 12
-        while alive(pid, born_at) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if alive(pid, born_at):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        pid_file.unlink(missing_ok=True)
-
-
-def alive(pid: int, born_at: str) -> bool:
-    """Whether this very process still runs (a zombie does not)."""
-    if born(pid) != born_at:
-        return False
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return not Path("/proc/self/stat").exists()
-    except OSError:
-        return False
-
-
-def free_port(host: str) -> int:
-    """A port that is free just now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise ConfigurationError(f"HOST={host} cannot be listened on: {error.strerror}") from None
-        return int(probe.getsockname()[1])
-
-
-def require_port(host: str, port: int) -> None:
-    """Raises ConfigurationError when the API could not listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ConfigurationError(f"port {port} on {host} is in use; set PORT to another") from None
-            if error.errno == errno.EACCES:
-                raise ConfigurationError(f"port {port} needs more rights than you have; set PORT to another") from None
-            raise ConfigurationError(f"HOST={host} cannot be listened on: {error.strerror}") from None
-        except OverflowError:
-            raise ConfigurationError(f"PORT={port} is no port") from None
 
 
 class AlreadyRunningError(Exception):
@@ -320,7 +166,7 @@ class Stack:
         environment["OPENAI_API_KEY"] = DEV_KEY
         environment.setdefault("ERRAND_DEFAULT_MODEL", "errand-dev-extractive")
         environment.setdefault("ERRAND_EMBEDDING_MODEL", "errand-dev-embedding")
-        await self._until(lambda: asyncio.to_thread(_responds, f"http://127.0.0.1:{port}/healthz"), "the model")
+        await self._until(lambda: asyncio.to_thread(responds, f"http://127.0.0.1:{port}/healthz"), "the model")
 
     async def _launch(self, child: Child) -> None:
         if self.stopping.is_set():
@@ -377,7 +223,7 @@ class Stack:
         return lines[-1].removeprefix("errand: ") if lines else f"{child.name} could not start"
 
     async def _is_ready(self) -> bool:
-        return await asyncio.to_thread(_all_lanes_alive, f"{self.url}/readyz")
+        return await asyncio.to_thread(all_lanes_alive, f"{self.url}/readyz")
 
     async def _until(self, condition: Any, what: str) -> None:
         deadline = time.monotonic() + START_S
@@ -430,34 +276,6 @@ class _Inherit:
 
 def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-# Our own loopback address is never asked through a proxy.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def _fetch(url: str) -> tuple[int, bytes]:
-    try:
-        with _DIRECT.open(url, timeout=2) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-    except (OSError, ValueError):
-        return 0, b""
-
-
-def _responds(url: str) -> bool:
-    return _fetch(url)[0] == 200
-
-
-def _all_lanes_alive(url: str) -> bool:
-    status, body = _fetch(url)
-    if status != 200:
-        return False
-    try:
-        return all(json.loads(body)["checks"]["workers"].values())
-    except (ValueError, KeyError):
-        return False
 
 
 def install_signals(stack: Stack) -> None:

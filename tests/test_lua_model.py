@@ -73,6 +73,7 @@ class Call:
     state: str = "open"
     usage: CallUsage = field(default_factory=CallUsage)
     wasted: bool = False
+    forgotten: bool = False  # the job was retried from the start since
 
     def figures(self) -> Counter[str]:
         """What this call adds to the job's record."""
@@ -369,6 +370,8 @@ PICK = st.integers(0, 63)
 TENANTS = ("anna", "bert", "carl", "dora")
 WORKERS = ("w0", "w1", "w2")
 LABELS = ("s0", "s1", "s2")
+TOKENS = st.tuples(st.integers(0, 300), st.integers(0, 300), st.sampled_from((0, 50)))
+OUTCOMES = st.sampled_from(("complete", "failed", "retry", "cancelled", "handback"))
 SUBMISSION = st.tuples(
     PICK,  # tenant
     st.sampled_from(LANES),
@@ -454,12 +457,14 @@ class Machine(RuleBasedStateMachine):
             st.tuples(st.sampled_from((1.0, 2.0, 5.0, 0.3)), st.integers(1, 3), st.integers(3, 12)),
             min_size=2,
             max_size=len(TENANTS),
-        )
+        ),
+        submissions=st.lists(SUBMISSION, max_size=10),
     )
-    def tenants(self, limits: list[tuple[float, int, int]]) -> None:
+    def tenants(self, limits: list[tuple[float, int, int]], submissions: list[Any]) -> None:
         for name, (weight, most, queued) in zip(TENANTS, limits, strict=False):
             self.model.tenants[name] = Tenant(weight, most, queued)
             self.write_tenant(name)
+        self.admit(submissions)
 
     def write_tenant(self, name: str) -> None:
         tenant = self.model.tenants[name]
@@ -490,19 +495,20 @@ class Machine(RuleBasedStateMachine):
         try:
             admitted = self.do(request)
         except RefusedError as error:
-            if before:
-                assert error.code == "idempotency_mismatch"
-                assert before[0] != body, "a repeated request was refused"
-            else:
-                assert error.code == "queue_full"
-                assert self.model.waiting(name) >= bound
+            code = error.code
+        else:
+            code = ""
+        if before:
+            assert code == ("" if before[0] == body else "idempotency_mismatch")
+        else:
+            assert code == ("queue_full" if self.model.waiting(name) >= bound else ""), "the bound of the queue"
+        if code:
             return
         if before:
             assert before == (body, admitted.job_id), "an idempotency key stands for one body and one job"
             assert admitted.replayed
             return
         assert not admitted.replayed
-        assert self.model.waiting(name) < bound, "the bound of the queue was passed"
         if key:
             self.answers[name, key] = (body, admitted.job_id)
         assert admitted.job_id not in self.model.jobs
@@ -530,7 +536,7 @@ class Machine(RuleBasedStateMachine):
             return "tenantConcurrency"
         return "priority" if self.model.ready(job.lane, job.tenant)[0] is not job else "worker"
 
-    @rule(submissions=st.lists(SUBMISSION, min_size=1, max_size=5))
+    @rule(submissions=st.lists(SUBMISSION, min_size=1, max_size=6))
     def admit(self, submissions: list[Any]) -> None:
         for submission in submissions:
             self.admit_one(submission)
@@ -620,8 +626,6 @@ class Machine(RuleBasedStateMachine):
             more = round(self.model.ran[lane] - past)
             self.model.ran[lane] = past * 0.98**more + more
 
-    OUTCOMES = st.sampled_from(("complete", "failed", "retry", "cancelled", "handback"))
-
     def ending(self, claim: Claimed, outcome: str, tokens: int = 0) -> Settlement:
         mark = json.dumps({"n": next(self.ticks)})  # no two settlements are alike
         return Settlement(
@@ -683,11 +687,7 @@ class Machine(RuleBasedStateMachine):
                 job.has_text = job.has_text or any(texts)
             assert seq == len(job.log)
 
-    @precondition(lambda self: self.claims)
-    @rule(index=PICK, good=st.booleans(), step=st.sampled_from(LABELS), est=st.integers(0, 500), twice=st.booleans())
-    def begin_step(self, index: int, good: bool, step: str, est: int, twice: bool) -> None:
-        choice = (self.held() if good else self.stale()) or self.claims
-        claim, worker = choice[index % len(choice)]
+    def begin_one(self, claim: Claimed, worker: str, step: str, est: int, *, twice: bool = False) -> None:
         job, call = self.model.jobs.get(claim.job_id), f"c{next(self.ticks)}"
         for again in (False, True) if twice else (False,):
             try:
@@ -709,19 +709,13 @@ class Machine(RuleBasedStateMachine):
                 self.begun.append((claim, worker, step, call))
                 job.emit("job.step", step=step, state="started", reused=False)
 
-    @precondition(lambda self: self.begun)
-    @rule(
-        index=PICK,
-        tokens=st.tuples(st.integers(0, 300), st.integers(0, 300), st.sampled_from((0, 50))),
-        works=st.booleans(),
-        estimated=st.booleans(),
-        twice=st.booleans(),
-    )
-    def finish_step(self, index: int, tokens: tuple[int, int, int], works: bool, estimated: bool, twice: bool) -> None:
-        """A call ends, in time, again, or long after its lease was lost."""
-        claim, worker, step, call = self.begun[::-1][index % len(self.begun)]
+    def finish_one(
+        self, begun: tuple[Claimed, str, str, str], usage: CallUsage, *, works: bool, twice: bool = False
+    ) -> None:
+        claim, worker, step, call = begun
         job = self.model.jobs.get(claim.job_id)
-        usage = CallUsage(*tokens, estimated=estimated)
+        if job is not None and job.calls[call].forgotten:
+            return  # see test_a_call_is_booked_once_over_a_retry_from_the_start
         result = json.dumps({"call": call}).encode() if works else None
         for _ in range(2 if twice else 1):
             booked = job is None or job.calls[call].state == "exact"
@@ -748,6 +742,60 @@ class Machine(RuleBasedStateMachine):
                     if usage.total:
                         job.emit("job.usage", inputTokens=job.figures()["tok_in"], totalTokens=job.tokens)
                     job.emit("job.step", step=step, state="finished" if works else "failed", reused=False)
+
+    @precondition(lambda self: self.claims)
+    @rule(
+        index=PICK,
+        good=st.booleans(),
+        steps=st.lists(st.tuples(st.sampled_from(LABELS), st.integers(0, 500)), min_size=1, max_size=3),
+        twice=st.booleans(),
+    )
+    def begin_steps(self, index: int, good: bool, steps: list[tuple[str, int]], twice: bool) -> None:
+        choice = (self.held() if good else self.stale()) or self.claims
+        claim, worker = choice[index % len(choice)]
+        for step, est in steps:
+            self.begin_one(claim, worker, step, est, twice=twice)
+
+    @precondition(lambda self: self.begun)
+    @rule(
+        picks=st.lists(PICK, min_size=1, max_size=3),
+        tokens=TOKENS,
+        works=st.booleans(),
+        estimated=st.booleans(),
+        twice=st.booleans(),
+    )
+    def finish_steps(
+        self, picks: list[int], tokens: tuple[int, int, int], works: bool, estimated: bool, twice: bool
+    ) -> None:
+        """Calls end: in time, again, or long after their lease was lost."""
+        for index in picks:
+            begun = self.begun[::-1][index % len(self.begun)]
+            self.finish_one(begun, CallUsage(*tokens, estimated=estimated), works=works, twice=twice)
+
+    @rule(
+        worker=st.sampled_from(WORKERS),
+        count=st.integers(1, 6),
+        calls=st.lists(
+            st.tuples(PICK, st.sampled_from(LABELS), st.sampled_from(("ends", "fails", "stays")), TOKENS), max_size=4
+        ),
+        outcomes=st.lists(OUTCOMES, max_size=4),
+    )
+    def work(self, worker: str, count: int, calls: list[Any], outcomes: list[str]) -> None:
+        """What a worker does all day: claims, calls, and ends some of its jobs."""
+        self.claim(worker, count, Lane.INTERACTIVE, [5, 5])
+        self.agrees()
+        own = [claim for claim, owner in self.held() if owner == worker]
+        if not own:
+            return
+        for index, step, course, tokens in calls:
+            before = len(self.begun)
+            self.begin_one(own[index % len(own)], worker, step, sum(tokens) // 2)
+            if course != "stays" and len(self.begun) > before:
+                self.finish_one(self.begun[-1], CallUsage(*tokens), works=course == "ends")
+        self.agrees()
+        items = [self.ending(claim, outcome) for claim, outcome in zip(own, outcomes, strict=False)]
+        if items:
+            self.settle_all(worker, items)
 
     @rule(
         worker=st.sampled_from(WORKERS),
@@ -823,17 +871,20 @@ class Machine(RuleBasedStateMachine):
         request = self.store.retry(
             job.tenant, job.id, from_start=from_start, record={}, class_ms=class_ms, expires_in_ms=HOUR_MS
         )
-        full = self.model.waiting(job.tenant) >= self.model.tenants[job.tenant].max_queued
+        wanted = ""
+        if job.status not in ("failed", "cancelled", "expired"):
+            wanted = "conflict"
+        elif self.model.waiting(job.tenant) >= self.model.tenants[job.tenant].max_queued:
+            wanted = "queue_full"
         try:
             self.do(request)
         except RefusedError as error:
-            if job.status in FINAL and job.status != "complete":
-                assert (error.code, full) == ("queue_full", True)
-            else:
-                assert error.code == "conflict"
+            code = error.code
+        else:
+            code = ""
+        assert code == wanted
+        if code:
             return
-        assert job.status in ("failed", "cancelled", "expired")
-        assert not full
         job.run += 1
         job.max_attempts = job.attempt + GRANT
         job.lost = job.settled = 0
@@ -841,6 +892,8 @@ class Machine(RuleBasedStateMachine):
         job.result = job.error = job.cancel_tokens = None
         if from_start:
             job.steps.clear()
+            for call in job.calls.values():
+                call.forgotten = True
         score, queued = (int(part) for part in self.raw("HMGET", self.keys.job(job.id), "score", "queued_ms"))
         assert score == queued + class_ms
         job.score = score
@@ -1063,6 +1116,28 @@ def bench(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     yield made
     made.close()
     server.stop()
+
+
+@pytest.mark.xfail(reason="retry.lua forgets with the journal which calls were booked", raises=AssertionError)
+def test_a_call_is_booked_once_over_a_retry_from_the_start(bench: Bench) -> None:
+    """Given a worker that was frozen in a call, when its job is retried from the start and the call ends after all,
+    then its true figure takes the place of the estimate. Once this passes: take `Call.forgotten` out."""
+    machine = Machine(bench)
+    try:
+        machine.tenants([(1.0, 1, 3)], [(0, Lane.BATCH, 0, 0, None)])
+        machine.claim("w0", 1, Lane.BATCH, [1])
+        machine.begin_steps(0, True, [("s0", 100)], False)
+        machine.cancel(0, False, 1)
+        machine.lose([0], False)
+        machine.retry(0, True, 0)
+        machine.agrees()
+        for job in machine.model.jobs.values():
+            for call in job.calls.values():
+                call.forgotten = False
+        machine.finish_steps([0], (60, 0, 0), True, False, False)
+        machine.agrees()
+    finally:
+        machine.teardown()
 
 
 def test_the_scripts_do_as_the_model(bench: Bench) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import aiohttp
 
 from scripts.bench.common import durable_redis, fsync_probe, percentile, running
-from scripts.stack import free_port
+from scripts.probes import free_port
 from shared.ids import new_api_key
 
 BODY = json.dumps({"type": "chat", "input": {"messages": [{"role": "user", "content": "Say hello." * 10}]}}).encode()

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from scripts import embedded_redis
-from scripts.stack import free_port
+from scripts.probes import free_port
 from shared.ids import new_api_key
 
 LEASE_S = 3.0
