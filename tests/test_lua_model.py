@@ -664,11 +664,7 @@ class Machine(RuleBasedStateMachine):
         if wrong.lease > 0:
             self.settle_all(other, [self.ending(wrong, outcome)])
 
-    @precondition(lambda self: self.claims)
-    @rule(index=PICK, good=st.booleans(), texts=st.lists(st.booleans(), min_size=1, max_size=3), twice=st.booleans())
-    def append(self, index: int, good: bool, texts: list[bool], twice: bool) -> None:
-        choice = (self.held() if good else self.stale()) or self.claims
-        claim, worker = choice[index % len(choice)]
+    def append_one(self, claim: Claimed, worker: str, texts: list[bool], *, twice: bool = False) -> None:
         job, batch = self.model.jobs.get(claim.job_id), next(self.ticks)
         news = [
             NewEvent("delta", {"text": "x"}) if text else NewEvent("job.progress", {"stage": "x"}) for text in texts
@@ -686,6 +682,13 @@ class Machine(RuleBasedStateMachine):
                     job.emit(new.type)
                 job.has_text = job.has_text or any(texts)
             assert seq == len(job.log)
+
+    @precondition(lambda self: self.claims)
+    @rule(index=PICK, good=st.booleans(), texts=st.lists(st.booleans(), min_size=1, max_size=3), twice=st.booleans())
+    def append(self, index: int, good: bool, texts: list[bool], twice: bool) -> None:
+        choice = (self.held() if good else self.stale()) or self.claims
+        claim, worker = choice[index % len(choice)]
+        self.append_one(claim, worker, texts, twice=twice)
 
     def begin_one(self, claim: Claimed, worker: str, step: str, est: int, *, twice: bool = False) -> None:
         job, call = self.model.jobs.get(claim.job_id), f"c{next(self.ticks)}"
@@ -788,8 +791,9 @@ class Machine(RuleBasedStateMachine):
         if not own:
             return
         for index, step, course, tokens in calls:
-            before = len(self.begun)
-            self.begin_one(own[index % len(own)], worker, step, sum(tokens) // 2)
+            claim, before = own[index % len(own)], len(self.begun)
+            self.begin_one(claim, worker, step, sum(tokens) // 2, twice=True)
+            self.append_one(claim, worker, [True])
             if course != "stays" and len(self.begun) > before:
                 self.finish_one(self.begun[-1], CallUsage(*tokens), works=course == "ends")
         self.agrees()
@@ -830,6 +834,10 @@ class Machine(RuleBasedStateMachine):
                 job.lapsed_since = 0
         assert states == wanted
 
+    def lapse(self, claim: Claimed) -> None:
+        self.model.jobs[claim.job_id].lapsed_since = tick = next(self.ticks)
+        self.raw("ZADD", self.keys.leases, tick, claim.job_id)
+
     @precondition(lambda self: self.held())
     @rule(picks=st.lists(PICK, min_size=1, max_size=4), renewed=st.booleans())
     def lose(self, picks: list[int], renewed: bool) -> None:
@@ -837,37 +845,69 @@ class Machine(RuleBasedStateMachine):
         held = self.held()
         for index in picks:
             claim, worker = held[index % len(held)]
-            self.model.jobs[claim.job_id].lapsed_since = tick = next(self.ticks)
-            self.raw("ZADD", self.keys.leases, tick, claim.job_id)
+            self.lapse(claim)
         if renewed:
             self.renew(worker, (1, 1), [], leaving=False)
         self.reap()
 
+    @rule(worker=st.sampled_from(WORKERS), rounds=st.integers(1, MAX_LOST_WORKERS), lane=st.sampled_from(LANES))
+    def lose_often(self, worker: str, rounds: int, lane: Lane) -> None:
+        """Jobs that kill their workers."""
+        for _ in range(rounds):
+            self.claim(worker, 6, lane, [5])
+            self.agrees()
+            for claim, owner in self.held():
+                if owner == worker:
+                    self.lapse(claim)
+            self.reap()
+            self.agrees()
+
     # -- clients and upkeep ------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(index=PICK, stranger=st.booleans(), times=st.integers(1, 2))
-    def cancel(self, index: int, stranger: bool, times: int) -> None:
-        job = list(self.model.jobs.values())[::-1][index % len(self.model.jobs)]
-        if stranger:
-            with pytest.raises(RefusedError):
-                self.do(self.store.cancel("nobody", job.id))
-            return
-        for _ in range(times):
-            self.do(self.store.cancel(job.tenant, job.id))
-            if job.status == "processing":
-                job.status, job.cancel_tokens = "cancelling", job.tokens
-            elif job.status in ("queued", "scheduled", "waiting"):
-                job.cancel_tokens = job.tokens
-                job.finish("cancelled")
-                self.model.left(job)
+    def cancel_one(self, job: Job) -> None:
+        self.do(self.store.cancel(job.tenant, job.id))
+        if job.status == "processing":
+            job.status, job.cancel_tokens = "cancelling", job.tokens
+        elif job.status in ("queued", "scheduled", "waiting"):
+            job.cancel_tokens = job.tokens
+            job.finish("cancelled")
+            self.model.left(job)
 
     @precondition(lambda self: self.model.jobs)
-    @rule(index=PICK, from_start=st.booleans(), class_ms=st.sampled_from((0, 60_000)))
-    def retry(self, index: int, from_start: bool, class_ms: int) -> None:
-        """The next run of a job, or the refusal of it."""
+    @rule(picks=st.lists(PICK, min_size=1, max_size=3), of=st.sampled_from(TENANTS), stranger=st.booleans())
+    def cancel(self, picks: list[int], of: str, stranger: bool) -> None:
+        """In any state, some of them twice; those of one tenant, so that it sometimes has nothing left."""
+        jobs = list(self.model.jobs.values())
+        jobs = [job for job in jobs if job.tenant == of and job.status not in FINAL] or jobs
+        for index in picks:
+            job = jobs[index % len(jobs)]
+            if stranger:
+                with pytest.raises(RefusedError):
+                    self.do(self.store.cancel("nobody", job.id))
+            else:
+                self.cancel_one(job)
+
+    @precondition(lambda self: self.held())
+    @rule(index=PICK, outcome=st.one_of(st.just("lost"), OUTCOMES), tokens=st.integers(0, 300))
+    def cancel_running(self, index: int, outcome: str, tokens: int) -> None:
+        """An accepted cancellation stands, whatever the attempt comes to."""
+        claim, worker = self.held()[index % len(self.held())]
+        self.cancel_one(self.model.jobs[claim.job_id])
+        self.agrees()
+        if outcome == "lost":
+            self.lapse(claim)
+            self.reap()
+        else:
+            self.settle_all(worker, [self.ending(claim, outcome, tokens)])
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(index=PICK, from_start=st.booleans(), class_ms=st.sampled_from((0, 60_000)), crowd=st.integers(0, 4))
+    def retry(self, index: int, from_start: bool, class_ms: int, crowd: int) -> None:
+        """The next run of a job, or the refusal of it; others may have come before."""
         jobs = self.model.having("failed", "cancelled", "expired") or list(self.model.jobs.values())
         job = jobs[index % len(jobs)]
+        for _ in range(crowd):
+            self.admit_one((list(self.model.tenants).index(job.tenant), job.lane, 0, 1, None))
         request = self.store.retry(
             job.tenant, job.id, from_start=from_start, record={}, class_ms=class_ms, expires_in_ms=HOUR_MS
         )
@@ -1127,9 +1167,8 @@ def test_a_call_is_booked_once_over_a_retry_from_the_start(bench: Bench) -> None
         machine.tenants([(1.0, 1, 3)], [(0, Lane.BATCH, 0, 0, None)])
         machine.claim("w0", 1, Lane.BATCH, [1])
         machine.begin_steps(0, True, [("s0", 100)], False)
-        machine.cancel(0, False, 1)
-        machine.lose([0], False)
-        machine.retry(0, True, 0)
+        machine.cancel_running(0, "lost", 0)
+        machine.retry(0, True, 0, 0)
         machine.agrees()
         for job in machine.model.jobs.values():
             for call in job.calls.values():

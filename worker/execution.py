@@ -64,6 +64,7 @@ class Attempt:
         self._ending: Ending = "done"
         self._timed_out = False
         self._lost = False
+        self._finished = False
         self._upstream_open = False
         self._tokens_at_stop = 0
 
@@ -92,8 +93,8 @@ class Attempt:
         self._finish("lost", "")
 
     def lose(self) -> None:
-        """The lease is lost: stops, and writes nothing more."""
-        if not self._lost:
+        """The lease is lost: stops, and writes nothing more. One that has ended is told so by its settlement."""
+        if not self._lost and self._task is not None and not self._task.done():
             self._lost = True
             LEASES_LOST.inc()
             self._stop(self._ending)
@@ -213,6 +214,9 @@ class Attempt:
         self._finish(outcome, code)
 
     def _finish(self, outcome: str, code: str) -> None:
+        if self._finished:
+            return
+        self._finished = True
         claimed, seconds = self.claimed, monotonic_s() - self._started_s
         _attempt_seconds(claimed.type).observe(seconds)
         _attempts_settled(claimed.type, outcome, code).inc()
