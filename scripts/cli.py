@@ -35,6 +35,16 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def queue_text(queue: dict[str, Any]) -> str:
+    """Where a waiting job stands, in one line."""
+    parts = [f"waiting on {queue['waitingOn']}"]
+    if queue["position"] is not None:
+        parts.append(f"position {queue['position']}, {queue['aheadTokens']} tokens ahead")
+    if queue["eta"] is not None:
+        parts.append(f"starts in {queue['eta']['p50Seconds']:g} to {queue['eta']['p90Seconds']:g} s")
+    return ", ".join(parts)
+
+
 def job_text(job: dict[str, Any]) -> str:
     """A job in a few lines."""
     lines = [f"{job['jobId']}  {job['type']}  {job['status']}"]
@@ -42,7 +52,7 @@ def job_text(job: dict[str, Any]) -> str:
         fraction = job["progress"]["fraction"]
         lines.append(f"  progress  {'' if fraction is None else f'{fraction:.0%} '}{job['progress']['message']}")
     if job["queue"]:
-        lines.append(f"  queue     position {job['queue']['position']}, waiting on {job['queue']['waitingOn']}")
+        lines.append(f"  queue     {queue_text(job['queue'])}")
     lines.append(f"  attempt   {job['attempt']} of {job['maxAttempts']}")
     lines.append(f"  times     created {job['createdAt']}, started {job['startedAt']}, finished {job['finishedAt']}")
     lines.append(f"  usage     {job['usage']['totalTokens']} tokens")

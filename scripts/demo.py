@@ -45,6 +45,9 @@ def show_event(event: dict[str, Any]) -> None:
     match event["type"]:
         case "job.queued":
             print(f"  {at}  queued")
+        case "job.queue":
+            eta = f", starts in about {event['eta']['p50Seconds']:g} s" if event["eta"] else ""
+            print(f"  {at}  position {event['position']}{eta}")
         case "job.started":
             print(f"  {at}  started, attempt {event['attempt']}, on {event['worker']}")
         case "job.progress":

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ from shared.stores.events import CallUsage, EventsStore
 from shared.stores.jobs import MAX_LOST_WORKERS, Claimed, JobsStore, Settlement
 from tests.conftest import RedisServer
 
-EXAMPLES = int(os.environ.get("LUA_MODEL_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("LUA_MODEL_EXAMPLES", "80"))
 STEPS = int(os.environ.get("LUA_MODEL_STEPS", "40"))
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # which takes minutes here
 LANES = (Lane.INTERACTIVE, Lane.BATCH)
@@ -446,9 +447,6 @@ class Machine(RuleBasedStateMachine):
     def holds(self, claim: Claimed, worker: str) -> bool:
         job = self.model.jobs.get(claim.job_id)
         return job is not None and job.runs and (job.owner, job.lease) == (worker, claim.lease)
-
-    def names(self, job_id: str) -> str:
-        return f"{job_id} {self.model.jobs.get(job_id)}"
 
     # -- tenants and admission ---------------------------------------------------------------------------------------
 
@@ -908,6 +906,7 @@ class Machine(RuleBasedStateMachine):
         job = jobs[index % len(jobs)]
         for _ in range(crowd):
             self.admit_one((list(self.model.tenants).index(job.tenant), job.lane, 0, 1, None))
+        time.sleep(0.002)  # the clock has gone on: whether the score ties with an earlier one's is not left to chance
         request = self.store.retry(
             job.tenant, job.id, from_start=from_start, record={}, class_ms=class_ms, expires_in_ms=HOUR_MS
         )
@@ -1059,10 +1058,10 @@ class Machine(RuleBasedStateMachine):
         assert row.get("result") == job.result
         if job.status == "cancelled":
             assert row["cancel_tokens"] == str(job.cancel_tokens)
-        if job.lost < MAX_LOST_WORKERS:
-            assert (row.get("error") or None) == job.error
-        else:
+        if job.status == "failed" and job.lost >= MAX_LOST_WORKERS:
             assert json.loads(row["error"])["code"] == "worker_lost"
+        else:
+            assert (row.get("error") or None) == job.error
 
     def check_log(self, job: Job, raw: list[Any]) -> None:
         length, *entries = raw

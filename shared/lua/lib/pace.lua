@@ -11,7 +11,8 @@ local function outlook(lane, tenant, rank, est)
   local ahead_tokens = 0
   if rank > 0 then
     -- Exact at the tail; elsewhere the mean of the queue.
-    ahead_tokens = own <= rank + 1 and tokens - est or math.floor((tokens - est) * rank / (own - 1))
+    local all = math.max(0, tokens - est)
+    ahead_tokens = own <= rank + 1 and all or math.floor(all * rank / (own - 1))
   end
   local limit = tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'max_concurrent') or math.huge)
   local used = tonumber(redis.call('HGET', P .. 'running', tenant) or '0')
