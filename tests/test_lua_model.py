@@ -74,7 +74,6 @@ class Call:
     state: str = "open"
     usage: CallUsage = field(default_factory=CallUsage)
     wasted: bool = False
-    forgotten: bool = False  # the job was retried from the start since
 
     def figures(self) -> Counter[str]:
         """What this call adds to the job's record."""
@@ -715,8 +714,6 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         claim, worker, step, call = begun
         job = self.model.jobs.get(claim.job_id)
-        if job is not None and job.calls[call].forgotten:
-            return  # see test_a_call_is_booked_once_over_a_retry_from_the_start
         result = json.dumps({"call": call}).encode() if works else None
         for _ in range(2 if twice else 1):
             booked = job is None or job.calls[call].state == "exact"
@@ -931,8 +928,6 @@ class Machine(RuleBasedStateMachine):
         job.result = job.error = job.cancel_tokens = None
         if from_start:
             job.steps.clear()
-            for call in job.calls.values():
-                call.forgotten = True
         score, queued = (int(part) for part in self.raw("HMGET", self.keys.job(job.id), "score", "queued_ms"))
         assert score == queued + class_ms
         job.score = score
@@ -1157,10 +1152,9 @@ def bench(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     server.stop()
 
 
-@pytest.mark.xfail(reason="retry.lua forgets with the journal which calls were booked", raises=AssertionError)
 def test_a_call_is_booked_once_over_a_retry_from_the_start(bench: Bench) -> None:
     """Given a worker that was frozen in a call, when its job is retried from the start and the call ends after all,
-    then its true figure takes the place of the estimate. Once this passes: take `Call.forgotten` out."""
+    then its true figure takes the place of the estimate."""
     machine = Machine(bench)
     try:
         machine.tenants([(1.0, 1, 3)], [(0, Lane.BATCH, 0, 0, None)])
@@ -1169,9 +1163,19 @@ def test_a_call_is_booked_once_over_a_retry_from_the_start(bench: Bench) -> None
         machine.cancel_running(0, "lost", 0)
         machine.retry(0, True, 0, 0)
         machine.agrees()
-        for job in machine.model.jobs.values():
-            for call in job.calls.values():
-                call.forgotten = False
+        machine.finish_steps([0], (60, 0, 0), True, False, False)
+        machine.agrees()
+    finally:
+        machine.teardown()
+
+
+def test_a_late_call_whose_estimate_was_nothing(bench: Bench) -> None:
+    machine = Machine(bench)
+    try:
+        machine.tenants([(1.0, 1, 3)], [(0, Lane.BATCH, 0, 0, None)])
+        machine.claim("w0", 1, Lane.BATCH, [1])
+        machine.begin_steps(0, True, [("s0", 0)], False)
+        machine.lose([0], False)
         machine.finish_steps([0], (60, 0, 0), True, False, False)
         machine.agrees()
     finally:

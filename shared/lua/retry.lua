@@ -14,7 +14,12 @@ if row[1] ~= a.tenant then return {'none'} end
 if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then return {'state', row[2]} end
 local waiting, bound = queue_room(a.tenant, redis.call('HGET', P .. 'tenant:' .. a.tenant, 'max_queued'))
 if waiting >= bound then return {'full', int(bound), int(room_in_s(row[3], a.tenant))} end
-if a.from_start then redis.call('DEL', KEYS[2]) end
+if a.from_start then
+  -- The steps are forgotten; that their calls were booked is not: one may still come in late.
+  for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
+    if string.sub(name, 1, 5) ~= 'call:' then redis.call('HDEL', KEYS[2], name) end
+  end
+end
 redis.call('ZREM', P .. 'retention', a.job)
 redis.call('HDEL', key, 'finished_ms', 'error', 'result', 'cancel_ms', 'cancelled_ms', 'cancel_tokens',
   'upstream_closed_ms', 'settled', 'handed_back', 'progress', 'due_ms', 'wait_reason', 'lost', 'started_ms', 'told')
