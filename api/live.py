@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -189,7 +189,9 @@ class Closing(msgspec.Struct, frozen=True):
 Frame = list[Event] | Gap | ReplayEnd | Heartbeat | Closing
 
 
-async def follow(hub: Hub, events: EventsStore, job_id: str, *, after: int, heartbeat_s: float) -> AsyncIterator[Frame]:
+async def follow(
+    hub: Hub, events: EventsStore, job_id: str, *, after: int, heartbeat_s: float
+) -> AsyncGenerator[Frame, None]:
     """A job's events above `after`: from the log, then live, each exactly once and in order.
 
     Ends after a final event that is the log's newest, or with Closing; the caller has made sure that `after` is not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
@@ -31,23 +32,29 @@ async def stream_job(request: web.Request, job_id: str, after: int, headers: dic
     await response.prepare(request)
     STREAMS_OPEN.inc()
     try:
-        await response.write(b"retry: 2000\n\n")
-        finished = False
-        frames = follow(request.app[HUB], request.app[EVENTS], job_id, after=after, heartbeat_s=HEARTBEAT_S)
         with request.app[TELLER].reader(job_id):
-            async for frame in frames:
-                if isinstance(frame, list) and any(event.type == "job.queued" for event in frame):
-                    request.app[TELLER].queued(job_id)
-                await response.write(encode(frame))
-                finished = not isinstance(frame, Closing)
-        if finished:
-            await response.write(DONE)
-        await response.write_eof()
+            await _relay(request, response, job_id, after)
     except ConnectionResetError:
         pass  # the client went away, which is its right
     finally:
         STREAMS_OPEN.dec()
     return response
+
+
+async def _relay(request: web.Request, response: web.StreamResponse, job_id: str, after: int) -> None:
+    await response.write(b"retry: 2000\n\n")
+    finished = False
+    events = follow(request.app[HUB], request.app[EVENTS], job_id, after=after, heartbeat_s=HEARTBEAT_S)
+    # Closed at once, not when the collector finds it: the hub's subscription hangs on it.
+    async with aclosing(events) as frames:
+        async for frame in frames:
+            if isinstance(frame, list) and any(event.type == "job.queued" for event in frame):
+                request.app[TELLER].queued(job_id)
+            await response.write(encode(frame))
+            finished = not isinstance(frame, Closing)
+    if finished:
+        await response.write(DONE)
+    await response.write_eof()
 
 
 def encode(frame: Frame) -> bytes:

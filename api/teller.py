@@ -26,6 +26,7 @@ class Teller:
         self._jobs = jobs
         self._readers: Counter[str] = Counter()
         self._queued: set[str] = set()
+        self._fresh: set[str] = set()  # those that came while a script was under way
 
     @contextmanager
     def reader(self, job_id: str) -> Iterator[None]:
@@ -44,6 +45,7 @@ class Teller:
         """The job waits (again)."""
         if job_id in self._readers:
             self._queued.add(job_id)
+            self._fresh.add(job_id)
 
     async def run(self) -> None:
         """Looks for ever; spreads the work over the interval."""
@@ -53,8 +55,9 @@ class Teller:
             try:
                 for start in range(0, len(waiting), BATCH):
                     batch = waiting[start : start + BATCH]
+                    self._fresh.clear()
                     for job_id, is_queued in zip(batch, await self._jobs.tell(batch), strict=True):
-                        if not is_queued:
+                        if not is_queued and job_id not in self._fresh:
                             self._queued.discard(job_id)
                     await asyncio.sleep(TELL_EVERY_S * BATCH / max(len(waiting), 2 * BATCH))
             except OUTAGE:

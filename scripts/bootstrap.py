@@ -40,11 +40,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXTRAS = {
     "start": ("documents", "local"),
     "demo": ("documents", "local"),
+    "chaos": ("documents", "local"),
     "errand": (),
     "test": ("documents", "local", "dev"),
     "run": ("documents", "local", "dev"),
 }
-MODULES = {"start": "scripts.stack", "demo": "scripts.demo", "errand": "scripts.cli", "test": "pytest"}
+MODULES = {
+    "start": "scripts.stack",
+    "demo": "scripts.demo",
+    "chaos": "scripts.havoc",
+    "errand": "scripts.cli",
+    "test": "pytest",
+}
 
 
 def fail(line: str) -> None:

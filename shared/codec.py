@@ -12,6 +12,7 @@ from shared.errors import RefusedError
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
+_NAMED = re.compile(r"`(?P<field>\w+)` ")  # our own sentences begin with the field that they are about
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 
 
@@ -47,4 +48,6 @@ def explain(error: msgspec.ValidationError) -> tuple[str, str]:
         return f"{path}.{unknown['field']}", "unknown field"
     if missing := _MISSING.fullmatch(what):
         return f"{path}.{missing['field']}", "this field is required"
+    if named := _NAMED.match(what):
+        return f"{path}.{named['field']}", what
     return path, what

@@ -1,8 +1,8 @@
 """One connection that all callers of a process share, in the manner of a group commit.
 
 Commands that come in while batches are under way are sent together as the next one. With `appendfsync always` Redis
-syncs once per batch, and the client library's cost per command falls to packing and parsing. Two batches may be under
-way: Redis works on one while we work on the replies of the other. Connecting, TLS, AUTH and parsing are redis-py's,
+syncs once per batch, and the client library's cost per command falls to packing and parsing. A few batches may be
+under way: Redis works on one while we work on the replies of another. Connecting, TLS, AUTH and parsing are redis-py's,
 through its public Connection.
 """
 

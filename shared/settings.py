@@ -66,9 +66,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=10_000)], _doc("Jobs that one worker process runs at a time.")
     ] = 20
     reserved_interactive_slots: Annotated[
-        Annotated[int, Meta(ge=0, le=10_000)],
-        _doc("Of these, kept for interactive jobs in a worker that serves both lanes."),
-    ] = 5
+        Annotated[int, Meta(ge=0, le=10_000)] | None,
+        _doc("Of these, kept for interactive jobs in a worker that serves both lanes; unset: a quarter."),
+    ] = None
     drain_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=3_600)],
         _doc("After SIGTERM a worker goes on with its jobs for so long, then hands them back."),

@@ -14,25 +14,24 @@ from shared.stores.jobs import JobsStore
 
 log = get_logger()
 
-REAP_EVERY_S: Final = 2.0
+REAP_EVERY_S: Final = 2.0  # at most; of a short lease a fifth
 SWEEP_EVERY_S: Final = 30.0
 BATCH: Final = 100
 
 
 class Upkeep:
     """Takes back the jobs of lost workers, expires what was not started, makes ready what is due, removes what is kept
-    no longer. After Redis came back nothing is taken back for one lease time: owners who sat out the outage renew."""
+    no longer. After Redis was away nothing is taken back for one lease time: owners who sat it out renew."""
 
     def __init__(self, jobs: JobsStore, *, lease_s: float) -> None:
         self._jobs = jobs
-        self._lease_s = lease_s
-        self._patient_until = 0.0
+        self._lease_ms = round(lease_s * 1000)
+        self._every_s = min(REAP_EVERY_S, lease_s / 5)
 
     async def reap(self) -> None:
         """One round. Raises a member of OUTAGE."""
-        patient = monotonic_s() < self._patient_until
         while True:
-            taken = await self._jobs.reap(BATCH, quiet_s=1e9 if patient else self._lease_s)
+            taken = await self._jobs.reap(BATCH, lease_ms=self._lease_ms)
             for job_id, status in taken:
                 JOBS_REAPED.labels(status).inc()
                 log.warning("job.reaped", job=job_id, status=status)
@@ -50,8 +49,8 @@ class Upkeep:
                     while await self._jobs.sweep():
                         pass
             except OUTAGE:
-                self._patient_until = monotonic_s() + self._lease_s
+                pass  # those who need Redis say so; the script sees for itself how long it was away
             except Exception:
                 log.exception("upkeep.failed")
             # Processes that started together must not stay in step.
-            await asyncio.sleep(REAP_EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(self._every_s * random.uniform(0.8, 1.2))  # noqa: S311

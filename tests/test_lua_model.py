@@ -865,6 +865,7 @@ class Machine(RuleBasedStateMachine):
             job.status, job.cancel_tokens = "cancelling", job.tokens
         elif job.status in ("queued", "scheduled", "waiting"):
             job.cancel_tokens = job.tokens
+            job.error = None  # what an earlier attempt failed of is no longer what it came to
             job.finish("cancelled")
             self.model.left(job)
 

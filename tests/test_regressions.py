@@ -168,7 +168,7 @@ async def test_a_document_deleted_while_it_is_read_leaves_nothing(stack: Stack) 
 
 async def test_a_nul_in_a_text_is_refused(edge: Stack) -> None:
     answer = await edge.call("POST", "/api/jobs", analysis("a\0b harbour."))
-    assert (answer.status, answer.json["errors"][0]["path"]) == (422, "$.input.document")
+    assert (answer.status, answer.json["errors"][0]["path"]) == (422, "$.input.document.text")
     document = await edge.call("POST", "/api/documents", {"text": "a\0b"})
     assert (document.status, document.json["errors"][0]["path"]) == (422, "$.text")
 

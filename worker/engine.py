@@ -19,7 +19,8 @@ from typing import Any, Final, cast
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
-from shared.errors import InvalidInput
+from shared.clock import monotonic_s
+from shared.errors import ConfigurationError, InvalidInput
 from shared.keys import Keys
 from shared.log import get_logger
 from shared.metrics import JOBS_CLAIMED, PICKUP_SECONDS, REDIS_OUTAGES, SLOTS, SLOTS_BUSY
@@ -39,6 +40,7 @@ log = get_logger()
 
 NET_S: Final = 5.0  # the slow poll under the wake-up by pub/sub
 CLAIM_BATCH: Final = 100
+DOUBT_S: Final = 2.0  # after this a claim that was not answered is looked for once more
 RELEASE_S: Final = 5.0  # after the drain, jobs have so long to let go and be handed back
 
 
@@ -52,7 +54,15 @@ def slots_by_lane(lanes: Sequence[str], settings: Settings) -> dict[str, int]:
     no batch job takes."""
     slots = dict.fromkeys(lanes, settings.worker_slots)
     if len(lanes) > 1 and Lane.BATCH in slots:
-        slots[Lane.BATCH] = max(1, settings.worker_slots - settings.reserved_interactive_slots)
+        reserved = settings.reserved_interactive_slots
+        if reserved is None:
+            reserved = settings.worker_slots // 4
+        if reserved >= settings.worker_slots:
+            raise ConfigurationError(
+                f"ERRAND_RESERVED_INTERACTIVE_SLOTS={reserved} leaves none of ERRAND_WORKER_SLOTS="
+                f"{settings.worker_slots} for batch jobs; set it lower, or run `python -m worker interactive`"
+            )
+        slots[Lane.BATCH] = settings.worker_slots - reserved
     return slots
 
 
@@ -97,13 +107,16 @@ class Engine(Worker):
         self._ended = asyncio.Event()
         self.ready = asyncio.Event()  # it listens, and counts as alive
         self._listening = asyncio.Event()
+        self._heart: Heart | None = None
+        self._passing_on: set[asyncio.Task[None]] = set()
+        self._doubtful: list[float] = []  # when to look for jobs of claims that were not answered
         self._hungry = False  # the last claim left a lane that may have more: a slot that comes free asks again
 
     # -- arq's hooks ---------------------------------------------------------------------------------------------
 
     async def main(self) -> None:
         """The claim loop and its companions, until a signal; then the drain."""
-        heart = Heart(
+        heart = self._heart = Heart(
             self._jobs,
             slots=self.slots,
             worker=self.worker_id,
@@ -126,7 +139,7 @@ class Engine(Worker):
         log.info("worker.started", worker=self.worker_id, slots=self.slots)
         try:
             await self._claim_for_ever()
-            with suppress(*OUTAGE):
+            with suppress(RedisError, OSError):
                 await heart.leave()
             await self._drain()
         finally:
@@ -136,7 +149,7 @@ class Engine(Worker):
                     task.cancel()
                 await asyncio.wait(left, timeout=0.2)
             await self._subscriber.close(listening)
-            with suppress(*OUTAGE):
+            with suppress(RedisError, OSError):
                 await heart.leave()
             log.info("worker.stopped", worker=self.worker_id)
 
@@ -179,16 +192,19 @@ class Engine(Worker):
                 count = min(free, CLAIM_BATCH)
                 lanes = [(lane, min(count, slots - self._busy[lane])) for lane, slots in self.slots.items()]
                 try:
+                    await self._disown()
                     claimed, due_ms = await self._jobs.claim(
                         worker=self.worker_id,
                         lanes=lanes,
                         count=count,
                         lease_ms=round(self.settings.lease_seconds * 1000),
+                        patience_ms=round(self.settings.aging_seconds * 1000),
                     )
                     failures = 0
                 except (*OUTAGE, RedisError, ValueError) as error:
                     # Also a defect must not end the worker: its running jobs go on, and it tries again.
                     REDIS_OUTAGES.labels("worker").inc()
+                    self._doubtful = [monotonic_s(), monotonic_s() + DOUBT_S]
                     if failures == 0:
                         log.warning("claim.failed", error=f"{type(error).__name__}: {error}")
                     await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
@@ -204,6 +220,8 @@ class Engine(Worker):
                     continue
                 if due_ms is not None:
                     wait_s = min(wait_s, due_ms / 1000 + 0.001)
+                if self._doubtful:
+                    wait_s = min(wait_s, DOUBT_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
@@ -223,6 +241,8 @@ class Engine(Worker):
             on_performed=self._on_performed,
             on_ended=self._on_ended,
         )
+        if (older := self.running.get(job.job_id)) is not None:
+            older.lose()  # its lease ran out and came to us again: nobody would tell it otherwise
         self.running[job.job_id] = attempt
         self._busy[job.lane] += 1
         attempt.start()
@@ -266,10 +286,32 @@ class Engine(Worker):
         # What was published before we listened is found by looking.
         self._listening.set()
         self._wake.set()
+        if self._heart is not None:
+            self._heart.hurry()
+
+    async def _pass_on(self) -> None:
+        if self._heart is not None:
+            with suppress(RedisError, OSError):
+                await self._heart.leave()
+
+    async def _disown(self) -> None:
+        """After a claim that was not answered: Redis may have given us jobs all the same, and hear of it late. They are
+        handed back; as leases that ran out they would count as lost."""
+        if self._doubtful and monotonic_s() >= self._doubtful[0]:
+            known = [(attempt.claimed.job_id, attempt.claimed.lease) for attempt in self.running.values()]
+            handed_back = await self._jobs.disown(worker=self.worker_id, jobs=known)
+            del self._doubtful[0]
+            if handed_back:
+                log.warning("claim.disowned", jobs=len(handed_back))
 
     def _heard(self, _: str, message: bytes) -> None:
         """Wake-ups and cancellations; both have a slower net under them (poll, heartbeat)."""
-        if message == b"wake":
+        if message == b"wake" and self._stopping.is_set():
+            # Not for us any more: leaving wakes another.
+            task = asyncio.create_task(self._pass_on(), name="pass-on")
+            self._passing_on.add(task)
+            task.add_done_callback(self._passing_on.discard)
+        elif message == b"wake":
             self._hungry = True
             self._wake.set()
         elif message.startswith(b"cancel "):

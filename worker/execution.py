@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import cache
 from typing import Any, Final
 
@@ -173,8 +172,13 @@ class Attempt:
     # -- settle --------------------------------------------------------------------------------------------------
 
     async def _flush_and_settle(self, outcome: Outcome, result: bytes | None) -> None:
-        with suppress(LeaseLostError):
+        try:
             await self._report.flush()
+        except LeaseLostError:
+            pass
+        except Exception:
+            # A defect: the outcome counts all the same.
+            log.exception("report.failed", job=self.claimed.job_id)
         if self._lost:
             self._finish("lost", "")
         else:

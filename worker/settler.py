@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from shared.log import get_logger
 from shared.redis import OUTAGE
 from shared.stores.jobs import JobsStore, Settlement
@@ -51,7 +49,7 @@ class Settler:
                 break
             except OUTAGE:
                 await asyncio.sleep(RECONNECT_S)
-            except (RedisError, ValueError) as error:
+            except Exception as error:
                 # A defect: the leases run out, and others take the jobs.
                 log.error("settle.failed", jobs=len(batch), error=f"{type(error).__name__}: {error}")
                 states = ["broken"] * len(batch)

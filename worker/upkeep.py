@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from shared.clock import monotonic_s
@@ -29,7 +30,9 @@ class Heart:
     ) -> None:
         """`slots` by lane: what this worker offers."""
         self._jobs = jobs
-        self._slots = list(slots.items())
+        mark = "s" if len(slots) > 1 else ""
+        self._slots = [(lane, f"{count}{mark}") for lane, count in slots.items()]
+        self._at_once = asyncio.Event()
         self._worker = worker
         self._lease_s = lease_s
         self._running = running
@@ -61,13 +64,20 @@ class Heart:
             elif state == 2:
                 attempt.cancel()
 
+    def hurry(self) -> None:
+        """Beats at once: a cancellation may have been missed."""
+        self._at_once.set()
+
     async def run(self) -> None:
         """Beats for ever; through an outage it tries again at once when Redis is back."""
         while True:
             try:
+                self._at_once.clear()
                 await self.beat()
                 self.beating.set()
-                await asyncio.sleep(self._lease_s / 3)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._lease_s / 3):
+                        await self._at_once.wait()
             except OUTAGE as error:
                 REDIS_OUTAGES.labels("worker").inc()
                 log.warning("heartbeat.missed", error=str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -144,8 +144,9 @@ async def wait_final(request: web.Request, job_id: str, seconds: float) -> JobRo
                 after=row.number("seq"),
                 heartbeat_s=HEARTBEAT_S,
             )
-            async for _ in frames:
-                pass
+            async with aclosing(frames):
+                async for _ in frames:
+                    pass
     return await store.view(tenant, job_id)
 
 

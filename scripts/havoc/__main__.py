@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+import redis.asyncio
 
 from scripts.havoc.check import Violations, check_job, check_keys, check_structures, check_tokens
 from scripts.havoc.cluster import LEASE_S, Cluster
@@ -29,6 +30,7 @@ from scripts.havoc.load import Clients, all_of, model_calls
 from scripts.mutants import ROOT
 from shared.errors import ConfigurationError
 
+SLOW_503_S = 6.0  # the API gives Redis one second a command; the machine may be busy
 SETTLE_S = 90.0  # when the faults are over, every job must be final within this time
 
 
@@ -71,7 +73,7 @@ PLANTS = {
     ),
     "no-reaper": Plant(
         "jobs of lost workers are never taken back",
-        (("shared/lua/reap.lua", "for _, job_id in ipairs(lapsed) do each(take_back, job_id, KEYS[1]) end", ""),),
+        (("shared/lua/reap.lua", "do take_back(job_id) end", "do local _ = job_id end"),),
     ),
     "no-idempotency": Plant(
         "idempotency keys are forgotten",
@@ -118,13 +120,14 @@ class Faults:
         self.cluster = cluster
         self.chance = chance
         self.done: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Future[None]] = []
 
     async def run(self, enough: Callable[[], bool], pause_s: tuple[float, float]) -> None:
         """Faults at random until `enough`; several may be under way at once."""
         kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
             (self.kill_worker, 6), (self.freeze_worker, 2), (self.deploy_worker, 2), (self.kill_redis, 1),
-            (self.kill_api, 1), (self.upset_model, 5),
+            (self.kill_api, 1), (self.upset_model, 5), (self.freeze_redis, 1), (self.fill_redis, 1),
+            (self.pause_worker, 1),
         ]  # fmt: skip
         # Each kind once, then by chance: also a short run has seen them all.
         first = [kind for kind, _ in kinds]
@@ -134,11 +137,12 @@ class Faults:
             if first:
                 fault = first.pop()
             task = asyncio.ensure_future(fault())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.append(task)
+            # One that failed ends the run: its fault did not happen, or was not taken back.
+            self._tasks = [task for task in self._tasks if not task.done() or task.exception() is not None]
             await asyncio.sleep(self.chance.uniform(*pause_s))
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.gather(*self._tasks)
 
     async def stop(self) -> None:
         """Ends what is under way."""
@@ -166,6 +170,42 @@ class Faults:
             await asyncio.sleep(LEASE_S + self.chance.uniform(2.5, 4))
             member.send(signal.SIGCONT)
             await asyncio.sleep(0.5)
+
+    async def pause_worker(self) -> None:
+        """SIGSTOP for less than a lease, then SIGCONT: nothing may come of it."""
+        member = self.chance.choice(self.cluster.workers)
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["worker SIGSTOP within its lease"] += 1
+            member.send(signal.SIGSTOP)
+            await asyncio.sleep(self.chance.uniform(0.5, LEASE_S))
+            member.send(signal.SIGCONT)
+
+    async def freeze_redis(self) -> None:
+        """SIGSTOP for longer than a lease and than every time-out, then SIGCONT: late commands run late."""
+        member = self.cluster.redis
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["Redis SIGSTOP"] += 1
+            member.send(signal.SIGSTOP)
+            await asyncio.sleep(self.chance.uniform(1, 2 * LEASE_S))
+            member.send(signal.SIGCONT)
+            await asyncio.sleep(1.0)
+
+    async def fill_redis(self) -> None:
+        """Redis refuses writes for want of memory."""
+        member = self.cluster.redis
+        if member.busy.locked():
+            return
+        async with member.busy:
+            self.done["Redis out of memory"] += 1
+            client: Any = redis.asyncio.from_url(self.cluster.redis_url)
+            await client.config_set("maxmemory", "1mb")
+            await asyncio.sleep(self.chance.uniform(0.5, 2 * LEASE_S))
+            await client.config_set("maxmemory", "0")
+            await client.aclose()
 
     async def deploy_worker(self) -> None:
         """SIGTERM: it drains, hands back, and a new one comes."""
@@ -307,6 +347,11 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         check_keys(clients.jobs, listed, report.violations)
         check_structures(cluster.redis_url, report.violations)
         booked, served, exact = check_tokens(acknowledged, calls, report.violations)
+        if not acknowledged:
+            report.violations.add("nothing was tested", "no job was acknowledged; run it for longer")
+        slow = [seconds for seconds, status in clients.refusals if status == 503 and seconds > SLOW_503_S]
+        if slow:
+            report.violations.add("503 was slow", f"{len(slow)} answers, the slowest after {max(slow):.1f} s")
         for text in cluster.unexpected:
             report.violations.add("a process ended by itself", text)
     finally:
@@ -352,6 +397,10 @@ def main() -> int:
     parser.add_argument("--plant", choices=sorted(PLANTS), help="plant this bug in a copy: the run must find it")
     parser.add_argument("--keep", type=Path, help="leave the processes' logs and data in this new directory")
     arguments = parser.parse_args()
+    if not 0 < arguments.minutes <= 24 * 60:
+        parser.error("--minutes must be above 0, and at most a day")
+    if arguments.jobs < 1 or arguments.clients < 1:
+        parser.error("--jobs and --clients must be at least 1")
     if arguments.seed is None:
         arguments.seed = random.SystemRandom().randrange(1_000_000)
     with tempfile.TemporaryDirectory(prefix="errand-c-") as temporary:

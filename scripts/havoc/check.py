@@ -10,6 +10,8 @@ import redis
 
 from scripts.havoc.load import FINAL, Seen
 
+# What the faults of a run may bring a job to: the model's own, and three lost workers.
+EXPECTED_ERRORS = frozenset({"upstream_unavailable", "upstream_rate_limited", "worker_lost"})
 FINAL_EVENTS = frozenset({"job.complete", "job.failed", "job.cancelled", "job.expired"})
 
 
@@ -46,6 +48,8 @@ def check_job(seen: Seen, found: Violations) -> None:
         found.add("an accepted cancel was ignored", f"{job}: {seen.cancel_state}, then {seen.finals}")
     if seen.gaps or seen.streamed != list(range(1, len(seen.streamed) + 1)):
         found.add("a stream repeated or lost events", job)
+    if view["status"] == "failed" and view["error"]["code"] not in EXPECTED_ERRORS:
+        found.add("a job failed by our fault", f"{job}: {view['error']['code']}")
     if view["status"] == "complete" and view["type"] == "chat" and shown_text(events) != view["result"]["text"]:
         found.add("the streamed text is not the result", job)
 
@@ -124,9 +128,9 @@ def check_structures(url: str, found: Violations) -> None:
         pace = client.hmget(f"errand:pace:{lane}", "ready", "running")
         if [value for value in pace if value not in (None, "0")]:
             found.add("counters are off", f"pace:{lane} ready, running = {pace}")
-        for name in ("tenants", "parked", "tokens"):
-            if client.exists(f"errand:q:{lane}:{name}"):
-                found.add("something is still held", f"q:{lane}:{name}")
+        for name in client.scan_iter(f"errand:q:{lane}:*", count=1_000):
+            if not name.endswith(":served"):
+                found.add("something is still held", name)
         if client.exists(f"errand:delayed:{lane}"):
             found.add("something is still held", f"delayed:{lane}")
     if left := next(client.scan_iter("errand:open:*", count=10_000), None):

@@ -57,9 +57,9 @@ end
 local reply = {'ok', job_id, NOW, status, int(due), '0'}
 if status == 'queued' then
   local est = tonumber(a.record.est or 0)
-  queue_push(job_id, a.lane, a.tenant, score, est)
+  local woken = queue_push(job_id, a.lane, a.tenant, score, est)
   local rank = redis.call('ZRANK', P .. 'q:' .. a.lane .. ':' .. a.tenant, job_id)
-  local ahead, waiting, middle, high = outlook(a.lane, a.tenant, rank, est)
+  local ahead, waiting, middle, high = outlook(a.lane, a.tenant, rank, est, woken)
   for _, value in ipairs({int(rank), int(ahead), waiting, int(middle), int(high)}) do reply[#reply + 1] = value end
 else
   redis.call('ZADD', P .. 'delayed:' .. a.lane, int(due), job_id)

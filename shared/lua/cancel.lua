@@ -14,7 +14,8 @@ local status = row.status
 if status == 'queued' or status == 'scheduled' or status == 'waiting' then
   queue_remove(a.job, row.lane, row.tenant, row.est)
   unschedule(a.job, row.lane, row.tenant, status)
-  finish(a.job, key, row, 'cancelled', '{}', 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row), 'cancelled_ms', NOW)
+  finish(a.job, key, row, 'cancelled', '{}', 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row), 'cancelled_ms', NOW,
+    'error', '', 'due_ms', '', 'wait_reason', '')
   flush()
   return {'ok', 'cancelled'}
 end

@@ -1,13 +1,15 @@
 -- claim: gives a worker up to `count` jobs of its lanes, and notes it as asleep on the lanes that had too few.
 -- KEYS  1 leases   2 jobs that may expire
--- ARGV  prefix, worker, lanes (list of {lane, at most}, the first lane first), count, lease_ms (length of the lease)
+-- ARGV  prefix, worker, lanes (list of {lane, at most}, the first lane first), count, lease_ms (length of the lease),
+--       patience_ms (a later lane of which nothing was taken for so long goes first, with one job)
 -- Returns {now ms, next due ms or -1, MessagePack list of jobs, each a list in the order of `Claimed`}
 -- Events job.queued (a delayed job has become due), job.expired, job.started, attempt.restarted
 --@include base
 --@include queue
 --@include job
 local PAGE = 50
-local out, leased, begun = {}, {}, {}
+local MOST_EXPIRED = 200 -- that are cleared away in one call
+local out, leased, begun, expired = {}, {}, {}, 0
 local LEASE_END = int(now + a.lease_ms)
 
 -- Adds to `fields` what a job needs that was started before. Returns its attempt and event number, and its tokens.
@@ -46,10 +48,18 @@ local function start(job_id, lane, weight)
   local key = P .. 'job:' .. job_id
   local row = redis.call('HMGET', key, 'status', 'lease', 'est', 'expires_ms', 'seq', 'tenant', 'type', 'max_attempts',
     'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent')
-  local estimate = tonumber(row[3] or '0')
+  local estimate = tonumber(row[3] or '0') or 0
   if row[1] ~= 'queued' then return estimate, false end
+  if not (tonumber(row[2]) and tonumber(row[5]) and row[6] and tonumber(row[8] or '1') and (row[4] == '' or tonumber(row[4] or '0'))) then
+    -- It cannot be read: it ends here, and nothing else suffers.
+    redis.call('HSET', key, 'status', 'failed', 'finished_ms', NOW, 'error',
+      '{"code":"internal","message":"The record of this job cannot be read.","retryable":false}')
+    redis.call('ZADD', P .. 'retention', int(now + 604800000), job_id)
+    return estimate, false
+  end
   -- `expires_ms` is emptied at the first start of a run.
   if row[4] and row[4] ~= '' and tonumber(row[4]) <= now then
+    expired = expired + 1
     finish(job_id, key, load(key), 'expired', '{}')
     return estimate, false
   end
@@ -109,7 +119,7 @@ end
 local function claim_lane(lane, most)
   promote(lane, 200)
   local all, active, offset, known, taken, floor = {}, {}, 0, -math.huge, 0, nil
-  while taken < most do
+  while taken < most and expired < MOST_EXPIRED do
     local best
     for i, tenant in ipairs(active) do
       if not best or tenant.score < active[best].score then best = i end
@@ -159,11 +169,21 @@ local function claim_lane(lane, most)
   if taken > 0 then
     redis.call('HSET', P .. 'q:' .. lane .. ':served', '!floor', int(served_of(lane, floor)))
     redis.call('HINCRBY', P .. 'pace:' .. lane, 'running', taken)
+    redis.call('HSET', P .. 'pace:' .. lane, 'at', NOW)
   end
   return taken
 end
 
 local due, left, short = -1, a.count, {}
+-- A later lane that has waited for long goes first, with one job: nobody is starved by an earlier lane.
+for i = 2, #a.lanes do
+  local lane = a.lanes[i]
+  local row = redis.call('HMGET', P .. 'pace:' .. lane[1], 'ready', 'at')
+  if left > 0 and lane[2] > 0 and tonumber(row[1] or '0') > 0 and now - tonumber(row[2] or '0') > a.patience_ms then
+    local taken = claim_lane(lane[1], 1)
+    left, lane[2] = left - taken, lane[2] - taken
+  end
+end
 for _, lane in ipairs(a.lanes) do
   local most = math.min(left, lane[2])
   local taken = claim_lane(lane[1], most)
@@ -172,9 +192,13 @@ for _, lane in ipairs(a.lanes) do
   if next_due >= 0 and (due < 0 or next_due < due) then due = next_due end
 end
 for _, lane in ipairs(a.lanes) do
-  redis.call(left > 0 and short[lane[1]] and 'SADD' or 'SREM', P .. 'idle:' .. lane[1], a.worker)
+  local asleep = left > 0 and short[lane[1]] and expired < MOST_EXPIRED
+  redis.call(asleep and 'SADD' or 'SREM', P .. 'idle:' .. lane[1], a.worker)
+  -- What this worker leaves is for the next one that sleeps: one wake-up may stand for many free slots.
+  if not asleep and redis.call('EXISTS', P .. 'q:' .. lane[1] .. ':tenants') == 1 then wake(lane[1]) end
 end
-if #leased > 0 then redis.call('ZADD', KEYS[1], unpack(leased)) end
-if #begun > 0 then redis.call('ZREM', KEYS[2], unpack(begun)) end
+if expired >= MOST_EXPIRED then due = now end
+with_all('ZADD', KEYS[1], leased)
+with_all('ZREM', KEYS[2], begun)
 flush()
 return {NOW, int(due), cmsgpack.pack(out)}

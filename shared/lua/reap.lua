@@ -1,8 +1,9 @@
 -- reap: the queue's upkeep, for any process to call. Takes back the jobs of workers that were lost, expires jobs that
 -- were not started in time, makes delayed jobs ready that are due, and returns parked tenants that have room.
 -- KEYS  1 leases   2 jobs that may expire
--- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call), quiet_s (nothing is
---       taken back from a worker while Redis has been up for less: owners who sat out an outage renew first)
+-- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call), lease_ms (0: take back
+--       at once). When nobody could call this for half of that, Redis was away, whatever the reason (restart, freeze,
+--       failover): then nothing is taken back from workers for one lease, so that owners who sat it out renew first
 -- Returns {{job id, new status} …}
 -- Events job.queued | job.cancelled | job.failed | job.expired
 --@include base
@@ -16,6 +17,10 @@ local function take_back(job_id)
   if row.status ~= 'processing' and row.status ~= 'cancelling' then
     redis.call('ZREM', KEYS[1], job_id)
     return
+  elseif not sound(row) then
+    -- Nobody can go on with it; it must not stand in the way either.
+    redis.call('ZADD', KEYS[1], int(now + 3600000), job_id)
+    return
   end
   release(job_id, key, row)
   local lost = redis.call('HINCRBY', key, 'lost', 1)
@@ -28,7 +33,7 @@ local function take_back(job_id)
     finish(job_id, key, row, 'failed', '{"error":' .. err .. '}', 'error', err)
     done[#done + 1] = {job_id, 'failed'}
   else
-    redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW)
+    redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'told', '')
     emit(job_id, 'job.queued', '{"reason":"workerLost"}')
     load_more(key, row)
     queue_push(job_id, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
@@ -39,7 +44,7 @@ end
 local function expire(job_id)
   local key = P .. 'job:' .. job_id
   local row = load(key)
-  if row.status ~= 'queued' and row.status ~= 'scheduled' then
+  if (row.status ~= 'queued' and row.status ~= 'scheduled') or not sound(row) then
     redis.call('ZREM', KEYS[2], job_id)
     return
   end
@@ -49,24 +54,22 @@ local function expire(job_id)
   done[#done + 1] = {job_id, 'expired'}
 end
 
--- A record that cannot be read must not keep the others from being looked after.
-local function each(step, job_id, set)
-  if not pcall(step, job_id) then redis.call('ZREM', set, job_id) end
+local quiet = false
+if a.lease_ms > 0 then
+  local row = redis.call('HMGET', P .. 'upkeep', 'last', 'quiet_until')
+  local quiet_until = tonumber(row[2] or '0')
+  if now - tonumber(row[1] or '0') > a.lease_ms / 2 then quiet_until = now + a.lease_ms end
+  redis.call('HSET', P .. 'upkeep', 'last', NOW, 'quiet_until', int(quiet_until))
+  quiet = now < quiet_until
 end
-
-local lapsed = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW, 'LIMIT', 0, a.limit)
-if #lapsed > 0 then
-  local uptime = string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')
-  if tonumber(uptime) > a.quiet_s then
-    for _, job_id in ipairs(lapsed) do each(take_back, job_id, KEYS[1]) end
-  end
+if not quiet then
+  for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW, 'LIMIT', 0, a.limit)) do take_back(job_id) end
 end
-for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do
-  each(expire, job_id, KEYS[2])
-end
+for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do expire(job_id) end
 flush()
 for _, lane in ipairs(LANES) do
   promote(lane, a.limit)
+  count_slots(lane)
   for _, tenant in ipairs(redis.call('SRANDMEMBER', P .. 'q:' .. lane .. ':parked', 20)) do
     local most = tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'max_concurrent') or math.huge)
     if tonumber(redis.call('HGET', P .. 'running', tenant) or '0') < most then unpark(tenant) end

@@ -1,6 +1,6 @@
 -- renew: a worker's heartbeat; extends the leases of all its jobs in one call.
 -- KEYS  1 leases
--- ARGV  prefix, worker, lanes (list of {lane, slots that it offers there}), lease_ms, alive_ms (how long the worker
+-- ARGV  prefix, worker, lanes (list of {lane, slots that it offers there: '20', or '15s' when other lanes share them}), lease_ms, alive_ms (how long the worker
 --       counts as alive; 0: it is leaving), jobs (list of {job id, lease})
 -- Returns per job 1 renewed   0 the lease is lost   2 renewed, and its cancellation was asked for
 --@include base
@@ -18,14 +18,7 @@ for _, lane in ipairs(a.lanes) do
     -- It may have been woken just now and pass the work by.
     if redis.call('EXISTS', P .. 'q:' .. lane[1] .. ':tenants') == 1 then wake(lane[1]) end
   end
-  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', NOW)) do
-    redis.call('ZREM', alive, gone)
-    redis.call('HDEL', slots, gone)
-    redis.call('SREM', P .. 'idle:' .. lane[1], gone)
-  end
-  local sum = 0
-  for _, count in ipairs(redis.call('HVALS', slots)) do sum = sum + tonumber(count) end
-  redis.call('HSET', P .. 'pace:' .. lane[1], 'slots', sum)
+  count_slots(lane[1])
 end
 local states, renewed = {}, {}
 for i, job in ipairs(a.jobs) do
@@ -38,5 +31,5 @@ for i, job in ipairs(a.jobs) do
     states[i] = row[3] == 'cancelling' and 2 or 1
   end
 end
-if #renewed > 0 then redis.call('ZADD', KEYS[1], unpack(renewed)) end
+with_all('ZADD', KEYS[1], renewed)
 return states

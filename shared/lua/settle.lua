@@ -17,6 +17,7 @@ local function settle(job)
   local row = load(key)
   if row.settled == tostring(job.lease) then return 'again' end
   if not holds(row, a.worker, job.lease) then return 'lost' end
+  if not sound(row) then return 'broken' end
   local outcome = job.outcome
   -- A cancellation that was accepted stands, whatever the attempt came to in the meantime.
   if row.status == 'cancelling' then
@@ -24,6 +25,10 @@ local function settle(job)
   elseif outcome == 'cancelled' then
     -- Nobody asked for it (any more): the attempt goes on elsewhere.
     outcome = 'handback'
+  end
+  if outcome == 'handback' then
+    hand_back(job.job, key, row)
+    return 'queued'
   end
   local seq = tonumber(row.seq) + 1
   release(job.job, key, row)
@@ -53,18 +58,10 @@ local function settle(job)
     wake(row.lane)
     return 'waiting'
   end
-  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq, 'settled', row.lease)
-  emit_as(job.job, seq, 'job.queued', '{"reason":"handback"}')
-  load_more(key, row)
-  queue_push(job.job, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
-  return 'queued'
 end
 
 local states = {}
-for i, job in ipairs(a.jobs) do
-  -- A record that cannot be read must not keep the others of the batch from being written whole.
-  local ok, state = pcall(settle, job)
-  states[i] = ok and state or 'broken'
-end
+-- Nothing is caught here: when Redis refuses (memory, disk), the first write fails and nothing was written.
+for i, job in ipairs(a.jobs) do states[i] = settle(job) end
 flush()
 return states

@@ -262,12 +262,19 @@ class JobsStore:
     # -- the worker's side ---------------------------------------------------------------------------------------
 
     async def claim(
-        self, *, worker: str, lanes: Sequence[tuple[str, int]], count: int, lease_ms: int
+        self, *, worker: str, lanes: Sequence[tuple[str, int]], count: int, lease_ms: int, patience_ms: int = 60_000
     ) -> tuple[list[Claimed], int | None]:
         """Up to `count` jobs for this worker, of each lane at most the stated number, the first lane first; and in how
-        many ms the next delayed one is due (None: there is none). A lane that had fewer wakes this worker later."""
+        many ms the next delayed one is due (None: there is none). A lane that had fewer wakes this worker later. A
+        later lane from which nobody took a job for `patience_ms` goes first, with one job."""
         now, due, packed = await self.scripts.run(
-            "claim", [self.keys.leases, self.keys.expiring], worker=worker, lanes=lanes, count=count, lease_ms=lease_ms
+            "claim",
+            [self.keys.leases, self.keys.expiring],
+            worker=worker,
+            lanes=lanes,
+            count=count,
+            lease_ms=lease_ms,
+            patience_ms=patience_ms,
         )
         next_due = int(due)
         try:
@@ -280,13 +287,14 @@ class JobsStore:
         self,
         *,
         worker: str,
-        lanes: Sequence[tuple[str, int]],
+        lanes: Sequence[tuple[str, str]],
         lease_ms: int,
         jobs: Sequence[tuple[str, int]],
         leaving: bool = False,
     ) -> list[int]:
-        """The worker's heartbeat; `lanes` with the slots it offers there. Per job: 1 renewed, 0 lost, 2 renewed but to
-        be cancelled. One that is `leaving` no longer counts as alive and is not woken; its jobs stay its own."""
+        """The worker's heartbeat; `lanes` with the slots it offers there (`20`, or `15s` when lanes share them). Per
+        job: 1 renewed, 0 lost, 2 renewed but to be cancelled. One that is `leaving` no longer counts as alive and is
+        not woken; its jobs stay its own."""
         states = await self.scripts.run(
             "renew",
             [self.keys.leases],
@@ -316,11 +324,19 @@ class JobsStore:
             raise LeaseLostError(claimed.job_id)
         return state
 
-    async def reap(self, limit: int = 100, *, quiet_s: float = -1) -> list[tuple[str, str]]:
-        """The queue's upkeep: takes back the jobs of lost workers (not while Redis has been up for less than
-        `quiet_s`), expires what was not started, makes ready what is due; (job id, new status) of the first two."""
+    async def disown(self, *, worker: str, jobs: Sequence[tuple[str, int]]) -> list[str]:
+        """Hands back what this worker was given by a claim whose answer was lost: all its leases but those of `jobs`
+        (job id, lease). Not to be called while a claim is under way."""
+        return [
+            job_id.decode() for job_id in await self.scripts.run("disown", [self.keys.leases], worker=worker, jobs=jobs)
+        ]
+
+    async def reap(self, limit: int = 100, *, lease_ms: int = 0) -> list[tuple[str, str]]:
+        """The queue's upkeep: takes back the jobs of lost workers, expires what was not started, makes ready what is
+        due; (job id, new status) of the first two. With `lease_ms` nothing is taken back for so long after Redis was
+        away."""
         rows = await self.scripts.run(
-            "reap", [self.keys.leases, self.keys.expiring], max_lost=MAX_LOST_WORKERS, limit=limit, quiet_s=quiet_s
+            "reap", [self.keys.leases, self.keys.expiring], max_lost=MAX_LOST_WORKERS, limit=limit, lease_ms=lease_ms
         )
         return [(job_id.decode(), status.decode()) for job_id, status in rows]
 

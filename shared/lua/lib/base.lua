@@ -22,6 +22,13 @@ local text = setmetatable({}, {__index = function(known, number)
   return written
 end})
 
+-- A command with a list of any length: Lua takes only so many arguments at a time.
+local function with_all(command, key, list)
+  for first = 1, #list, 1000 do
+    redis.call(command, key, unpack(list, first, math.min(first + 999, #list)))
+  end
+end
+
 -- Appends event number `seq` to the job's log and publishes it. The caller writes `seq` into the record.
 local function emit_as(job_id, seq, kind, data)
   redis.call('XADD', P .. 'log:' .. job_id, text[seq] .. '-0', 't', kind, 'a', NOW, 'd', data)

@@ -21,6 +21,12 @@ local function load_more(key, row)
   return row
 end
 
+-- Whether the record has what every write below computes with: looked at before the first write.
+local function sound(row)
+  return row.tenant and row.lane and tonumber(row.seq) and tonumber(row.retention_ms) and
+    tonumber(row.weight or '1') and tonumber(row.est or '0') and tonumber(row.lease)
+end
+
 local function tokens_of(row)
   return tonumber(row.tok_in or '0') + tonumber(row.tok_out or '0') + tonumber(row.tok_embed or '0')
 end
@@ -81,7 +87,7 @@ end
 -- Writes a final state, once, with its event; the record stays until `retention_ms` from now. Further arguments are
 -- fields and values of the record.
 local function finish(job_id, key, row, status, data, ...)
-  local keep, seq = text[now + (tonumber(row.retention_ms) or 604800000)], tonumber(row.seq) + 1
+  local keep, seq = text[now + tonumber(row.retention_ms)], tonumber(row.seq) + 1
   row.seq = seq
   redis.call('HSET', key, 'status', status, 'finished_ms', NOW, 'expires_ms', keep, 'seq', text[seq], ...)
   acc.kept[#acc.kept + 1] = keep
@@ -92,14 +98,25 @@ local function finish(job_id, key, row, status, data, ...)
   emit_as(job_id, seq, 'job.' .. status, data)
 end
 
+-- Hands a job back that its worker holds: the same attempt goes on elsewhere, at its old place.
+local function hand_back(job_id, key, row)
+  local seq = tonumber(row.seq) + 1
+  release(job_id, key, row)
+  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq, 'told', '',
+    'settled', row.lease)
+  emit_as(job_id, seq, 'job.queued', '{"reason":"handback"}')
+  load_more(key, row)
+  queue_push(job_id, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
+end
+
 -- Weight of the past in a lane's mean run time, per attempt: the last fifty or so count.
 local DECAY = 0.98
 
 -- Writes what was gathered.
 local function flush()
-  if #acc.unleased > 0 then redis.call('ZREM', P .. 'leases', unpack(acc.unleased)) end
-  if #acc.kept > 0 then redis.call('ZADD', P .. 'retention', unpack(acc.kept)) end
-  if #acc.unexpiring > 0 then redis.call('ZREM', P .. 'expiring', unpack(acc.unexpiring)) end
+  with_all('ZREM', P .. 'leases', acc.unleased)
+  with_all('ZADD', P .. 'retention', acc.kept)
+  with_all('ZREM', P .. 'expiring', acc.unexpiring)
   for _, sum in pairs(acc.used) do charge(sum[1], sum[2], sum[3], sum[4]) end
   for lane, count in pairs(acc.slots) do redis.call('HINCRBY', P .. 'pace:' .. lane, 'running', 0 - count) end
   for lane, ran in pairs(acc.ran) do

@@ -2,9 +2,9 @@
 
 -- For the job of `tenant` that has `rank` jobs of its tenant before it. Returns the estimated tokens of these, what
 -- the job waits for, and the time to its start in ms: the middle and the 90th percentile; -1 where nothing is known
--- (no worker is alive, or none has run a job here yet).
-local function outlook(lane, tenant, rank, est)
-  local pace = redis.call('HMGET', P .. 'pace:' .. lane, 'ready', 'running', 'slots', 'n', 's1', 's2')
+-- (no worker is alive, or none is free and none has run a job here yet). `woken`: a free worker was woken for it.
+local function outlook(lane, tenant, rank, est, woken)
+  local pace = redis.call('HMGET', P .. 'pace:' .. lane, 'ready', 'running', 'slots', 'n', 's1', 's2', 'shared')
   local ready, running, slots = tonumber(pace[1] or '0'), tonumber(pace[2] or '0'), tonumber(pace[3] or '0')
   local own = redis.call('ZCARD', P .. 'q:' .. lane .. ':' .. tenant)
   local tokens = tonumber(redis.call('HGET', P .. 'q:' .. lane .. ':tokens', tenant) or '0')
@@ -17,18 +17,23 @@ local function outlook(lane, tenant, rank, est)
   local limit = tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'max_concurrent') or math.huge)
   local used = tonumber(redis.call('HGET', P .. 'running', tenant) or '0')
   local parked = used >= limit
-  -- Tenants share: while one job of this tenant starts, so does about one of each other tenant that waits.
+  -- Tenants share: while one job of this tenant starts, so do about as many of the others as they weigh.
   local others = 0
   if not parked then
-    local active = math.max(1, redis.call('ZCARD', P .. 'q:' .. lane .. ':tenants'))
-    others = math.min(math.max(0, ready - own), (rank + 1) * (active - 1))
+    local weights, mine = 0, tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'weight') or '1')
+    local active = redis.call('ZRANGE', P .. 'q:' .. lane .. ':tenants', 0, 19)
+    for _, other in ipairs(active) do
+      if other ~= tenant then
+        weights = weights + tonumber(redis.call('HGET', P .. 'tenant:' .. other, 'weight') or '1')
+      end
+    end
+    -- Beyond the first twenty: as these.
+    local all = math.max(1, redis.call('ZCARD', P .. 'q:' .. lane .. ':tenants') / math.max(1, #active))
+    others = math.floor(math.min(math.max(0, ready - own), (rank + 1) * weights * all / mine))
   end
-  local servers, free, ahead = slots, slots - running, rank + others
-  if limit < servers then
-    servers, free = limit, math.min(free, limit - used)
-    if parked then ahead = rank end
-  end
-  free = math.max(0, free)
+  local servers, free, ahead = math.min(slots, limit), math.max(0, math.min(slots - running, limit - used)), rank + others
+  -- Slots that two lanes share may be taken by the other one: then only a worker that sleeps is free.
+  if free > 0 and not woken and pace[7] == '1' and redis.call('SCARD', P .. 'idle:' .. lane) == 0 then free = 0 end
   local waiting = 'worker'
   if parked then waiting = 'tenantConcurrency' elseif rank > 0 then waiting = 'priority' end
   if slots <= 0 then return ahead_tokens, waiting, -1, -1 end

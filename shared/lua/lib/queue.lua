@@ -39,13 +39,13 @@ local function charge(lane, tenant, used, held)
   redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', 'XX', int(bounded(served + left)), tenant)
 end
 
--- Wakes one worker of the lane that sleeps with a free slot, if there is one. Claim put it there in the same step in
+-- Wakes one worker of the lane that sleeps with a free slot; whether there was one. Claim put it there in the same step in
 -- which it found nothing, so no wake-up is lost; one that no longer listens is passed over.
 local function wake(lane)
   while true do
     local worker = redis.call('SPOP', P .. 'idle:' .. lane)
-    if not worker then return end
-    if redis.call('PUBLISH', P .. 'ctl:' .. worker, 'wake') > 0 then return end
+    if not worker then return false end
+    if redis.call('PUBLISH', P .. 'ctl:' .. worker, 'wake') > 0 then return true end
   end
 end
 
@@ -68,16 +68,18 @@ local function queue_enter(lane, tenant)
   redis.call('ZADD', tenants, int(bounded(value + held_of(lane, tenant))), tenant)
 end
 
--- Puts a job into its tenant's ready queue and wakes a worker. `est` is its estimated tokens.
+-- Puts a job into its tenant's ready queue and wakes a worker; whether one was asleep. `est` is its estimated tokens.
 local function queue_push(job_id, lane, tenant, score, est)
-  if redis.call('ZADD', P .. 'q:' .. lane .. ':' .. tenant, score, job_id) == 0 then return end
-  redis.call('HINCRBY', P .. 'pace:' .. lane, 'ready', 1)
+  if redis.call('ZADD', P .. 'q:' .. lane .. ':' .. tenant, score, job_id) == 0 then return false end
+  if redis.call('HINCRBY', P .. 'pace:' .. lane, 'ready', 1) == 1 then
+    redis.call('HSET', P .. 'pace:' .. lane, 'at', NOW)
+  end
   redis.call('HINCRBY', P .. 'q:' .. lane .. ':tokens', tenant, est or 0)
   if not redis.call('ZSCORE', P .. 'q:' .. lane .. ':tenants', tenant) then
-    if redis.call('SISMEMBER', P .. 'q:' .. lane .. ':parked', tenant) == 1 then return end
+    if redis.call('SISMEMBER', P .. 'q:' .. lane .. ':parked', tenant) == 1 then return false end
     queue_enter(lane, tenant)
   end
-  wake(lane)
+  return wake(lane)
 end
 
 -- What follows when `count` jobs of `est` tokens have left a tenant's ready queue.
@@ -108,6 +110,23 @@ local function unpark(tenant)
       wake(lane)
     end
   end
+end
+
+-- Forgets workers of the lane that are gone, and adds up the slots of those that live.
+local function count_slots(lane)
+  local alive, slots = P .. 'workers:' .. lane, P .. 'slots:' .. lane
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', NOW)) do
+    redis.call('ZREM', alive, gone)
+    redis.call('HDEL', slots, gone)
+    redis.call('SREM', P .. 'idle:' .. lane, gone)
+  end
+  local sum, shared = 0, 0
+  for _, count in ipairs(redis.call('HVALS', slots)) do
+    local number, mark = string.match(count, '^(%d+)(s?)$')
+    sum = sum + tonumber(number or '0')
+    if mark == 's' then shared = 1 end
+  end
+  redis.call('HSET', P .. 'pace:' .. lane, 'slots', sum, 'shared', shared)
 end
 
 -- How many jobs of a tenant wait, and the tenant's bound of them. `limit` is its max_queued field or false.
