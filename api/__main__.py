@@ -19,7 +19,7 @@ from api.server import EdgeRunner
 from shared.errors import ConfigurationError
 from shared.ids import new_api_key
 from shared.log import configure, get_logger
-from shared.redis import connect, redis_now_ms, wait_until_durable
+from shared.redis import OUTAGE, connect, redis_now_ms, wait_until_durable
 from shared.settings import Settings
 
 log = get_logger()
@@ -68,7 +68,17 @@ async def serve(settings: Settings) -> None:
     for text in (*found.unknown, *found.wrong):
         log.warning("redis.durability_doubted", detail=text)
     app = create_app(settings)
-    await app[TENANTS].ensure_admin(await admin_key(settings))
+    key, warned = await admin_key(settings), False
+    while not stop.is_set():
+        try:
+            await app[TENANTS].ensure_admin(key)
+            break
+        except OUTAGE as error:
+            # Redis is away, or full: that passes, and a start must not end for it.
+            if not warned:
+                log.warning("start.waits_for_redis", error=str(error))
+            warned = True
+            await asyncio.sleep(0.5)
     runner = EdgeRunner(app, header_seconds=settings.body_seconds, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:

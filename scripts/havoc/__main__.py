@@ -25,7 +25,7 @@ import aiohttp
 import redis.asyncio
 
 from scripts.havoc.check import Violations, check_job, check_keys, check_structures, check_tokens
-from scripts.havoc.cluster import LEASE_S, Cluster
+from scripts.havoc.cluster import LEASE_S, Cluster, Member
 from scripts.havoc.load import Clients, all_of, model_calls
 from scripts.mutants import ROOT
 from shared.errors import ConfigurationError
@@ -148,10 +148,14 @@ class Faults:
         """Ends what is under way."""
         await end_all(self._tasks)
 
+    def _idle(self, members: list[Member]) -> Member | None:
+        """One that no other fault has in hand."""
+        idle = [member for member in members if not member.busy.locked()]
+        return self.chance.choice(idle) if idle else None
+
     async def kill_worker(self) -> None:
         """SIGKILL; another comes a moment later."""
-        member = self.chance.choice(self.cluster.workers)
-        if member.busy.locked():
+        if (member := self._idle(self.cluster.workers)) is None:
             return
         async with member.busy:
             self.done["worker SIGKILL"] += 1
@@ -161,8 +165,7 @@ class Faults:
 
     async def freeze_worker(self) -> None:
         """SIGSTOP past the lease, then SIGCONT: it wakes and finds its jobs gone."""
-        member = self.chance.choice(self.cluster.workers)
-        if member.busy.locked():
+        if (member := self._idle(self.cluster.workers)) is None:
             return
         async with member.busy:
             self.done["worker SIGSTOP past its lease"] += 1
@@ -173,8 +176,7 @@ class Faults:
 
     async def pause_worker(self) -> None:
         """SIGSTOP for less than a lease, then SIGCONT: nothing may come of it."""
-        member = self.chance.choice(self.cluster.workers)
-        if member.busy.locked():
+        if (member := self._idle(self.cluster.workers)) is None:
             return
         async with member.busy:
             self.done["worker SIGSTOP within its lease"] += 1
@@ -209,8 +211,7 @@ class Faults:
 
     async def deploy_worker(self) -> None:
         """SIGTERM: it drains, hands back, and a new one comes."""
-        member = self.chance.choice(self.cluster.workers)
-        if member.busy.locked():
+        if (member := self._idle(self.cluster.workers)) is None:
             return
         async with member.busy:
             self.done["worker SIGTERM"] += 1
@@ -232,8 +233,7 @@ class Faults:
 
     async def kill_api(self) -> None:
         """SIGKILL."""
-        member = self.chance.choice(self.cluster.apis)
-        if member.busy.locked():
+        if (member := self._idle(self.cluster.apis)) is None:
             return
         async with member.busy:
             self.done["API SIGKILL"] += 1
