@@ -17,9 +17,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 import redis.asyncio
@@ -113,22 +113,26 @@ def planted(name: str, folder: Path) -> Path:
     return copy
 
 
+# The kinds of faults, and how often each comes beside the others.
+KINDS: Final = {
+    "kill_worker": 6, "freeze_worker": 2, "pause_worker": 1, "deploy_worker": 2, "kill_redis": 1, "freeze_redis": 1,
+    "fill_redis": 1, "kill_api": 1, "upset_model": 5,
+}  # fmt: skip
+
+
 class Faults:
     """What goes wrong, and how often it did."""
 
-    def __init__(self, cluster: Cluster, chance: random.Random) -> None:
+    def __init__(self, cluster: Cluster, chance: random.Random, chosen: Sequence[str]) -> None:
         self.cluster = cluster
         self.chance = chance
+        self.chosen = chosen
         self.done: Counter[str] = Counter()
         self._tasks: list[asyncio.Future[None]] = []
 
     async def run(self, enough: Callable[[], bool], pause_s: tuple[float, float]) -> None:
         """Faults at random until `enough`; several may be under way at once."""
-        kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
-            (self.kill_worker, 6), (self.freeze_worker, 2), (self.deploy_worker, 2), (self.kill_redis, 1),
-            (self.kill_api, 1), (self.upset_model, 5), (self.freeze_redis, 1), (self.fill_redis, 1),
-            (self.pause_worker, 1),
-        ]  # fmt: skip
+        kinds = [(getattr(self, name), weight) for name, weight in KINDS.items() if name in self.chosen]
         # Each kind once, then by chance: also a short run has seen them all.
         first = [kind for kind, _ in kinds]
         self.chance.shuffle(first)
@@ -304,7 +308,7 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
     """The run."""
     chance, report, started = random.Random(arguments.seed), Report(), time.monotonic()  # noqa: S311
     cluster = Cluster(folder, tree)
-    faults = Faults(cluster, random.Random(arguments.seed + 1))  # noqa: S311
+    faults = Faults(cluster, random.Random(arguments.seed + 1), arguments.only or list(KINDS))  # noqa: S311
     deadline = started + arguments.minutes * 60
     work: list[asyncio.Future[None]] = []
     try:
@@ -394,6 +398,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1_000_000, help="stop after so many jobs (default: none)")
     parser.add_argument("--clients", type=int, default=40, help="clients at a time (default %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="for the choice of faults and jobs (default: random)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, metavar="FAULT", help=f"only these of {', '.join(KINDS)}")
     parser.add_argument("--plant", choices=sorted(PLANTS), help="plant this bug in a copy: the run must find it")
     parser.add_argument("--keep", type=Path, help="leave the processes' logs and data in this new directory")
     arguments = parser.parse_args()
