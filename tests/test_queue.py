@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shared.stores.events import CallUsage
 from shared.subscriber import Subscriber
 from tests.conftest import DevModel, RedisServer, Stack, analysis, chat
 
@@ -69,6 +70,17 @@ async def test_a_backlog_of_a_thousand_delays_another_tenant_by_one_job(make_sta
     assert ran.index(theirs) - before <= 1
 
 
+async def test_a_newcomer_does_not_stand_behind_estimates(edge: Stack) -> None:
+    """Given A with a job running on its estimate, when B submits and A's job ends having cost nothing, then B is next."""
+    for _ in range(5):
+        await edge.submit(chat(LONG))
+    running = await claim(edge)
+    _, key = await edge.tenant()
+    theirs = await edge.submit(chat(LONG), key=key)
+    await finish(edge, running)
+    assert [job.job_id for job in await claim(edge)] == [theirs]
+
+
 async def test_tenants_share_tokens_by_weight(edge: Stack) -> None:
     """Given weights 1 and 3 and full queues, when jobs run one after the other, and when 40 run at once, then 1 : 3."""
     keys = {}
@@ -117,7 +129,12 @@ async def test_idleness_saves_up_no_credit(edge: Stack) -> None:
     _, key = await edge.tenant()
     for _ in range(40):
         await edge.submit(chat())
-    await finish(edge, await claim(edge, count=20))
+    served = await claim(edge, count=20)
+    for job in served:
+        step = {"step": "s", "label": "s", "call": job.job_id}
+        await edge.events.begin_step(job, "w1", tokens=1_000, **step)
+        await edge.events.finish_step(job, "w1", usage=CallUsage(1_000, 0), result=b"{}", **step)
+    await finish(edge, served)
     for _ in range(20):
         await edge.submit(chat(), key=key)
     share = [job.tenant for job in await claim(edge, count=10)]
@@ -243,6 +260,7 @@ async def test_what_a_job_waits_for(edge: Stack) -> None:
     assert (later["queue"]["waitingOn"], later["queue"]["eta"]["p50Seconds"]) == ("schedule", 20.0)
     answer = await edge.call("GET", f"/api/jobs/{later['jobId']}", key=key)
     assert 15 <= int(answer.headers["Retry-After"]) <= 20
+    await asyncio.sleep(0.25)
     again = await edge.call(
         "GET", f"/api/jobs/{later['jobId']}", key=key, headers={"If-None-Match": answer.headers["ETag"]}
     )
