@@ -50,7 +50,7 @@ class Teller:
     async def run(self) -> None:
         """Looks for ever; spreads the work over the interval."""
         while True:
-            await asyncio.sleep(TELL_EVERY_S)
+            await asyncio.sleep(TELL_EVERY_S / 2)
             waiting = list(self._queued)
             try:
                 for start in range(0, len(waiting), BATCH):
@@ -59,7 +59,7 @@ class Teller:
                     for job_id, is_queued in zip(batch, await self._jobs.tell(batch), strict=True):
                         if not is_queued and job_id not in self._fresh:
                             self._queued.discard(job_id)
-                    await asyncio.sleep(TELL_EVERY_S * BATCH / max(len(waiting), 2 * BATCH))
+                    await asyncio.sleep(TELL_EVERY_S / 2 * len(batch) / len(waiting))
             except OUTAGE:
                 pass  # readers see heartbeats meanwhile
             except Exception:

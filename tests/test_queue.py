@@ -71,7 +71,7 @@ async def test_a_backlog_of_a_thousand_delays_another_tenant_by_one_job(make_sta
 
 
 async def test_a_newcomer_does_not_stand_behind_estimates(edge: Stack) -> None:
-    """Given A with a job running on its estimate, when B submits and A's job ends having cost nothing, then B is next."""
+    """Given A with a job running on its estimate, when B submits and A's job ends at no cost, then B is next."""
     for _ in range(5):
         await edge.submit(chat(LONG))
     running = await claim(edge)
