@@ -122,7 +122,7 @@ async def test_a_reader_that_runs_wild_is_stopped(stack: Stack) -> None:
     )
     with pytest.raises(DocumentRejected, match=r"memory|failed on the document"):
         await small.extract(b"<p>x</p>" * 6_000_000)
-    hasty = Library(msgspec.structs.replace(stack.settings, extract_seconds=0.05), library._documents, library._blobs)
+    hasty = Library(msgspec.structs.replace(stack.settings, extract_seconds=0.001), library._documents, library._blobs)
     with pytest.raises(DocumentRejected, match="longer than"):
         await hasty.extract(b"text")
 
