@@ -329,7 +329,7 @@ async def test_due_and_expired_jobs_are_shown_as_such_without_any_worker(edge: S
     await edge.until(dead, "expired")
 
 
-async def test_a_retry_in_backoff_waits_its_time_and_a_time_due_is_kept(stack: Stack) -> None:
+async def test_a_delayed_job_starts_when_it_is_due(stack: Stack) -> None:
     started = time.monotonic()
     view = await stack.finished(await stack.submit(chat(delaySeconds=0.5)))
     assert view["status"] == "complete"

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -223,9 +222,7 @@ async def test_a_cancel_while_the_subscriber_is_away_is_heard_at_once(make_stack
     job_id = await stack.submit(chat(LONG))
     await stack.until(job_id, "processing")
     await stack.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await asyncio.sleep(1)
+    await asyncio.sleep(0.01)
     started = time.monotonic()
     answer = await stack.call("DELETE", f"/api/jobs/{job_id}?wait=5")
     assert answer.json["status"] == "cancelled"

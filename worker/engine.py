@@ -51,7 +51,7 @@ def new_worker_id() -> str:
 
 def slots_by_lane(lanes: Sequence[str], settings: Settings) -> dict[str, int]:
     """How many jobs of each lane may run at a time. A process that serves both keeps slots for interactive jobs that
-    no batch job takes."""
+    no batch job takes. Raises ConfigurationError when none would be left for these."""
     slots = dict.fromkeys(lanes, settings.worker_slots)
     if len(lanes) > 1 and Lane.BATCH in slots:
         reserved = settings.reserved_interactive_slots
@@ -67,7 +67,7 @@ def slots_by_lane(lanes: Sequence[str], settings: Settings) -> dict[str, int]:
 
 
 class Engine(Worker):
-    """One worker process on one lane or on both; with both, an interactive job always goes first."""
+    """One worker process on one lane or on both; with both, interactive jobs go first (see `claim.lua`)."""
 
     def __init__(
         self,

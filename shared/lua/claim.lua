@@ -50,7 +50,8 @@ local function start(job_id, lane, weight)
     'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent')
   local estimate = tonumber(row[3] or '0') or 0
   if row[1] ~= 'queued' then return estimate, false end
-  if not (tonumber(row[2]) and tonumber(row[5]) and row[6] and tonumber(row[8] or '1') and (row[4] == '' or tonumber(row[4] or '0'))) then
+  if not (tonumber(row[2]) and tonumber(row[5]) and row[6] and tonumber(row[8] or '1') and
+      (row[4] == '' or tonumber(row[4] or '0'))) then
     -- It cannot be read: it ends here, and nothing else suffers.
     redis.call('HSET', key, 'status', 'failed', 'finished_ms', NOW, 'error',
       '{"code":"internal","message":"The record of this job cannot be read.","retryable":false}')
@@ -92,8 +93,8 @@ local function load_tenants(lane, offset, found)
     local room = math.huge
     if row[1] then room = tonumber(row[1]) - tonumber(redis.call('HGET', P .. 'running', tenant) or '0') end
     if room > 0 then
-      found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'), weight_text = row[2] or '1', room = room,
-        ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0, held = 0}
+      found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'),
+        weight_text = row[2] or '1', room = room, ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0, held = 0}
       offset = offset + 1
     else
       redis.call('ZREM', tenants, tenant)

@@ -1,7 +1,7 @@
 -- renew: a worker's heartbeat; extends the leases of all its jobs in one call.
 -- KEYS  1 leases
--- ARGV  prefix, worker, lanes (list of {lane, slots that it offers there: '20', or '15s' when other lanes share them}), lease_ms, alive_ms (how long the worker
---       counts as alive; 0: it is leaving), jobs (list of {job id, lease})
+-- ARGV  prefix, worker, lanes (list of {lane, slots that it offers there: '20', or '15s' when other lanes share them}),
+--       lease_ms, alive_ms (how long the worker counts as alive; 0: it is leaving), jobs (list of {job id, lease})
 -- Returns per job 1 renewed   0 the lease is lost   2 renewed, and its cancellation was asked for
 --@include base
 --@include queue

@@ -6,8 +6,8 @@
 --         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
 --         upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
 --         tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)}
--- Returns per job its new status, 'again' when this lease was settled before, 'lost' when it is not the worker's, or 'broken' when
---         its record cannot be read
+-- Returns per job its new status, 'again' when this lease was settled before, 'lost' when it is not the worker's, or
+--         'broken' when its record cannot be read
 -- Events job.complete | job.failed | job.cancelled | job.waiting | job.queued
 --@include base
 --@include queue

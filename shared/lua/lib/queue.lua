@@ -1,7 +1,7 @@
 -- queue: the ready structure of a lane. Tenants share by tokens served per weight (virtual counters: what their ended
--- jobs used, and the estimates of those that run); inside a tenant a job's score is queuedAt + class * agingSeconds, so a job is overtaken only by jobs of its tenant that
--- were queued at most one aging time per class after it. A tenant at its concurrency limit is parked: it leaves the
--- order until a slot of its own is free, so that nobody walks past it.
+-- jobs used, and the estimates of those that run); inside a tenant a job's score is queuedAt + class * agingSeconds,
+-- so a job is overtaken only by jobs of its tenant that were queued at most one aging time per class after it. A tenant
+-- at its concurrency limit is parked: it leaves the order until a slot of its own is free, so that nobody walks past.
 
 local LANES = {'interactive', 'batch'}
 -- Counters stay within what a score holds exactly.
@@ -39,8 +39,8 @@ local function charge(lane, tenant, used, held)
   redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', 'XX', int(bounded(served + left)), tenant)
 end
 
--- Wakes one worker of the lane that sleeps with a free slot; whether there was one. Claim put it there in the same step in
--- which it found nothing, so no wake-up is lost; one that no longer listens is passed over.
+-- Wakes one worker of the lane that sleeps with a free slot; whether there was one. Claim put it there in the same step
+-- in which it found nothing, so no wake-up is lost; one that no longer listens is passed over.
 local function wake(lane)
   while true do
     local worker = redis.call('SPOP', P .. 'idle:' .. lane)
@@ -106,7 +106,8 @@ end
 local function unpark(tenant)
   for _, lane in ipairs(LANES) do
     if redis.call('SREM', P .. 'q:' .. lane .. ':parked', tenant) == 1 then
-      redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', int(bounded(served_of(lane, tenant) + held_of(lane, tenant))), tenant)
+      local counter = bounded(served_of(lane, tenant) + held_of(lane, tenant))
+      redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', int(counter), tenant)
       wake(lane)
     end
   end
