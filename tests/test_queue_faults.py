@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.havoc.__main__ import PLANTS
+from scripts.havoc.plants import PLANTS
 from scripts.mutants import MUTANTS, ROOT
 from shared.errors import ConfigurationError
 from shared.redis import OUTAGE

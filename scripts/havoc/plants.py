@@ -1,0 +1,89 @@
+"""Bugs for the chaos run to find: edits of the source in a copy, never a switch in the product."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.mutants import ROOT
+from shared.errors import ConfigurationError
+
+
+class Plant(NamedTuple):
+    """A bug for the run to find: edits of the source in a copy."""
+
+    says: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+PLANTS = {
+    "unfenced": Plant(
+        "the scripts take any worker for the lease's owner",
+        (
+            (
+                "shared/lua/lib/job.lua",
+                "  return row.owner == worker and row.lease == tostring(lease) and\n"
+                "    (row.status == 'processing' or row.status == 'cancelling')",
+                "  return true",
+            ),
+            (
+                "shared/lua/lib/job.lua",
+                "  return row[1] == worker and row[2] == tostring(lease) and "
+                "(row[3] == 'processing' or row[3] == 'cancelling')",
+                "  return true",
+            ),
+        ),
+    ),
+    "settles-twice": Plant(
+        "settle runs twice for each job",
+        (
+            ("shared/lua/settle.lua", "if row.settled == tostring(job.lease) then return 'again' end", ""),
+            ("shared/lua/settle.lua", "if not holds(row, a.worker, job.lease) then return 'lost' end", ""),
+            (
+                "shared/lua/settle.lua",
+                "do states[i] = settle(job) end",
+                "do settle(job); states[i] = settle(job) end",
+            ),
+        ),
+    ),
+    "no-reaper": Plant(
+        "jobs of lost workers are never taken back",
+        (("shared/lua/reap.lua", "do take_back(job_id) end", "do local _ = job_id end"),),
+    ),
+    "no-idempotency": Plant(
+        "idempotency keys are forgotten",
+        (
+            (
+                "shared/lua/lib/base.lua",
+                "  redis.call('HSET', key, 'body', a.idem_body, 'reply', cmsgpack.pack(reply))\n",
+                "",
+            ),
+        ),
+    ),
+    "slot-leak": Plant(
+        "a tenant's slot is not given back",
+        (("shared/lua/lib/job.lua", "redis.call('HINCRBY', P .. 'running', tenant, 0 - count)", "1"),),
+    ),
+    "amnesia": Plant(
+        "finished steps are not journaled",
+        (("shared/lua/finish_step.lua", "{result = a.result, tokens = total}", "{call = a.call}"),),
+    ),
+    "usage-lost": Plant(
+        "a step's output tokens are not booked",
+        (("shared/lua/finish_step.lua", "redis.call('HINCRBY', KEYS[1], 'tok_out', a.tok_out)", ""),),
+    ),
+}  # fmt: skip
+
+
+def planted(name: str, folder: Path) -> Path:
+    """A copy of the source with the bug in it. Raises ConfigurationError when the bug no longer fits the source."""
+    copy = folder / "tree"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", ".errand", "__pycache__", "*.egg-info"))
+    for file, old, new in PLANTS[name].edits:
+        path = copy / file
+        text = path.read_text()
+        if old not in text:
+            raise ConfigurationError(f"the bug {name!r} no longer fits {file}")
+        path.write_text(text.replace(old, new))
+    return copy
