@@ -13,11 +13,15 @@ from shared.settings import Settings
 from shared.specs import AnalysisJob, ExtractTask, Submission, type_of
 from shared.stores.jobs import CLASS, Admitted
 
+START_S: Final = 10.0  # a chat whose client waits: no worker takes it by then, 503
 CHARACTERS_PER_TOKEN: Final = 4  # first guess of a job's size, for fairness only; corrected by real tokens at settle
 
 
-def record_of(job: Submission, settings: Settings, traceparent: str | None) -> dict[str, Any]:
-    """The first fields of a job's record; absent ones are left out. All values are text or integers."""
+def record_of(
+    job: Submission, settings: Settings, traceparent: str | None, grace_ms: int | None = None
+) -> dict[str, Any]:
+    """The first fields of a job's record; absent ones are left out. All values are text or integers. With `grace_ms`
+    the job lives only while somebody listens."""
     spec = msgspec.json.encode(job).decode()
     fields: dict[str, Any] = {
         "type": type_of(job),
@@ -33,6 +37,7 @@ def record_of(job: Submission, settings: Settings, traceparent: str | None) -> d
         "user": job.user,
         "token_budget": job.token_budget,
         "traceparent": traceparent,
+        "grace_ms": grace_ms,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
-from api import keys, openapi
+from api import cors, keys, openapi
 from api.auth import forget
 from api.live import Hub
 from api.middleware import edge
+from api.presence import Audience, Sessions
 from api.routes import ROUTES, guarded
 from api.teller import Teller
+from api.websocket import Socket
 from shared.blobs import LocalBlobs
 from shared.keys import Keys
 from shared.redis import connect
@@ -23,6 +25,7 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.tenants import TenantsStore
+from shared.stores.tickets import TicketsStore
 from shared.upkeep import Upkeep
 
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
@@ -55,12 +58,19 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.DOCS_PAGE] = openapi.page(document).encode()
     app[keys.HUB] = Hub(connect(settings.redis_url, timeout_s=None), names)
     app[keys.TELLER] = Teller(app[keys.JOBS])
+    app[keys.UPKEEP] = Upkeep(app[keys.JOBS], lease_s=settings.lease_seconds)
+    app[keys.AUDIENCE] = Audience(app[keys.JOBS], app[keys.UPKEEP])
+    app[keys.SESSIONS] = Sessions(app[keys.TENANTS])
+    app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
+    sockets: set[Socket] = set()
+    app[keys.SOCKETS] = sockets
     for route in ROUTES:
         handler = guarded(route)
         app.router.add_route(route.method, route.path, handler)
-        if route.method == "GET" and not route.path.endswith("/stream"):
+        if route.method == "GET" and not route.is_stream:
             app.router.add_route("HEAD", route.path, handler)
     app.cleanup_ctx.append(_resources)
+    app.on_response_prepare.append(cors.add_headers)
     app.on_shutdown.append(_end_streams)
     return app
 
@@ -68,10 +78,12 @@ def create_app(settings: Settings) -> web.Application:
 async def _resources(app: web.Application) -> AsyncIterator[None]:
     hub = app[keys.HUB]
     hub.on_revoked(lambda key_id: forget(app[keys.PRINCIPALS], key_id))
+    hub.on_revoked(app[keys.SESSIONS].revoked)
     await hub.start()
-    upkeep = Upkeep(app[keys.JOBS], lease_s=app[keys.SETTINGS].lease_seconds)
     companions = [
-        asyncio.create_task(upkeep.run(), name="upkeep"),
+        asyncio.create_task(app[keys.UPKEEP].run(), name="upkeep"),
+        asyncio.create_task(app[keys.AUDIENCE].run(), name="audience"),
+        asyncio.create_task(app[keys.SESSIONS].run(), name="sessions"),
         asyncio.create_task(app[keys.TELLER].run(), name="teller"),
     ]
     yield
@@ -85,3 +97,6 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
 async def _end_streams(app: web.Application) -> None:
     # Before aiohttp waits for the handlers: a stream ends by itself only when its job does.
     app[keys.HUB].end_readers()
+    sockets = app[keys.SOCKETS]
+    for socket in list(sockets):
+        socket.end(WSCloseCode.SERVICE_RESTART, "this process is stopping")

@@ -6,11 +6,12 @@ from typing import Final
 
 from aiohttp import web
 
-from api.keys import PRINCIPALS, TENANTS
+from api.keys import JOBS, PRINCIPALS, TENANTS, TICKETS
 from shared.clock import monotonic_s
 from shared.errors import RefusedError
 from shared.ids import hash_secret
 from shared.stores.tenants import Principal
+from shared.stores.tickets import is_over
 from shared.tenants import Scope
 
 # A revoked key is forgotten at once by notice (api.live), and by this bound without it.
@@ -21,15 +22,36 @@ _QUERY_NAMES: Final = frozenset({"key", "api_key", "apikey", "api-key", "access_
 
 async def authenticate(request: web.Request) -> Principal:
     """The caller. Raises RefusedError `unauthenticated`, or `malformed_request` for a key in the query string."""
+    refuse_key_in_address(request)
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise RefusedError("unauthenticated", "There is no Authorization header; send `Authorization: Bearer ek_…`.")
+    return await principal_of(request, header)
+
+
+def refuse_key_in_address(request: web.Request) -> None:
+    """Raises RefusedError `malformed_request` for a key in the query string."""
     for name, value in request.query.items():
         if name.lower() in _QUERY_NAMES or value.startswith("ek_"):
             raise RefusedError(
                 "malformed_request",
                 "A key in the address ends up in logs; send it as `Authorization: Bearer ek_…`.",
             )
-    header = request.headers.get("Authorization")
-    if header is None:
-        raise RefusedError("unauthenticated", "There is no Authorization header; send `Authorization: Bearer ek_…`.")
+
+
+async def redeem(request: web.Request) -> Principal:
+    """Who reads a job's stream with `?ticket=`. Raises RefusedError `unauthenticated`."""
+    job_id = request.match_info.get("id") or request.match_info["jobId"]
+    principal = await request.app[TICKETS].redeem(request.query["ticket"], job_id)
+    if principal is None:
+        raise RefusedError("unauthenticated", "This ticket is not valid for this job; its stream-ticket gives one.")
+    if is_over(await request.app[JOBS].view(principal.tenant, job_id)):
+        raise RefusedError("unauthenticated", "This ticket has ended: its job ended more than five minutes ago.")
+    return principal
+
+
+async def principal_of(request: web.Request, header: str) -> Principal:
+    """Whose key an Authorization header presents. Raises RefusedError `unauthenticated`."""
     scheme, _, presented = header.partition(" ")
     if scheme.lower() != "bearer" or not presented.strip():
         raise RefusedError("unauthenticated", "The Authorization header must read `Bearer ek_…`.")

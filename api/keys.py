@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from api.live import Hub
@@ -14,6 +16,12 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.tenants import Principal, TenantsStore
+from shared.stores.tickets import TicketsStore
+from shared.upkeep import Upkeep
+
+if TYPE_CHECKING:  # they look things up here themselves
+    from api.presence import Audience, Sessions
+    from api.websocket import Socket
 
 SETTINGS = web.AppKey("settings", Settings)
 REDIS = web.AppKey("redis", Redis)
@@ -25,6 +33,11 @@ DOCUMENTS = web.AppKey("documents", DocumentsStore)
 BLOBS = web.AppKey("blobs", Blobs)
 HUB = web.AppKey("hub", Hub)
 TELLER = web.AppKey("teller", Teller)
+UPKEEP = web.AppKey("upkeep", Upkeep)
+SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
+TICKETS = web.AppKey("tickets", TicketsStore)
+AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
+SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)
 DOCS_PAGE = web.AppKey("docs_page", bytes)

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from api.cors import preflight
 from api.keys import PRINCIPAL, REQUEST_ID
 from api.problems import from_http_exception, problem_answer
 from shared.clock import monotonic_s
@@ -37,7 +38,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     status, reason = 499, None
     try:
         try:
-            response = await handler(request)
+            response = preflight(request) or await handler(request)
         except RefusedError as error:
             reason = error.code
             response = problem_answer(error, request_id)

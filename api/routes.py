@@ -8,10 +8,11 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from api.auth import authenticate, require
-from api.handlers import admin, documents, jobs, ops
+from api.auth import authenticate, redeem, refuse_key_in_address, require
+from api.handlers import admin, chat, documents, jobs, ops
 from api.keys import PRINCIPAL
 from api.problems import problem_page
+from api.websocket import socket
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
 from shared.specs import PublicJob
@@ -41,6 +42,8 @@ class Route(msgspec.Struct, frozen=True):
     upload: bool = False
     parameters: tuple[Parameter, ...] = ()
     problems: tuple[str, ...] = ()
+    ticket: bool = False  # `?ticket=` serves instead of a key
+    is_stream: bool = False  # no HEAD: there is no telling how it ends
 
 
 def _q(name: str, description: str) -> Parameter:
@@ -57,12 +60,34 @@ class Page(msgspec.Struct, frozen=True):
     kind: Any
 
 
+SOCKET_PATH = "/api/ws"
 LIST = (_q("limit", "1 to 200, default 50"), _q("after", "cursor: `next` of the page before"))
 WAIT = _q("wait", "long poll: wait up to so many seconds (at most 60) for a final state")
 IDEMPOTENCY = _h("Idempotency-Key", "the same key and body within 24 h: the first answer again")
 RESUME = (
     _h("Last-Event-ID", "resume after this event number"),
     _q("after", "the same, for clients without headers"),
+)
+
+PLACE = _h("Last-Event-ID", "the `id` of the last frame that came: resumes that chat, and starts none")
+TICKET = _q("ticket", "from `stream-ticket`, in place of a key")
+FRAMES = 'Frames `data: {"text": "…"}`, then `data: [DONE]`; a failure after text is `event: error` with a problem.'
+CHAT_PROBLEMS = (
+    "invalid_request",
+    "cancelled",
+    "upstream_unavailable",
+    "upstream_refused",
+    "upstream_rate_limited",
+    "timeout",
+    "worker_lost",
+)
+BODY_CHAT_PROBLEMS = (
+    "malformed_request",
+    "too_large",
+    "unsupported_media_type",
+    "idempotency_mismatch",
+    "queue_full",
+    "request_timeout",
 )
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -113,8 +138,53 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET", "/api/jobs/{id}/stream", jobs.stream, "A job's events, as they happen", Scope.JOBS,
         {200: ("Server-Sent Events; `id` is the event number; ends with `data: [DONE]`.", "text/event-stream"),
          204: ("Nothing follows: the client has the final event.", None)},
-        parameters=RESUME,
+        parameters=(*RESUME, TICKET),
         problems=("not_found", "gone", "not_acceptable", "invalid_request"),
+        ticket=True, is_stream=True,
+    ),
+    Route(
+        "POST", "/api/jobs/{id}/stream-ticket", jobs.stream_ticket,
+        "A ticket for a browser's EventSource, which cannot send a header", Scope.JOBS,
+        {200: ("For `?ticket=` of this job's stream, until five minutes after its end.", jobs.StreamTicket)},
+        problems=("not_found", "gone"),
+    ),
+    Route(
+        "POST", "/api/jobs/{id}/input", jobs.give_input, "Answer a job that waits for a person", Scope.JOBS,
+        {200: ("The job goes on.", JobView)},
+        body=jobs.GivenInput, problems=("not_found", "gone", "conflict", "malformed_request", "invalid_request"),
+    ),
+    Route(
+        "GET", SOCKET_PATH, socket,
+        "Many jobs on one WebSocket: `submit`, `subscribe`, `unsubscribe`, `cancel`, `input`", Scope.JOBS,
+        {101: ("Frames are JSON; without an `Authorization` header the first is "
+               "`{\"op\": \"auth\", \"key\": \"ek_…\"}`.", None)},
+        problems=("malformed_request",), is_stream=True,
+    ),
+    Route(
+        "POST", "/api/chat", chat.whole, "Chat: the whole answer", Scope.JOBS,
+        {200: ("The answer.", chat.ChatAnswer)},
+        body=chat.ChatRequest, parameters=(IDEMPOTENCY,), problems=(*CHAT_PROBLEMS, *BODY_CHAT_PROBLEMS),
+    ),
+    Route(
+        "POST", "/api/chat/stream", chat.stream, "Chat: the answer as it is made", Scope.JOBS,
+        {200: (FRAMES, "text/event-stream")},
+        body=chat.ChatRequest, parameters=(IDEMPOTENCY, PLACE),
+        problems=(*CHAT_PROBLEMS, *BODY_CHAT_PROBLEMS, "not_found", "gone"), is_stream=True,
+    ),
+    Route(
+        "GET", "/api/chat/stream", chat.stream_message, "Chat for simple clients: one message in the address",
+        Scope.JOBS, {200: (FRAMES, "text/event-stream")},
+        parameters=(
+            _q("message", "what to say to the model"), _q("model", "the model"), _q("maxTokens", "bound of the answer"),
+            _q("temperature", "0 to 2"), _q("user", "your end user"),
+            _q("disconnectGraceSeconds", "cancelled when nobody has listened for so long"), PLACE,
+        ),
+        problems=(*CHAT_PROBLEMS, "not_found", "gone"), is_stream=True,
+    ),
+    Route(
+        "GET", "/api/chat/stream/{jobId}", chat.resume, "Resume a chat's stream", Scope.JOBS,
+        {200: (FRAMES, "text/event-stream")}, parameters=(PLACE, TICKET),
+        problems=(*CHAT_PROBLEMS, "not_found", "gone"), ticket=True, is_stream=True,
     ),
     Route(
         "GET", "/api/jobs/{id}/events", jobs.events, "A job's events as a list", Scope.JOBS,
@@ -197,7 +267,13 @@ def guarded(route: Route) -> Handler:
         return route.handler
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        principal = await authenticate(request)
+        if route.ticket and "ticket" in request.query:
+            principal = await redeem(request)
+        elif route.path == SOCKET_PATH and "Authorization" not in request.headers:
+            refuse_key_in_address(request)
+            return await route.handler(request)  # its first frame has the key
+        else:
+            principal = await authenticate(request)
         request[PRINCIPAL] = principal
         require(principal, scope)
         return await route.handler(request)

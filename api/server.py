@@ -4,6 +4,7 @@ sent, and a client that never finishes its header is let go."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -25,12 +26,19 @@ class EdgeHandler(RequestHandler):
     """One connection. `header_since` is when the first byte of a request came that is not yet whole (at first: when the
     connection was made), None while nothing is owed."""
 
-    __slots__ = ("header_since",)
+    __slots__ = ("header_since", "on_lost")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client has connected; its first header is awaited."""
         super().connection_made(transport)
         self.header_since: float | None = monotonic_s()
+        self.on_lost: set[Callable[[], None]] = set()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client has gone: those who wait for something else hear of it."""
+        super().connection_lost(exc)
+        for callback in list(self.on_lost):
+            callback()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: of a header, or of a body (then a request is under way and the stamp does not count)."""

@@ -1,20 +1,31 @@
-"""A job's events as Server-Sent Events."""
+"""Server-Sent Events: the open response, and a job's events on it."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
-from typing import Final
+import asyncio
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
-from api.keys import EVENTS, HUB, REQUEST_ID, TELLER
-from api.live import Closing, Frame, Gap, Heartbeat, ReplayEnd, follow
+from api.keys import AUDIENCE, EVENTS, HUB, REQUEST_ID, TELLER
+from api.live import Closing, Feed, Frame, Gap, ReplayEnd, follow
+from api.presence import until_hang_up
 from shared.events import Event
 from shared.metrics import STREAMS_OPEN
+from shared.redis import OUTAGE
 
 HEARTBEAT_S: Final = 15.0
+STALLED_S: Final = 60.0  # a client that takes nothing for so long is let go: it can resume
+UNSENT_BYTES: Final = 64 * 1024  # that the kernel keeps for a client that does not read
 DONE: Final = b"data: [DONE]\n\n"
+# A line, not a block: some clients take an empty block after an `id:` for an event.
+WAITING: Final = b": waiting\n"
+COME_BACK: Final = b"retry: 200\n\n"
 HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -22,39 +33,99 @@ HEADERS: Final = {
 }
 
 
-async def stream_job(request: web.Request, job_id: str, after: int, headers: dict[str, str]) -> web.StreamResponse:
+class EventStream:
+    """One response of Server-Sent Events. Raises ConnectionResetError when its client has gone, or stands still."""
+
+    def __init__(self, request: web.Request, headers: dict[str, str]) -> None:
+        self._request = request
+        self.response = web.StreamResponse(headers={**HEADERS, **headers, "X-Request-Id": request[REQUEST_ID]})
+
+    async def open(self) -> None:
+        """Sends the head."""
+        transport = self._request.transport
+        bound_unsent(transport.get_extra_info("socket") if transport is not None else None)
+        await self.response.prepare(self._request)
+
+    async def send(self, data: bytes) -> None:
+        """Sends bytes, as fast as the client takes them."""
+        try:
+            async with asyncio.timeout(STALLED_S):
+                await self.response.write(data)
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("the client stood still") from None
+
+    async def heartbeat(self) -> None:
+        """A sign of life."""
+        await self.send(WAITING)
+
+    async def close(self) -> None:
+        """The regular end of the response."""
+        await self.response.write_eof()
+
+
+def bound_unsent(connection: Any) -> None:
+    """Keeps the kernel from buffering megabytes for a client that does not read (Linux, macOS; tcp(7),
+    TCP_NOTSENT_LOWAT)."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", {"linux": 25, "darwin": 0x201}.get(sys.platform))
+    if connection is None or option is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
+
+
+@contextmanager
+def listening(request: web.Request, job_id: str, grace_ms: int) -> Iterator[None]:
+    """While a client takes the answer: the stream counts as open, a chat has a listener, a client that goes ends it."""
+    STREAMS_OPEN.inc()
+    try:
+        with (
+            request.app[AUDIENCE].listener(job_id, grace_ms),
+            request.app[TELLER].reader(job_id),
+            until_hang_up(request),
+        ):
+            yield
+    finally:
+        STREAMS_OPEN.dec()
+
+
+async def stream_job(
+    request: web.Request, job_id: str, after: int, headers: dict[str, str], *, grace_ms: int = 0
+) -> web.StreamResponse:
     """Answers with the job's events above `after`, to the final one and `[DONE]`.
 
     A client that goes away ends the response, never the job. When this process stops, the response ends with a
     short `retry:`, so that clients come back to another process and resume.
     """
-    response = web.StreamResponse(headers={**HEADERS, **headers, "X-Request-Id": request[REQUEST_ID]})
-    await response.prepare(request)
-    STREAMS_OPEN.inc()
+    stream = EventStream(request, headers)
+    with listening(request, job_id, grace_ms):
+        async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:
+            await stream.open()
+            await _relay(request, stream, feed, job_id)
+    return stream.response
+
+
+async def _relay(request: web.Request, stream: EventStream, feed: Feed, job_id: str) -> None:
+    # Its first events come with the head, in one packet. Without Redis the client is not kept waiting for them.
+    head = b"retry: 2000\n"
     try:
-        with request.app[TELLER].reader(job_id):
-            await _relay(request, response, job_id, after)
-    except ConnectionResetError:
-        pass  # the client went away, which is its right
-    finally:
-        STREAMS_OPEN.dec()
-    return response
-
-
-async def _relay(request: web.Request, response: web.StreamResponse, job_id: str, after: int) -> None:
-    await response.write(b"retry: 2000\n\n")
-    finished = False
-    events = follow(request.app[HUB], request.app[EVENTS], job_id, after=after, heartbeat_s=HEARTBEAT_S)
-    # Closed at once, not when the collector finds it: the hub's subscription hangs on it.
-    async with aclosing(events) as frames:
-        async for frame in frames:
+        frames = await feed.step()
+    except OUTAGE:
+        frames = []
+    if not frames:
+        head += WAITING
+    while True:
+        for frame in frames:
             if isinstance(frame, list) and any(event.type == "job.queued" for event in frame):
                 request.app[TELLER].queued(job_id)
-            await response.write(encode(frame))
-            finished = not isinstance(frame, Closing)
-    if finished:
-        await response.write(DONE)
-    await response.write_eof()
+        await stream.send(head + b"".join(map(encode, frames)))
+        if feed.done:
+            break
+        frames = await feed.next(HEARTBEAT_S)
+        head = b"" if frames else WAITING
+    if not isinstance(frames[-1] if frames else None, Closing):
+        await stream.send(DONE)
+    await stream.close()
 
 
 def encode(frame: Frame) -> bytes:
@@ -67,10 +138,8 @@ def encode(frame: Frame) -> bytes:
             return b"event: gap\ndata: " + data + b"\n\n"
         case ReplayEnd():
             return b'event: replay.end\ndata: {"type":"replay.end"}\n\n'
-        case Heartbeat():
-            return b": waiting\n\n"
         case Closing():
-            return b"retry: 200\n\n"
+            return COME_BACK
 
 
 def _event(event: Event) -> bytes:

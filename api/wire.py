@@ -145,7 +145,14 @@ def idempotency(request: web.Request, body: bytes) -> tuple[str | None, str | No
         return None, None
     if not 1 <= len(key) <= 255:
         raise RefusedError("malformed_request", "An Idempotency-Key has 1 to 255 characters.")
-    digest = hashlib.sha256(f"{request.method} {request.path} {key}".encode("utf-8", "surrogateescape"))
+    return digest_of(f"{request.method} {request.path}", key, body)
+
+
+def digest_of(call: str, key: str | None, body: bytes) -> tuple[str | None, str | None]:
+    """As `idempotency`, for a call that is named here."""
+    if key is None:
+        return None, None
+    digest = hashlib.sha256(f"{call} {key}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:40], hashlib.sha256(body).hexdigest()
 
 

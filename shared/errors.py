@@ -3,6 +3,7 @@
 ErrandError
 ├── ConfigurationError       a setting, or the Redis we were given, is wrong: the start stops
 ├── RefusedError             the API refuses a request; becomes an RFC 9457 problem
+├── NeedsInput               the attempt waits for a person's answer; it ends, and goes on with the answer
 ├── LeaseLostError           a worker's lease is no longer its own: it must stop and write nothing
 └── JobError                 an attempt ended badly; code, text and whether a retry may help
     ├── UpstreamUnavailable  upstream_unavailable  the model could not be reached, or cut its answer
@@ -52,6 +53,15 @@ class RefusedError(ErrandError):
 
 class LeaseLostError(ErrandError):
     """Another worker owns the job now, or it is final; nothing more may be written for it."""
+
+
+class NeedsInput(ErrandError):  # noqa: N818 - not an error of the job: it waits for a person
+    """The attempt cannot go on without a person's answer to `question`; `request_id` names it."""
+
+    def __init__(self, request_id: str, question: str) -> None:
+        super().__init__(question)
+        self.request_id = request_id
+        self.question = question
 
 
 class JobError(ErrandError):

@@ -54,9 +54,10 @@ class Event(msgspec.Struct, frozen=True):
         return head + b"," + members + b"}" if members else head + b"}"
 
 
-def from_log(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
-    """An event from its stream entry."""
-    return Event(int(entry_id.partition(b"-")[0]), int(fields[b"a"]), fields[b"t"].decode(), fields[b"d"])
+def from_log(entry_id: bytes, fields: list[bytes]) -> Event:
+    """An event from its stream entry, whose fields are names and values in turn, as Redis lists them."""
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Event(int(entry_id.partition(b"-")[0]), int(values[b"a"]), values[b"t"].decode(), values[b"d"])
 
 
 def from_message(message: bytes) -> Event:

@@ -35,7 +35,7 @@ VIEW_FIELDS: Final = (
     "seq", "run", "attempt", "max_attempts", "created_ms", "queued_ms", "started_ms", "finished_ms", "expires_ms",
     "due_ms", "progress", "tok_in", "tok_out", "tok_embed", "tok_reused", "tok_wasted", "cost_nano", "estimated",
     "error", "waiting", "wait_reason", "cancel_ms", "cancelled_ms", "cancel_tokens", "upstream_closed_ms",
-    "result",
+    "timeout_ms", "grace_ms", "result",
 )  # fmt: skip
 
 
@@ -279,9 +279,19 @@ def view_of(row: JobRow) -> JobView:
         usage=usage,
         result=msgspec.Raw(row.fields["result"]) if status is JobStatus.COMPLETE and "result" in row.fields else UNSET,
         error=msgspec.json.decode(error, type=JobErrorView) if error else UNSET,
-        waiting=WaitingView(kind=row.text("wait_reason") or "backoff") if status is JobStatus.WAITING else UNSET,
+        waiting=waiting_of(row) if status is JobStatus.WAITING else UNSET,
         cancellation=cancellation_of(row, usage) if "cancel_ms" in row.fields else UNSET,
         links=links_of(row.job_id),
+    )
+
+
+def waiting_of(row: JobRow) -> WaitingView:
+    """What a waiting job waits for."""
+    asked = row.raw("waiting")
+    return (
+        msgspec.json.decode(asked, type=WaitingView)
+        if asked
+        else WaitingView(kind=row.text("wait_reason") or "backoff")
     )
 
 
@@ -291,7 +301,7 @@ def queue_of(row: JobRow) -> QueueView | None:
         if row.outlook is not None:
             return row.outlook.view
         return QueueView(position=None, ahead_tokens=None, eta=None, waiting_on="worker")
-    if row.status in (JobStatus.SCHEDULED, JobStatus.WAITING):
+    if row.status in (JobStatus.SCHEDULED, JobStatus.WAITING) and row.text("wait_reason") != "input":
         eta = None
         if row.now_ms and (due_ms := row.number("due_ms")):
             # It is ready then; what stands before it at that time nobody knows.

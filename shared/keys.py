@@ -52,6 +52,9 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "scheduled jobs and jobs in backoff; score is the time they are due, ms"),
     KeyKind("expiring", "zset", "while not empty", "admit, claim", "upkeep",
             "jobs that have not started; score is the time at which they expire, ms"),
+    KeyKind("listened", "zset", "while not empty", "admit, listen", "reap",
+            "chats that live while somebody listens; score is when they are cancelled unless somebody does, ms"),
+    KeyKind("ticket_secret", "string", "for ever", "API", "API", "what proves stream tickets; made at the first ticket"),
     KeyKind("leases", "zset", "while not empty", "claim, renew, settle", "reap", "running jobs; score is the lease's end, ms"),
     KeyKind("retention", "zset", "while not empty", "settle", "sweep", "final jobs; score is when they are removed, ms"),
     KeyKind("upkeep", "hash", "for ever, small", "reap", "reap", "when the upkeep last ran, and until when no lease is taken back"),
@@ -117,6 +120,16 @@ class Keys(msgspec.Struct, frozen=True):
     def leases(self) -> str:
         """Running jobs by the end of their lease."""
         return f"{self.prefix}leases"
+
+    @property
+    def listened(self) -> str:
+        """Jobs that are cancelled when nobody listens, by the time of that."""
+        return f"{self.prefix}listened"
+
+    @property
+    def ticket_secret(self) -> str:
+        """What proves stream tickets."""
+        return f"{self.prefix}ticket_secret"
 
     @property
     def retention(self) -> str:

@@ -104,6 +104,36 @@ PROBLEMS: Final[dict[str, ProblemKind]] = {
         True,
         "The tenant has `maxQueuedJobs` jobs waiting. Wait for some to start, or ask for a higher limit.",
     ),
+    "cancelled": ProblemKind(
+        409,
+        "It was cancelled",
+        False,
+        "Somebody cancelled the job before it was complete.",
+    ),
+    "upstream_unavailable": ProblemKind(
+        502,
+        "The model is out of reach",
+        True,
+        "The model could not be reached, answered with an error of its own, or broke off its answer. Try again later.",
+    ),
+    "upstream_refused": ProblemKind(
+        502,
+        "The model refused the request",
+        False,
+        "The model refused this very request, for example for its length or its content; the detail has its reason.",
+    ),
+    "upstream_rate_limited": ProblemKind(
+        503, "The model is at its limit", True, "The model answered 429, also after several attempts. Try again later."
+    ),
+    "timeout": ProblemKind(
+        504, "The answer took too long", False, "The attempt reached its time-out. What came until then was sent."
+    ),
+    "worker_lost": ProblemKind(
+        503,
+        "The answer was lost",
+        True,
+        "The worker that made the answer was lost. Text that was sent cannot be taken back, so it is not begun anew.",
+    ),
     "internal": ProblemKind(
         500,
         "Internal error",

@@ -69,6 +69,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=10_000)] | None,
         _doc("Of these, kept for interactive jobs in a worker that serves both lanes; unset: a quarter."),
     ] = None
+    disconnect_grace_seconds: Annotated[
+        Annotated[float, Meta(ge=1, le=3_600)],
+        _doc("A chat is cancelled, and its model call closed, when nobody has listened for so long."),
+    ] = 10.0
+    cors_origins: Annotated[
+        Annotated[str, Meta(pattern=r"^\s*(\*|https?://[^,/\s]+(\s*,\s*https?://[^,/\s]+)*)?\s*$")],
+        _doc("Origins of browser pages that may call the API, with commas between; `*` for any; empty: none."),
+    ] = ""
     drain_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=3_600)],
         _doc("After SIGTERM a worker goes on with its jobs for so long, then hands them back."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import Final
 
 from shared.clock import monotonic_s
@@ -27,6 +28,11 @@ class Upkeep:
         self._jobs = jobs
         self._lease_ms = round(lease_s * 1000)
         self._every_s = min(REAP_EVERY_S, lease_s / 5)
+        self._now = asyncio.Event()
+
+    def look_in(self, delay_s: float) -> None:
+        """Makes a round in `delay_s`, besides those that come anyway."""
+        asyncio.get_running_loop().call_later(delay_s, self._now.set)
 
     async def reap(self) -> None:
         """One round. Raises a member of OUTAGE."""
@@ -53,4 +59,7 @@ class Upkeep:
             except Exception:
                 log.exception("upkeep.failed")
             # Processes that started together must not stay in step.
-            await asyncio.sleep(self._every_s * random.uniform(0.8, 1.2))  # noqa: S311
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s * random.uniform(0.8, 1.2)):  # noqa: S311
+                    await self._now.wait()
+            self._now.clear()

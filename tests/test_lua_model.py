@@ -668,7 +668,7 @@ class Machine(RuleBasedStateMachine):
         ]
         for again in (False, True) if twice else (False,):
             try:
-                seq = self.do(self.events.append(claim, worker, batch, news, {"fraction": batch}))
+                seq = self.do(self.events.append_one(claim, worker, batch, news, {"fraction": batch}))
             except LeaseLostError:
                 assert not self.holds(claim, worker)
                 continue

@@ -85,7 +85,7 @@ async def test_only_the_owner_of_the_lease_writes(edge: Stack) -> None:
     (new,) = await claim(edge, "w2")
     assert (new.lease, new.attempt) == (2, 2)
     with pytest.raises(LeaseLostError):
-        await edge.events.append(old, "w1", 1, [NewEvent("delta", {"text": "x"})])
+        await edge.events.append_one(old, "w1", 1, [NewEvent("delta", {"text": "x"})])
     with pytest.raises(LeaseLostError):
         await edge.jobs.settle_one(old, "w1", outcome="complete", result='{"text":"old"}')
     with pytest.raises(LeaseLostError):
@@ -110,8 +110,8 @@ async def test_an_event_batch_that_is_repeated_is_written_once(edge: Stack) -> N
     job_id = await edge.submit(chat())
     (job,) = await claim(edge)
     for _ in range(3):
-        await edge.events.append(job, "w1", 1, [NewEvent("delta", {"text": "x"})])
-    await edge.events.append(job, "w1", 2, [NewEvent("delta", {"text": "y"})])
+        await edge.events.append_one(job, "w1", 1, [NewEvent("delta", {"text": "x"})])
+    await edge.events.append_one(job, "w1", 2, [NewEvent("delta", {"text": "y"})])
     texts = [event["text"] for event in await edge.log(job_id) if event["type"] == "delta"]
     assert texts == ["x", "y"]
 

@@ -3,13 +3,14 @@ state."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from shared.blobs import Blobs
-from shared.errors import BudgetExhausted, JobError
+from shared.errors import BudgetExhausted, JobError, NeedsInput
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from shared.stores.jobs import Claimed
@@ -107,6 +108,18 @@ class JobContext:
         if reused and on_text is not None:
             on_text(finished.text)
         return finished
+
+    async def ask_person(self, label: str, question: str) -> Any:
+        """A person's answer (any JSON value) to a question; `label` is its place in the job.
+
+        Without an answer yet it raises NeedsInput, which the task lets pass: the job waits without a slot, and the task
+        is run again when the answer is there.
+        """
+        request_id = f"{label}:{hashlib.sha256(question.encode()).hexdigest()[:16]}"
+        found = await self.journal.answer(request_id)
+        if found is None:
+            raise NeedsInput(request_id, question)
+        return msgspec.json.decode(found)
 
     def _check_budget(self, ahead: int = 0) -> None:
         """Before each call (`ahead` estimates it) and at each piece of an answer: the stream is closed there."""

@@ -33,6 +33,7 @@ from shared.subscriber import RECONNECT_S, Subscriber
 from shared.upkeep import Upkeep
 from worker.context import Deps
 from worker.execution import Attempt, Handler
+from worker.scribe import Scribe
 from worker.settler import Settler
 from worker.upkeep import Heart, LoopWatch
 
@@ -97,6 +98,7 @@ class Engine(Worker):
         self._deps = deps
         self._jobs = JobsStore(client, Keys(settings.redis_prefix))
         self._events = EventsStore(client, Keys(settings.redis_prefix))
+        self._scribe = Scribe(self._events, self.worker_id)
         self._settler = Settler(self._jobs, self.worker_id)
         self._control = Keys(settings.redis_prefix).control_channel(self.worker_id)
         self._subscriber = Subscriber(subscriber, on_message=self._heard, on_subscribed=self._subscribed)
@@ -236,6 +238,7 @@ class Engine(Worker):
             self.worker_id,
             handler,
             self._events,
+            self._scribe,
             self._settler,
             self._deps,
             on_performed=self._on_performed,

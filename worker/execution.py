@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import monotonic_s
-from shared.errors import InternalError, InvalidInput, JobError, JobTimeout, LeaseLostError
+from shared.errors import InternalError, InvalidInput, JobError, JobTimeout, LeaseLostError, NeedsInput
 from shared.log import get_logger
 from shared.metrics import ATTEMPT_SECONDS, ATTEMPTS_SETTLED, LEASES_LOST
 from shared.specs import JOB_TYPES
@@ -19,8 +19,9 @@ from shared.stores.events import EventsStore
 from shared.stores.jobs import Claimed, Settlement
 from worker.context import Deps, JobContext
 from worker.journal import Journal
-from worker.outcome import Cancelled, Complete, Ending, Failed, HandedBack, Outcome, RetryAfter, judge
+from worker.outcome import Cancelled, Complete, Ending, Failed, HandedBack, Outcome, RetryAfter, WaitForInput, judge
 from worker.report import Report
+from worker.scribe import Scribe
 from worker.settler import Settler
 
 log = get_logger()
@@ -41,6 +42,7 @@ class Attempt:
         worker: str,
         handler: Handler,
         events: EventsStore,
+        scribe: Scribe,
         settler: Settler,
         deps: Deps,
         *,
@@ -54,7 +56,7 @@ class Attempt:
         self._on_performed = on_performed
         self._on_ended = on_ended
         self._journal = Journal(events, claimed, worker)
-        self._report = Report(events, claimed, worker, self.lose)
+        self._report = Report(scribe, claimed, self.lose)
         self._context = JobContext(claimed, deps, self._journal, self._report)
         self._task: asyncio.Task[bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -147,7 +149,7 @@ class Attempt:
         else:
             self._flushing = asyncio.get_running_loop().create_task(self._flush_and_settle(outcome, result))
 
-    def _what_it_came_to(self, task: asyncio.Task[bytes]) -> tuple[bytes | None, JobError | None]:
+    def _what_it_came_to(self, task: asyncio.Task[bytes]) -> tuple[bytes | None, JobError | NeedsInput | None]:
         """The task's result as JSON, or its error. Whoever stopped the task is noted in `_ending`."""
         stopped = self._ending != "done" or self._lost
         if task.cancelled():
@@ -164,7 +166,7 @@ class Attempt:
             return None, None
         if self._timed_out and not stopped:
             return None, JobTimeout(f"The attempt took longer than {self.claimed.timeout_s:g} s.")
-        if isinstance(error, JobError):
+        if isinstance(error, JobError | NeedsInput):
             return None, error
         log.error("attempt.crashed", job=self.claimed.job_id, type=self.claimed.type, exc_info=error)
         return None, InternalError(f"A defect of ours ({type(error).__name__}); the worker's log has the details.")
@@ -199,6 +201,8 @@ class Attempt:
                 settlement = Settlement(
                     job, lease, "retry", error=_encode(error).decode(), delay_ms=round(delay_s * 1000)
                 )
+            case WaitForInput(waiting):
+                settlement = Settlement(job, lease, "input", waiting=_encode(waiting).decode())
             case Cancelled():
                 settlement = Settlement(
                     job,

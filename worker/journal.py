@@ -72,6 +72,10 @@ class Journal:
             if begun:
                 await self._settle(name, label, call_id, step, result)
 
+    async def answer(self, request_id: str) -> bytes | None:
+        """A person's answer to a question of the job, as JSON; None when there is none yet."""
+        return await self._steadily(lambda: self._store.answer(self._claimed, request_id))
+
     async def _settle(self, name: str, label: str, call_id: str, step: Step, result: bytes | None) -> None:
         """Books a call, also when it (or this) is cancelled: it was paid for all the same."""
         usage = step.usage()

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from shared.errors import JobError
+from shared.errors import JobError, NeedsInput
 from shared.settings import Settings
 
 Ending = Literal["done", "cancelled", "shutdown"]
@@ -29,6 +29,12 @@ class RetryAfter(msgspec.Struct, frozen=True):
     delay_s: float
 
 
+class WaitForInput(msgspec.Struct, frozen=True):
+    """The job waits for a person; `waiting` is what is asked."""
+
+    waiting: dict[str, str]
+
+
 class Cancelled(msgspec.Struct, frozen=True):
     """A client asked for the end."""
 
@@ -37,7 +43,7 @@ class HandedBack(msgspec.Struct, frozen=True):
     """This worker is stopping: another goes on with the same attempt."""
 
 
-Outcome = Complete | Failed | RetryAfter | Cancelled | HandedBack
+Outcome = Complete | Failed | RetryAfter | WaitForInput | Cancelled | HandedBack
 
 MAX_RETRY_AFTER_S: Final = 3_600.0  # a model's wish above this is cut; the attempt then simply fails again
 
@@ -52,7 +58,7 @@ def describe(error: JobError) -> dict[str, Any]:
 
 def judge(
     ending: Ending,
-    error: JobError | None,
+    error: JobError | NeedsInput | None,
     *,
     attempt: int,
     max_attempts: int,
@@ -67,6 +73,8 @@ def judge(
         return HandedBack()
     if error is None:
         return Complete()
+    if isinstance(error, NeedsInput):
+        return WaitForInput({"kind": "input", "requestId": error.request_id, "question": error.question})
     if not error.retryable or attempt >= max_attempts:
         return Failed(describe(error))
     return RetryAfter(describe(error), backoff_s(error, attempt, settings, chance))

@@ -1,8 +1,5 @@
-"""What an attempt tells while it runs: events and progress, in order, batched while Redis is busy.
-
-The first event goes at once. While a write is under way the next ones gather, neighbouring text joined, so that the
-rate of writes adapts to Redis and never exceeds one per COALESCE_S.
-"""
+"""What an attempt tells while it runs: events and progress, in order; neighbouring text is joined. The worker's scribe
+writes them."""
 
 from __future__ import annotations
 
@@ -10,49 +7,48 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared.clock import monotonic_s
-from shared.errors import LeaseLostError
-from shared.events import NewEvent
-from shared.redis import OUTAGE
-from shared.stores.events import EventsStore
-from shared.stores.jobs import Claimed
+import msgspec
 
-COALESCE_S: Final = 0.02
-COALESCE_CHARACTERS: Final = 2_000
-RECONNECT_S: Final = 0.25
+from shared.errors import LeaseLostError
+from shared.stores.events import Append
+from shared.stores.jobs import Claimed
+from worker.scribe import Scribe
+
+URGENT_CHARACTERS: Final = 2_000  # so much text waits for no round
+
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class Report:
-    """The event writer of one attempt. `on_lost` is called once when the lease turns out to be lost."""
+    """The events of one attempt. `on_lost` is called once when the lease turns out to be lost."""
 
-    def __init__(self, store: EventsStore, claimed: Claimed, worker: str, on_lost: Callable[[], None]) -> None:
-        self._store = store
+    def __init__(self, scribe: Scribe, claimed: Claimed, on_lost: Callable[[], None]) -> None:
+        self._scribe = scribe
         self._claimed = claimed
-        self._worker = worker
         self._on_lost = on_lost
-        self._pending: list[NewEvent] = []
+        self._pending: list[tuple[str, str]] = []
         self._texts: list[str] = []
         self._size = 0
         self._progress: dict[str, Any] | None = None
-        self._writer: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
-        self._written_at = 0.0
+        self._has_spoken = False
+        self._writing = False
         self._batch = 0
+        self._clean = asyncio.Event()
+        self._clean.set()
         self._lost = False
 
     def text(self, text: str) -> None:
         """A piece of the model's answer."""
         self._texts.append(text)
         self._size += len(text)
-        if self._size >= COALESCE_CHARACTERS:
-            self._hurry.set()
-        self._kick()
+        self._put(urgent=not self._has_spoken or self._size >= URGENT_CHARACTERS)
+        self._has_spoken = True
 
     def event(self, kind: str, **data: Any) -> None:
         """Any other event."""
         self._join_texts()
-        self._pending.append(NewEvent(kind, data))
-        self._kick()
+        self._pending.append((kind, _encode(data).decode()))
+        self._put(urgent=True)
 
     def progress(self, fraction: float | None, stage: str, message: str) -> None:
         """How far the job is: an event, and what the job view shows."""
@@ -67,55 +63,53 @@ class Report:
     @property
     def is_clean(self) -> bool:
         """Whether all that was reported is written."""
-        return self._writer is None and not self._pending and not self._texts
+        return self._clean.is_set()
 
     async def flush(self) -> None:
         """Waits until all that was reported is written. Raises LeaseLostError."""
-        if self._writer is not None:
-            self._hurry.set()
-        while self._writer is not None and not self._lost:
-            await asyncio.shield(self._writer)
+        if not self._clean.is_set() and not self._lost:
+            if self._pending or self._texts:
+                self._put(urgent=True)
+            await self._clean.wait()
         if self._lost:
             raise LeaseLostError(self._claimed.job_id)
 
+    def _put(self, *, urgent: bool) -> None:
+        if not self._lost:
+            self._clean.clear()
+            # While a write is under way, this goes out with what follows it.
+            if not self._writing or urgent:
+                self._scribe.put(self, urgent=urgent)
+
     def _join_texts(self) -> None:
         if self._texts:
-            self._pending.append(NewEvent("delta", {"text": "".join(self._texts)}))
+            self._pending.append(("delta", _encode({"text": "".join(self._texts)}).decode()))
             self._texts.clear()
             self._size = 0
 
-    def _kick(self) -> None:
-        if self._writer is None and not self._lost:
-            self._writer = asyncio.create_task(self._write(), name=f"report {self._claimed.job_id}")
+    # -- the scribe's side ---------------------------------------------------------------------------------------
 
-    async def _write(self) -> None:
-        try:
-            while self._pending or self._texts:
-                pause = COALESCE_S - (monotonic_s() - self._written_at)
-                if pause > 0 and not self._hurry.is_set():
-                    try:
-                        async with asyncio.timeout(pause):
-                            await self._hurry.wait()
-                    except TimeoutError:
-                        pass
-                self._hurry.clear()
-                self._join_texts()
-                batch, self._pending = self._pending, []
-                progress, self._progress = self._progress, None
-                await self._append(batch, progress)
-                self._written_at = monotonic_s()
-        except LeaseLostError:
-            self._lost = True
-            self._on_lost()
-        finally:
-            self._writer = None
-
-    async def _append(self, batch: list[NewEvent], progress: dict[str, Any] | None) -> None:
+    def take(self) -> Append | None:
+        """What was reported since the last write."""
+        self._join_texts()
+        if not self._pending or self._lost:
+            return None
         self._batch += 1
-        while True:
-            try:
-                await self._store.append(self._claimed, self._worker, self._batch, batch, progress)
-                return
-            except OUTAGE:
-                # Whether it was written is unknown; the batch number makes the repeat harmless.
-                await asyncio.sleep(RECONNECT_S)
+        self._writing = True
+        events, self._pending = self._pending, []
+        progress, self._progress = self._progress, None
+        stage = _encode(progress).decode() if progress is not None else None
+        return Append(self._claimed.job_id, self._claimed.lease, self._batch, events, stage)
+
+    def written(self, seq: int) -> None:
+        """What was taken is in the log, or the lease is lost (-1)."""
+        self._writing = False
+        if seq < 0:
+            self._lost = True
+            self._pending.clear()
+            self._texts.clear()
+            self._on_lost()
+        if self._pending or self._texts:
+            self._scribe.put(self, urgent=False)
+        else:
+            self._clean.set()

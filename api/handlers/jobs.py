@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import aclosing, suppress
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
-from api.admission import admitted_view, class_ms, record_of, schema_problems, timing_of
-from api.keys import DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS
+from api.admission import START_S, admitted_view, class_ms, record_of, schema_problems, timing_of
+from api.keys import AUDIENCE, DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS, TICKETS
 from api.live import follow
-from api.sse import HEARTBEAT_S, stream_job
+from api.presence import until_hang_up
+from api.sse import stream_job
 from api.wire import (
     accepts,
     answer,
@@ -31,15 +31,16 @@ from api.wire import (
     traceparent_of,
     wait_s,
 )
-from shared.clock import parse_rfc3339
+from shared.clock import monotonic_s, parse_rfc3339, rfc3339
 from shared.codec import decode_body
 from shared.errors import RefusedError
 from shared.ids import time_part
-from shared.jobs import JobRow, JobStatus, Output, retry_after_s, view_of
+from shared.jobs import JobRow, JobStatus, JobView, Output, retry_after_s, view_of
 from shared.metrics import JOBS_ADMITTED, JOBS_REFUSED
 from shared.specs import (
     JOB_TYPES,
     AnalysisJob,
+    AnyJob,
     Priority,
     PromptRef,
     PublicJob,
@@ -48,7 +49,8 @@ from shared.specs import (
     Wire,
     type_of,
 )
-from shared.stores.jobs import Companion
+from shared.stores.jobs import Admitted, Companion
+from shared.stores.tickets import ends_ms
 
 MAX_SEQ = 10**15
 
@@ -59,6 +61,21 @@ class RetryRequest(Wire, frozen=True):
     from_: str | None = msgspec.field(default=None, name="from")
     model: ShortText | None = None
     prompt: PromptRef | None = None
+
+
+class GivenInput(Wire, frozen=True):
+    """A person's answer: `requestId` is that of the job's `waiting`, `value` any JSON value."""
+
+    request_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    value: Any
+
+
+class StreamTicket(Output, frozen=True):
+    """For `?ticket=` of this one job's stream, until five minutes after the job's end; `expiresAt` is when that will
+    be at the latest."""
+
+    ticket: str
+    expires_at: str
 
 
 class JobEventList(Output, frozen=True):
@@ -78,8 +95,9 @@ async def submit(request: web.Request) -> web.StreamResponse:
     return await admit(request, job, body)
 
 
-async def check(request: web.Request, job: Submission) -> None:
-    """What the Structs cannot check: schemas, documents and prompts that a job names. Raises RefusedError."""
+async def check(request: web.Request, job: Submission, root: str = "$") -> None:
+    """What the Structs cannot check: schemas, documents and prompts that a job names. `root` is the job's JSON path.
+    Raises RefusedError."""
     problems = schema_problems(job)
     if job.prompt is not None:
         problems.append(("$.prompt.name", f"there is no prompt {job.prompt.name!r}"))
@@ -89,6 +107,7 @@ async def check(request: web.Request, job: Submission) -> None:
         except RefusedError as error:
             problems.append(("$.input.document.documentId", error.detail))
     if problems:
+        problems = [(path.replace("$", root, 1), text) for path, text in problems]
         raise RefusedError(
             "invalid_request", "; ".join(f"{path}: {text}" for path, text in problems), errors=tuple(problems)
         )
@@ -99,24 +118,7 @@ async def admit(
 ) -> web.StreamResponse:
     """Takes a checked job in and answers as the request prefers: 202, 200 after a wait, or the stream inline."""
     settings = request.app[SETTINGS]
-    tenant = request[PRINCIPAL].tenant
-    digest, body_hash = idempotency(request, body)
-    kind = type_of(job)
-    try:
-        admitted = await request.app[JOBS].admit(
-            tenant=tenant,
-            lane=job.LANE,
-            record=record_of(job, settings, traceparent_of(request)),
-            idem_digest=digest,
-            idem_body=body_hash,
-            companion=companion,
-            **timing_of(job, settings),
-        )
-    except RefusedError as error:
-        JOBS_REFUSED.labels(error.code).inc()
-        raise
-    if not admitted.replayed:
-        JOBS_ADMITTED.labels(kind, job.priority.value).inc()
+    admitted = await take_in(request, job, *idempotency(request, body), companion=companion)
     headers = {"Location": f"/api/jobs/{admitted.job_id}"}
     if admitted.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -129,24 +131,60 @@ async def admit(
     return answer(admitted_view(job, admitted, settings), status=202, headers=headers)
 
 
+def admitted_answer(request: web.Request, job: AnyJob, admitted: Admitted) -> JobView:
+    """What a submission is answered with."""
+    return admitted_view(job, admitted, request.app[SETTINGS])
+
+
+async def take_in(
+    request: web.Request,
+    job: AnyJob,
+    digest: str | None,
+    body_hash: str | None,
+    *,
+    companion: Companion | None = None,
+    grace_ms: int | None = None,
+) -> Admitted:
+    """Admits a checked job; `digest` and `body_hash` are those of its idempotency key, if it has one.
+
+    With `grace_ms` it is a chat whose client waits for it: it starts at once or not at all, and ends when nobody has
+    listened for so long.
+
+    Raises RefusedError.
+    """
+    settings = request.app[SETTINGS]
+    timing = timing_of(job, settings)
+    if grace_ms is not None:
+        timing["expires_in_ms"] = round(START_S * 1000)
+    try:
+        admitted = await request.app[JOBS].admit(
+            tenant=request[PRINCIPAL].tenant,
+            lane=job.LANE,
+            record=record_of(job, settings, traceparent_of(request), grace_ms),
+            idem_digest=digest,
+            idem_body=body_hash,
+            companion=companion,
+            **timing,
+        )
+    except RefusedError as error:
+        JOBS_REFUSED.labels(error.code).inc()
+        raise
+    if not admitted.replayed:
+        JOBS_ADMITTED.labels(type_of(job), job.priority.value).inc()
+    return admitted
+
+
 async def wait_final(request: web.Request, job_id: str, seconds: float) -> JobRow:
     """The job when it is final, or as it is after `seconds`."""
     store, tenant = request.app[JOBS], request[PRINCIPAL].tenant
     row = await store.view(tenant, job_id)
     if row.is_final or seconds <= 0:
         return row
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            frames = follow(
-                request.app[HUB],
-                request.app[EVENTS],
-                job_id,
-                after=row.number("seq"),
-                heartbeat_s=HEARTBEAT_S,
-            )
-            async with aclosing(frames):
-                async for _ in frames:
-                    pass
+    deadline = monotonic_s() + seconds
+    with request.app[AUDIENCE].listener(job_id, row.number("grace_ms")), until_hang_up(request):
+        async with follow(request.app[HUB], request.app[EVENTS], job_id, after=row.number("seq")) as feed:
+            while not feed.done and (left_s := deadline - monotonic_s()) > 0:
+                await feed.next(left_s)
     return await store.view(tenant, job_id)
 
 
@@ -245,23 +283,50 @@ async def retry(request: web.Request) -> web.Response:
     return answer(view, status=202, headers={"Location": f"/api/jobs/{job_id}"})
 
 
+async def give_input(request: web.Request) -> web.Response:
+    """POST /api/jobs/{id}/input."""
+    query(request, ())
+    given, _ = await read_json(request, GivenInput)
+    job_id = request.match_info["id"]
+    await request.app[JOBS].answer(request[PRINCIPAL].tenant, job_id, given.request_id, given.value)
+    return answer(view_of(await row_of(request, job_id)))
+
+
 async def stream(request: web.Request) -> web.StreamResponse:
     """GET /api/jobs/{id}/stream."""
-    parameters = query(request, ("after",))
+    parameters = query(request, ("after", "ticket"))
     if not accepts(request, "text/event-stream"):
         raise RefusedError("not_acceptable", "This resource is text/event-stream only; the Accept header excludes it.")
-    job_id = request.match_info["id"]
-    row = await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)
+    row = await row_of(request, request.match_info["id"])
     header = request.headers.get("Last-Event-ID")
     if header is not None and header.strip():
         parameters["Last-Event-ID"] = header.strip()
         after = integer(parameters, "Last-Event-ID", 0, low=0, high=MAX_SEQ)
     else:
         after = integer(parameters, "after", 0, low=0, high=MAX_SEQ)
-    newest = row.number("seq")
-    if row.is_final and after >= newest:
+    if (place := events_place(row, after)) is None:
         return web.Response(status=204)
-    return await stream_job(request, job_id, min(after, newest), {"X-Job-Id": job_id})
+    return await stream_job(request, row.job_id, place, {"X-Job-Id": row.job_id}, grace_ms=row.number("grace_ms"))
+
+
+async def row_of(request: web.Request, job_id: str) -> JobRow:
+    """The caller's job. Raises RefusedError."""
+    return await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)
+
+
+def events_place(row: JobRow, after: int) -> int | None:
+    """Where the reading of a job's events goes on; None when `after` is the final one: nothing follows."""
+    newest = row.number("seq")
+    return None if row.is_final and after >= newest else min(after, newest)
+
+
+async def stream_ticket(request: web.Request) -> web.Response:
+    """POST /api/jobs/{id}/stream-ticket."""
+    query(request, ())
+    row = await row_of(request, request.match_info["id"])
+    ticket = await request.app[TICKETS].issue(request[PRINCIPAL], row.job_id)
+    retry_max_ms = round(request.app[SETTINGS].retry_max_seconds * 1000)
+    return answer(StreamTicket(ticket=ticket, expires_at=rfc3339(ends_ms(row, retry_max_ms))))
 
 
 async def events(request: web.Request) -> web.Response:

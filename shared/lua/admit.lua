@@ -2,6 +2,7 @@
 -- KEYS  1 index of the tenant's jobs   2 idempotency key (any name when none was sent)   3 tenant record
 -- ARGV  prefix, tenant, lane, random (16 characters of the id), record (map of the job's first fields),
 --       class_ms (class * agingSeconds, ms), delay_ms or run_at_ms (ms; absent = now), expires_in_ms,
+--       (a record with `grace_ms` is cancelled when nobody has listened to the job for so long)
 --       idem_body (hash of the body; absent = no key), companion (optional: {index, key prefix, id, fields}, a
 --       document that is stored in the same step)
 -- Returns {'ok', job id, now ms, status, due ms, '0' or '1' replayed, and for a queued job: rank from 0, tokens ahead,
@@ -44,6 +45,7 @@ else
 end
 redis.call('ZADD', KEYS[1], 0, job_id)
 redis.call('ZADD', P .. 'expiring', expires, job_id)
+if a.record.grace_ms then redis.call('ZADD', P .. 'listened', now + a.record.grace_ms, job_id) end
 if a.companion then
   local c = a.companion
   local fields = {'id', c.id, 'job_id', job_id, 'created_ms', int(now)}

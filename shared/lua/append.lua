@@ -1,21 +1,36 @@
--- append: a worker adds events to the log of a job that it holds.
--- KEYS  1 job record   2 job log
--- ARGV  prefix, job, worker, lease, batch (number of this call within the lease),
---       events (list of {type, JSON object}), progress (JSON, optional)
--- Returns number of the last event, or -1 when the lease is lost (nothing was written)
+-- append: a worker adds events to the logs of jobs that it holds, all in one call.
+-- KEYS  none
+-- ARGV  prefix, worker, jobs: a list of {
+--         job, lease, batch (number of this write within the lease), events (list of {type, JSON object}),
+--         progress (JSON, optional)}
+-- Returns per job the number of its last event, or -1 when its lease is lost (nothing was written for it)
 -- Events those given
 --@include base
---@include queue
---@include job
-if not holds_lease(KEYS[1], a.worker, a.lease) then return -1 end
--- A batch that is sent again, because its answer was lost with the connection, is written once.
-local mark = int(a.lease) .. ':' .. int(a.batch)
-if redis.call('HGET', KEYS[1], 'batch') == mark then return tonumber(redis.call('HGET', KEYS[1], 'seq')) end
-redis.call('HSET', KEYS[1], 'batch', mark)
-local seq = -1
-for _, event in ipairs(a.events) do
-  seq = emit(a.job, event[1], event[2])
-  if event[1] == 'delta' then redis.call('HSET', KEYS[1], 'text_seq', seq) end
+local function append(job)
+  local key = P .. 'job:' .. job.job
+  local row = redis.call('HMGET', key, 'owner', 'lease', 'status', 'batch', 'seq')
+  if row[1] ~= a.worker or row[2] ~= tostring(job.lease) or (row[3] ~= 'processing' and row[3] ~= 'cancelling') then
+    return -1
+  end
+  -- A batch that is sent again, because its answer was lost with the connection, is written once.
+  local mark = text[job.lease] .. ':' .. text[job.batch]
+  local seq = tonumber(row[5])
+  if row[4] == mark then return seq end
+  local fields, first = {'batch', mark}, seq
+  for _, event in ipairs(job.events) do
+    seq = seq + 1
+    emit_as(job.job, seq, event[1], event[2])
+    if event[1] == 'delta' then fields[3], fields[4] = 'text_seq', text[seq] end
+  end
+  if job.progress then
+    fields[#fields + 1] = 'progress'
+    fields[#fields + 1] = job.progress
+  end
+  redis.call('HSET', key, 'seq', text[seq], unpack(fields))
+  if math.floor(seq / 100) > math.floor(first / 100) then trim(job.job) end
+  return seq
 end
-if a.progress then redis.call('HSET', KEYS[1], 'progress', a.progress) end
-return seq
+
+local numbers = {}
+for i, job in ipairs(a.jobs) do numbers[i] = append(job) end
+return numbers

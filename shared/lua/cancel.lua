@@ -9,20 +9,6 @@
 local key = KEYS[1]
 local row = load(key)
 if row.tenant ~= a.tenant then return {'none'} end
-load_more(key, row)
-local status = row.status
-if status == 'queued' or status == 'scheduled' or status == 'waiting' then
-  queue_remove(a.job, row.lane, row.tenant, row.est)
-  unschedule(a.job, row.lane, row.tenant, status)
-  finish(a.job, key, row, 'cancelled', '{}', 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row), 'cancelled_ms', NOW,
-    'error', '', 'due_ms', '', 'wait_reason', '')
-  flush()
-  return {'ok', 'cancelled'}
-end
-if status == 'processing' then
-  status = 'cancelling'
-  redis.call('HSET', key, 'status', status, 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row))
-end
--- Said again with each call: the worker may have missed it.
-if status == 'cancelling' then redis.call('PUBLISH', P .. 'ctl:' .. row.owner, 'cancel ' .. a.job .. ' ' .. row.lease) end
+local status = cancel(a.job, key, row)
+flush()
 return {'ok', status}

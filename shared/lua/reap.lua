@@ -1,11 +1,11 @@
--- reap: the queue's upkeep, for any process to call. Takes back the jobs of workers that were lost, expires jobs that
--- were not started in time, makes delayed jobs ready that are due, and returns parked tenants that have room.
--- KEYS  1 leases   2 jobs that may expire
+-- reap: the queue's upkeep, for any process to call. Takes back the jobs of workers that were lost, cancels chats that
+-- nobody listens to, expires jobs that were not started in time, makes delayed jobs ready that are due, and returns parked tenants that have room.
+-- KEYS  1 leases   2 jobs that may expire   3 jobs that somebody must listen to
 -- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call), lease_ms (0: take back
 --       at once). When nobody could call this for half of that, Redis was away, whatever the reason (restart, freeze,
 --       failover): then nothing is taken back from workers for one lease, so that owners who sat it out renew first
 -- Returns {{job id, new status} …}
--- Events job.queued | job.cancelled | job.failed | job.expired
+-- Events job.queued | job.cancelled | job.failed | job.expired | job.warning
 --@include base
 --@include queue
 --@include job
@@ -28,9 +28,10 @@ local function take_back(job_id)
     finish(job_id, key, row, 'cancelled', '{}', 'cancelled_ms', NOW)
     done[#done + 1] = {job_id, 'cancelled'}
   elseif lost >= a.max_lost then
-    local message = 'The worker was lost ' .. int(lost) .. ' times while it ran this job.'
-    local err = '{"code":"worker_lost","message":"' .. message .. '","retryable":false}'
-    finish(job_id, key, row, 'failed', '{"error":' .. err .. '}', 'error', err)
+    fail_lost(job_id, key, row, 'The worker was lost ' .. int(lost) .. ' times while it ran this job.')
+    done[#done + 1] = {job_id, 'failed'}
+  elseif not may_restart(key) then
+    fail_lost(job_id, key, row, 'The worker was lost in the middle of the answer.')
     done[#done + 1] = {job_id, 'failed'}
   else
     redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'told', '')
@@ -54,16 +55,33 @@ local function expire(job_id)
   done[#done + 1] = {job_id, 'expired'}
 end
 
-local quiet = false
+-- Ends what lives only while somebody listens, and nobody does. The entry goes when its time has passed, whatever
+-- became of the job: while somebody listens that time never passes.
+local function abandon(job_id)
+  local key = P .. 'job:' .. job_id
+  local row = load(key)
+  redis.call('ZREM', KEYS[3], job_id)
+  if not sound(row) or not (row.status == 'queued' or row.status == 'waiting' or row.status == 'processing') then return end
+  emit(job_id, 'job.warning', '{"code":"nobody_listens","message":"Nobody listens to this answer any more: it is cancelled."}')
+  row.seq = tonumber(row.seq) + 1
+  done[#done + 1] = {job_id, cancel(job_id, key, row)}
+end
+
+local quiet, unheard = false, false
 if a.lease_ms > 0 then
-  local row = redis.call('HMGET', P .. 'upkeep', 'last', 'quiet_until')
-  local quiet_until = tonumber(row[2] or '0')
-  if now - tonumber(row[1] or '0') > a.lease_ms / 2 then quiet_until = now + a.lease_ms end
-  redis.call('HSET', P .. 'upkeep', 'last', NOW, 'quiet_until', int(quiet_until))
-  quiet = now < quiet_until
+  local row = redis.call('HMGET', P .. 'upkeep', 'last', 'quiet_until', 'listened_from')
+  local away, quiet_until, listened_from = now - tonumber(row[1] or '0'), tonumber(row[2] or '0'), tonumber(row[3] or '0')
+  if away > a.lease_ms / 2 then quiet_until = now + a.lease_ms end
+  -- Listeners renew every two seconds: they too have sat it out.
+  if away > 4000 then listened_from = now + 5000 end
+  redis.call('HSET', P .. 'upkeep', 'last', NOW, 'quiet_until', int(quiet_until), 'listened_from', int(listened_from))
+  quiet, unheard = now < quiet_until, now < listened_from
 end
 if not quiet then
   for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW, 'LIMIT', 0, a.limit)) do take_back(job_id) end
+end
+if not quiet and not unheard then
+  for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', NOW, 'LIMIT', 0, a.limit)) do abandon(job_id) end
 end
 for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do expire(job_id) end
 flush()

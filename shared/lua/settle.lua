@@ -2,8 +2,9 @@
 -- KEYS  1 leases   2 jobs by the end of their retention
 -- ARGV  prefix, worker, jobs: a list of {
 --         job, lease,
---         outcome: complete | failed | cancelled | retry | handback
+--         outcome: complete | failed | cancelled | retry | input | handback
 --         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
+--         waiting (JSON, for input: requestId, kind, question),
 --         upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
 --         tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)}
 -- Returns per job its new status, 'again' when this lease was settled before, 'lost' when it is not the worker's, or
@@ -26,7 +27,7 @@ local function settle(job)
     -- Nobody asked for it (any more): the attempt goes on elsewhere.
     outcome = 'handback'
   end
-  if outcome == 'handback' then
+  if outcome == 'handback' and may_restart(key) then
     hand_back(job.job, key, row)
     return 'queued'
   end
@@ -36,7 +37,11 @@ local function settle(job)
     note_run(row)
     finish(job.job, key, row, 'complete', '{}', 'settled', row.lease, 'result', job.result)
     return 'complete'
-  elseif outcome == 'failed' then
+  elseif outcome == 'handback' then
+    redis.call('HSET', key, 'settled', row.lease)
+    fail_lost(job.job, key, row, 'The worker was stopped in the middle of the answer.')
+    return 'failed'
+  elseif outcome == 'failed' or (outcome == 'retry' and not may_restart(key)) then
     note_run(row)
     finish(job.job, key, row, 'failed', '{"error":' .. job.error .. '}', 'settled', row.lease, 'error', job.error)
     return 'failed'
@@ -48,6 +53,11 @@ local function settle(job)
     end
     finish(job.job, key, row, 'cancelled', '{}', 'settled', row.lease, 'cancel_tokens', int(seen), 'cancelled_ms', NOW)
     return 'cancelled'
+  elseif outcome == 'input' then
+    redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'input', 'waiting', job.waiting, 'seq', seq,
+      'settled', row.lease)
+    emit_as(job.job, seq, 'job.waiting', job.waiting)
+    return 'waiting'
   elseif outcome == 'retry' then
     local due = int(now + job.delay_ms)
     redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', job.error, 'due_ms', due, 'seq', seq,

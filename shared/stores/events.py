@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from shared.errors import LeaseLostError
 from shared.events import Event, NewEvent, from_log
 from shared.keys import Keys
-from shared.redis import Redis, Scripts, shielded
+from shared.redis import Redis, Scripts, as_outage
 from shared.stores.jobs import Claimed
 
 
@@ -28,6 +29,17 @@ class CallUsage(msgspec.Struct, frozen=True):
         return self.input_tokens + self.output_tokens + self.embedding_tokens
 
 
+class Append(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Events of one attempt, as `append.lua` takes them: pairs of type and JSON object. `batch` numbers the writes of
+    the lease: the same number again (a repeat after a lost answer) writes nothing. `progress` is JSON."""
+
+    job: str
+    lease: int
+    batch: int
+    events: list[tuple[str, str]]
+    progress: str | None = None
+
+
 class EventsStore:
     """Reads and fenced writes of logs and journals. Raises a member of OUTAGE when Redis is out of reach."""
 
@@ -39,32 +51,35 @@ class EventsStore:
     async def read(self, job_id: str, *, after: int, limit: int = 500) -> list[Event]:
         """Events with a number above `after`, oldest first, at most `limit`."""
         start = f"({after}-0" if after else "-"
-        entries: Any = await shielded(self.client.xrange(self.keys.log(job_id), start, "+", limit))
+        key = self.keys.log(job_id)
+        try:
+            entries = await self.client.pipe.execute("XRANGE", key, start, "+", "COUNT", limit)
+        except ResponseError as error:
+            raise as_outage(error) from None
         return [from_log(entry_id, fields) for entry_id, fields in entries]
 
-    async def append(
-        self,
-        claimed: Claimed,
-        worker: str,
-        batch: int,
-        events: Sequence[NewEvent],
-        progress: dict[str, Any] | None = None,
+    async def append(self, worker: str, jobs: Sequence[Append]) -> list[int]:
+        """Adds events of running attempts, all in one step; per attempt the number of its last event, or -1 when its
+        lease is lost."""
+        return [int(seq) for seq in await self.scripts.run("append", [], worker=worker, jobs=jobs)]
+
+    async def append_one(
+        self, claimed: Claimed, worker: str, batch: int, events: Sequence[NewEvent], progress: Any = None
     ) -> int:
-        """Adds events of the running attempt; the number of the last. The same `batch` number again (a repeat after
-        a lost answer) writes nothing. Raises LeaseLostError."""
-        seq = await self.scripts.run(
-            "append",
-            [self.keys.job(claimed.job_id), self.keys.log(claimed.job_id)],
-            job=claimed.job_id,
-            worker=worker,
-            lease=claimed.lease,
-            batch=batch,
-            events=[(event.type, msgspec.json.encode(event.data).decode()) for event in events],
-            progress=msgspec.json.encode(progress).decode() if progress is not None else None,
-        )
-        if int(seq) < 0:
+        """`append` for one attempt. Raises LeaseLostError."""
+        told = [(event.type, msgspec.json.encode(event.data).decode()) for event in events]
+        stage = msgspec.json.encode(progress).decode() if progress is not None else None
+        (seq,) = await self.append(worker, [Append(claimed.job_id, claimed.lease, batch, told, stage)])
+        if seq < 0:
             raise LeaseLostError(claimed.job_id)
-        return int(seq)
+        return seq
+
+    async def answer(self, claimed: Claimed, request_id: str) -> bytes | None:
+        """A person's answer to a question of the job, as JSON; None when there is none yet."""
+        value: bytes | None = await self.client.pipe.execute(
+            "HGET", self.keys.journal(claimed.job_id), f"answer:{request_id}"
+        )
+        return value
 
     async def begin_step(
         self, claimed: Claimed, worker: str, *, step: str, label: str, call: str, tokens: int

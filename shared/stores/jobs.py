@@ -67,14 +67,15 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry or handback;
-    `result` and `error` are JSON."""
+    """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry, input or
+    handback; `result`, `error` and `waiting` (what is asked of a person) are JSON."""
 
     job: str
     lease: int
     outcome: str
     result: str | None = None
     error: str | None = None
+    waiting: str | None = None
     delay_ms: int = 0
     upstream_closed: bool = False
     tokens_at_request: int = 0
@@ -248,9 +249,34 @@ class JobsStore:
         if reply[0] != b"ok":
             raise job_not_found(job_id)
 
+    async def answer(self, tenant: str, job_id: str, request_id: str, value: Any) -> None:
+        """Answers a job that waits for a person; the same answer again changes nothing. Raises RefusedError
+        `not_found`, `gone` as `view` does, or `conflict` when it does not wait for this answer."""
+        await self.view(tenant, job_id)
+        reply = await self.scripts.run(
+            "input",
+            [self.keys.job(job_id), self.keys.journal(job_id)],
+            job=job_id,
+            tenant=tenant,
+            request=request_id,
+            value=msgspec.json.encode(value).decode(),
+        )
+        if reply[0] == b"none":
+            raise job_not_found(job_id)
+        if reply[0] == b"answered":
+            raise RefusedError("conflict", f"The question {request_id!r} has another answer already.")
+        if reply[0] == b"state":
+            raise RefusedError(
+                "conflict", f"The job is {reply[1].decode()}; it does not wait for an answer to {request_id!r}."
+            )
+
     async def tell(self, job_ids: Sequence[str]) -> list[bool]:
         """Writes `job.queue` events for those of the jobs whose outlook has changed much; which are queued."""
         return [bool(state) for state in await self.scripts.run("tell", [], jobs=job_ids)]
+
+    async def listen(self, jobs: Sequence[tuple[str, int]]) -> None:
+        """Somebody listens to these jobs: each is left alone for so many ms from now on, at least."""
+        await self.scripts.run("listen", [self.keys.listened], jobs=jobs)
 
     async def live_workers(self, lanes: Sequence[str], now_ms: int) -> dict[str, int]:
         """How many workers are alive on each lane."""
@@ -336,7 +362,11 @@ class JobsStore:
         due; (job id, new status) of the first two. With `lease_ms` nothing is taken back for so long after Redis was
         away."""
         rows = await self.scripts.run(
-            "reap", [self.keys.leases, self.keys.expiring], max_lost=MAX_LOST_WORKERS, limit=limit, lease_ms=lease_ms
+            "reap",
+            [self.keys.leases, self.keys.expiring, self.keys.listened],
+            max_lost=MAX_LOST_WORKERS,
+            limit=limit,
+            lease_ms=lease_ms,
         )
         return [(job_id.decode(), status.decode()) for job_id, status in rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,6 +135,27 @@ class TenantsStore(RecordsStore):
         if "expires_ms" in row and int(row["expires_ms"]) <= await redis_now_ms(self.client):
             return None
         return Principal(row["tenant"], key_id, frozenset(row["scopes"].split(",")))
+
+    async def tenant_of(self, key_id: str) -> str | None:
+        """Whose key this is; None when it is revoked or has expired."""
+        row = await self.get(self.keys.api_key(key_id))
+        return row["tenant"] if row is not None and not await self.ended([key_id]) else None
+
+    async def ended(self, key_ids: Sequence[str]) -> list[str]:
+        """Those of the keys that are revoked or have expired."""
+        if not key_ids:
+            return []
+        now_ms = await redis_now_ms(self.client)
+        ended = []
+        for start in range(0, len(key_ids), 200):
+            batch = key_ids[start : start + 200]
+            rows = await asyncio.gather(
+                *(self.client.pipe.execute("HMGET", self.keys.api_key(key), "id", "expires_ms") for key in batch)
+            )
+            for key_id, (known, expires_ms) in zip(batch, rows, strict=True):
+                if known is None or (expires_ms and int(expires_ms) <= now_ms):
+                    ended.append(key_id)
+        return ended
 
     async def ensure_admin(self, admin_key: str) -> None:
         """Makes the tenant `default` and the admin key, which has every scope. Idempotent.

@@ -35,11 +35,16 @@ local function emit_as(job_id, seq, kind, data)
   redis.call('PUBLISH', P .. 'ev:' .. job_id, text[seq] .. ' ' .. NOW .. ' ' .. kind .. ' ' .. data)
 end
 
+-- Takes the oldest events of a log that has become too long.
+local function trim(job_id)
+  redis.call('XTRIM', P .. 'log:' .. job_id, 'MAXLEN', '~', MAX_LOG)
+end
+
 -- Appends one event to the job's log and publishes it. `data` is a JSON object as text. Returns its number.
 local function emit(job_id, kind, data)
   local seq = redis.call('HINCRBY', P .. 'job:' .. job_id, 'seq', 1)
   emit_as(job_id, seq, kind, data)
-  if seq % 100 == 0 then redis.call('XTRIM', P .. 'log:' .. job_id, 'MAXLEN', '~', MAX_LOG) end
+  if seq % 100 == 0 then trim(job_id) end
   return seq
 end
 

@@ -98,6 +98,39 @@ local function finish(job_id, key, row, status, data, ...)
   emit_as(job_id, seq, 'job.' .. status, data)
 end
 
+-- Whether a job may begin anew. One that lives only while somebody listens (`grace_ms`, a chat) may not once text went
+-- out: its reader cannot take the text back.
+local function may_restart(key)
+  local row = redis.call('HMGET', key, 'grace_ms', 'text_seq')
+  return not (row[1] and row[1] ~= '' and row[2] and row[2] ~= '')
+end
+
+-- The end of a job whose worker was lost; the caller has released it.
+local function fail_lost(job_id, key, row, message)
+  local err = '{"code":"worker_lost","message":"' .. message .. '","retryable":false}'
+  finish(job_id, key, row, 'failed', '{"error":' .. err .. '}', 'error', err)
+end
+
+-- Asks for the end of a job. One that runs is ended by its worker. Returns the status after.
+local function cancel(job_id, key, row)
+  load_more(key, row)
+  local status = row.status
+  if status == 'queued' or status == 'scheduled' or status == 'waiting' then
+    queue_remove(job_id, row.lane, row.tenant, row.est)
+    unschedule(job_id, row.lane, row.tenant, status)
+    finish(job_id, key, row, 'cancelled', '{}', 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row), 'cancelled_ms', NOW,
+      'error', '', 'due_ms', '', 'wait_reason', '')
+    return 'cancelled'
+  end
+  if status == 'processing' then
+    status = 'cancelling'
+    redis.call('HSET', key, 'status', status, 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row))
+  end
+  -- Said again with each call: the worker may have missed it.
+  if status == 'cancelling' then redis.call('PUBLISH', P .. 'ctl:' .. row.owner, 'cancel ' .. job_id .. ' ' .. row.lease) end
+  return status
+end
+
 -- Hands a job back that its worker holds: the same attempt goes on elsewhere, at its old place.
 local function hand_back(job_id, key, row)
   local seq = tonumber(row.seq) + 1

@@ -1,0 +1,188 @@
+"""A chat's answer on the wire: the text of its job as plain frames, or whole."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from api.admission import START_S
+from api.keys import EVENTS, HUB, JOBS, PRINCIPAL, REQUEST_ID
+from api.live import Closing, Feed, Frame, Gap, follow
+from api.problems import problem_of
+from api.sse import COME_BACK, DONE, HEARTBEAT_S, EventStream, listening
+from shared.clock import monotonic_s
+from shared.errors import RefusedError
+from shared.events import Event
+from shared.ids import is_id
+from shared.jobs import JobRow, JobStatus
+from shared.problems import PROBLEMS
+
+# A chat that fails before its first text is answered with a status, if that comes so soon; later with an event.
+OPEN_S: Final = 1.0
+
+
+def place_of(job_id: str, seq: int) -> str:
+    """The opaque id of a frame: the job, and the number of its event."""
+    return f"{job_id}.{seq}"
+
+
+def parse_place(text: str) -> tuple[str, int]:
+    """Job and event number of a frame's id. Raises RefusedError."""
+    job_id, _, number = text.partition(".")
+    if not is_id("job", job_id) or not number.isascii() or not number.isdigit() or len(number) > 15:
+        message = "must be the id of a frame of a chat's stream"
+        raise RefusedError("invalid_request", f"Last-Event-ID: {message}", errors=(("Last-Event-ID", message),))
+    return job_id, int(number)
+
+
+def failure_of(error: dict[str, Any]) -> RefusedError:
+    """A job's error as a problem."""
+    code = str(error.get("code"))
+    return RefusedError(code if code in PROBLEMS else "internal", str(error.get("message", "")))
+
+
+def not_taken() -> RefusedError:
+    """No interactive worker has room."""
+    return RefusedError(
+        "unavailable",
+        f"No interactive worker took the chat within {START_S:g} s; nothing was sent to the model.",
+        headers={"Retry-After": "2"},
+    )
+
+
+class Answer:
+    """Reads the feed of a chat's job: what of it is text, and how it ends."""
+
+    def __init__(self, job_id: str, after: int = 0) -> None:
+        """`after`: the reader has the text up to this event."""
+        self._job_id = job_id
+        self._final: Event | None = None
+        self.has_spoken = after > 0
+        self.started = after > 0
+        self.problem: RefusedError | None = None  # why there will be no more text
+        self.is_closing = False  # this process is stopping; the chat goes on
+
+    def read(self, frames: list[Frame]) -> bytes:
+        """The frames of text for these frames of the feed."""
+        out: list[bytes] = []
+        for frame in frames:
+            match frame:
+                case Closing():
+                    self.is_closing = True
+                case Gap():
+                    self.problem = RefusedError("gone", "The beginning of this answer is not kept any more.")
+                case list():
+                    for event in frame:
+                        self._event(event, out)
+        return b"".join(out)
+
+    def _event(self, event: Event, out: list[bytes]) -> None:
+        self._final = event if event.is_final else None
+        if event.type == "delta":
+            self.started = self.has_spoken = True
+            # `data` is {"text":"…"} as the worker wrote it.
+            place = place_of(self._job_id, event.seq).encode()
+            out.append(b'id: %s\ndata: {"text": %s\n\n' % (place, event.data[8:]))
+        elif event.type == "job.started":
+            self.started = True
+        elif event.type == "attempt.restarted" and self.has_spoken:
+            self.problem = RefusedError("worker_lost", "The answer was begun anew; what was sent before is void.")
+
+    def end(self) -> RefusedError | None:
+        """How it ended, when its feed has: the problem, or None for a whole answer."""
+        if self.problem is not None or self._final is None:
+            return self.problem
+        match self._final.type:
+            case "job.failed":
+                return failure_of(msgspec.json.decode(self._final.data)["error"])
+            case "job.cancelled":
+                return RefusedError("cancelled", "The chat was cancelled.")
+            case "job.expired":
+                return not_taken()
+        return None
+
+
+async def answer_stream(
+    request: web.Request, job_id: str, grace_ms: int, *, after: int = 0, headers: dict[str, str]
+) -> web.StreamResponse:
+    """The text of a chat above event `after` as frames, then `[DONE]`.
+
+    Raises RefusedError when there is nothing to stream: no worker took it, or it failed before its first text.
+    """
+    answer = Answer(job_id, after)
+    stream = EventStream(request, {**headers, "X-Job-Id": job_id, "Location": f"/api/jobs/{job_id}"})
+    with listening(request, job_id, grace_ms):
+        async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:
+            text = b"" if answer.has_spoken else await _begin(request, answer, feed, job_id)
+            await stream.open()
+            while True:
+                if text:
+                    await stream.send(text)
+                if feed.done or answer.problem is not None:
+                    break
+                frames = await feed.next(HEARTBEAT_S)
+                text = answer.read(frames)
+                if not frames:
+                    await stream.heartbeat()
+            if answer.is_closing:
+                await stream.send(COME_BACK)
+            else:
+                if (problem := answer.end()) is not None:
+                    shown = msgspec.json.encode(problem_of(problem, request[REQUEST_ID]))
+                    await stream.send(b"event: error\ndata: " + shown + b"\n\n")
+                await stream.send(DONE)
+            await stream.close()
+    return stream.response
+
+
+async def _begin(request: web.Request, answer: Answer, feed: Feed, job_id: str) -> bytes:
+    """Waits until a worker has begun, and a moment for its first text: until then a refusal has its status. Returns
+    the text that there is."""
+    text = b""
+    deadline = monotonic_s() + START_S
+    is_open = False
+    while not text and not feed.done and answer.problem is None:
+        if answer.started and not is_open:
+            is_open = True
+            deadline = monotonic_s() + OPEN_S
+        if (left_s := deadline - monotonic_s()) <= 0:
+            break
+        text = answer.read(await feed.next(left_s))
+    if answer.is_closing:
+        raise RefusedError("unavailable", "This process is stopping; send the request again, or resume the chat.")
+    if not text and (problem := answer.end()) is not None:
+        raise problem
+    if not answer.started and not feed.done:
+        await give_up(request, job_id)
+    return text
+
+
+async def give_up(request: web.Request, job_id: str) -> None:
+    """Takes back a chat that no worker took. Raises RefusedError, unless one has just taken it."""
+    jobs, tenant = request.app[JOBS], request[PRINCIPAL].tenant
+    row = await jobs.view(tenant, job_id)
+    if row.status in (JobStatus.QUEUED, JobStatus.CANCELLED, JobStatus.EXPIRED):
+        await jobs.cancel(tenant, job_id)
+        raise not_taken()
+
+
+async def whole_answer(request: web.Request, job_id: str, grace_ms: int) -> JobRow:
+    """The chat's job when it has ended well. Raises RefusedError for every other end."""
+    answer = Answer(job_id)
+    with listening(request, job_id, grace_ms):
+        async with follow(request.app[HUB], request.app[EVENTS], job_id, after=0) as feed:
+            deadline = monotonic_s() + START_S
+            while not feed.done and answer.problem is None:
+                left_s = HEARTBEAT_S if answer.started else deadline - monotonic_s()
+                if left_s <= 0:
+                    await give_up(request, job_id)
+                    deadline = monotonic_s() + START_S
+                    continue
+                answer.read(await feed.next(left_s))
+    if answer.is_closing:
+        raise RefusedError("unavailable", "This process is stopping; send the request again with its Idempotency-Key.")
+    if (problem := answer.end()) is not None:
+        raise problem
+    return await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)

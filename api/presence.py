@@ -1,0 +1,152 @@
+"""Who is there: connections that are ended when their client goes or their key is revoked, and jobs that live only
+while somebody listens to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from aiohttp import web
+
+from api.keys import PRINCIPAL, SESSIONS
+from api.server import EdgeHandler
+from shared.log import get_logger
+from shared.redis import OUTAGE
+from shared.stores.jobs import JobsStore
+from shared.stores.tenants import TenantsStore
+from shared.upkeep import Upkeep
+
+log = get_logger()
+
+CHECK_S: Final = 2.0  # a key that ended without notice (it expired, or the notice was lost) is found by this
+RENEW_S: Final = 2.0
+BATCH: Final = 500
+
+
+class Sessions:
+    """The open streams and sockets of each key: they end with it."""
+
+    def __init__(self, tenants: TenantsStore) -> None:
+        self._tenants = tenants
+        self._ends: dict[str, set[Callable[[], None]]] = {}
+
+    @contextmanager
+    def open(self, key_id: str, end: Callable[[], None]) -> Iterator[None]:
+        """While this lasts, `end()` is called when the key ends."""
+        self._ends.setdefault(key_id, set()).add(end)
+        try:
+            yield
+        finally:
+            ends = self._ends.get(key_id, set())
+            ends.discard(end)
+            if not ends:
+                self._ends.pop(key_id, None)
+
+    def revoked(self, key_id: str) -> None:
+        """The key has ended."""
+        for end in list(self._ends.get(key_id, ())):
+            end()
+
+    async def run(self) -> None:
+        """Looks for ever whether the keys still stand."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            try:
+                for key_id in await self._tenants.ended(list(self._ends)):
+                    log.info("sessions.ended", key=key_id)
+                    self.revoked(key_id)
+            except OUTAGE:
+                pass  # nobody is cut off because Redis is away
+            except Exception:
+                log.exception("sessions.failed")
+
+
+@contextmanager
+def until_hang_up(request: web.Request) -> Iterator[None]:
+    """While the client is there and its key stands. Otherwise the handler is stopped where it waits, with a
+    ConnectionResetError: not only at its next write, which may be minutes away."""
+    task = asyncio.current_task()
+    assert task is not None
+    hung_up = False
+
+    def end() -> None:
+        nonlocal hung_up
+        if not hung_up:
+            hung_up = True
+            task.cancel()
+
+    handler = request.protocol
+    assert isinstance(handler, EdgeHandler)
+    if handler.transport is None or handler.transport.is_closing():
+        raise ConnectionResetError("the client went away")
+    handler.on_lost.add(end)
+    try:
+        with request.app[SESSIONS].open(request[PRINCIPAL].key_id, end):
+            yield
+    except asyncio.CancelledError:
+        if hung_up and task.uncancel() == 0:
+            raise ConnectionResetError("the client went away, or its key ended") from None
+        raise
+    finally:
+        handler.on_lost.discard(end)
+
+
+class Audience:
+    """Keeps the jobs alive that somebody in this process listens to; when the last listener goes, the grace begins."""
+
+    def __init__(self, jobs: JobsStore, upkeep: Upkeep) -> None:
+        self._jobs = jobs
+        self._upkeep = upkeep
+        self._listeners: Counter[str] = Counter()
+        self._grace_ms: dict[str, int] = {}
+        self._wake = asyncio.Event()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def listener(self, job_id: str, grace_ms: int) -> Iterator[None]:
+        """While somebody listens to the job; nothing for a job that needs no listener (`grace_ms` 0)."""
+        if not grace_ms:
+            yield
+            return
+        self._listeners[job_id] += 1
+        self._grace_ms[job_id] = grace_ms
+        self._wake.set()
+        try:
+            yield
+        finally:
+            self._listeners[job_id] -= 1
+            if self._listeners[job_id] <= 0:
+                del self._listeners[job_id], self._grace_ms[job_id]
+                task = asyncio.create_task(self._left(job_id, grace_ms), name="listener-left")
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+
+    async def _left(self, job_id: str, grace_ms: int) -> None:
+        with suppress(*OUTAGE):  # its time runs from the last renewal then
+            await self._jobs.listen([(job_id, grace_ms)])
+        self._upkeep.look_in(grace_ms / 1000 + 0.02)
+
+    async def run(self) -> None:
+        """Renews for ever, at least three times within each job's grace."""
+        while True:
+            self._wake.clear()
+            jobs = list(self._grace_ms.items())
+            try:
+                for start in range(0, len(jobs), BATCH):
+                    await self._jobs.listen(jobs[start : start + BATCH])
+            except OUTAGE:
+                pass  # after an outage nobody is cut off before all have had time to renew
+            except Exception:
+                log.exception("audience.failed")
+            shortest_s = min((grace_ms for _, grace_ms in jobs), default=60_000) / 3000
+            pause_s = min(RENEW_S, shortest_s)
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+                # Somebody new came, and was admitted with its whole grace: gather others before the next round.
+                await asyncio.sleep(min(pause_s, 0.25))
+            except TimeoutError:
+                pass
