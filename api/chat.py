@@ -14,7 +14,7 @@ from api.problems import problem_of
 from api.sse import COME_BACK, DONE, HEARTBEAT_S, EventStream, listening
 from shared.clock import monotonic_s
 from shared.errors import RefusedError
-from shared.events import Event
+from shared.events import Event, one_line
 from shared.ids import is_id
 from shared.jobs import JobRow, JobStatus
 from shared.problems import PROBLEMS
@@ -84,7 +84,7 @@ class Answer:
             self.started = self.has_spoken = True
             # `data` is {"text":"…"} as the worker wrote it.
             place = place_of(self._job_id, event.seq).encode()
-            out.append(b'id: %s\ndata: {"text": %s\n\n' % (place, event.data[8:]))
+            out.append(b'id: %s\ndata: {"text": %s\n\n' % (place, one_line(event.data)[8:]))
         elif event.type == "job.started":
             self.started = True
         elif event.type == "attempt.restarted" and self.has_spoken:

@@ -49,9 +49,18 @@ class Event(msgspec.Struct, frozen=True):
 
     def to_json(self) -> bytes:
         """The wire object `{"seq", "type", "at", …members}`."""
-        members = self.data[1:-1]
+        members = one_line(self.data)[1:-1]
         head = f'{{"seq":{self.seq},"type":"{self.type}","at":"{rfc3339(self.at_ms)}"'.encode()
         return head + b"," + members + b"}" if members else head + b"}"
+
+
+def one_line(data: bytes) -> bytes:
+    """JSON in which no character is left that some clients take for the end of a line: they split event streams at
+    U+0085, U+2028 and U+2029 too."""
+    if b"\xe2\x80" in data or b"\xc2\x85" in data:
+        for code, escaped in ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029")):
+            data = data.replace(code, escaped)
+    return data
 
 
 def from_log(entry_id: bytes, fields: list[bytes]) -> Event:

@@ -73,14 +73,14 @@ if a.lease_ms > 0 then
   local away, quiet_until, listened_from = now - tonumber(row[1] or '0'), tonumber(row[2] or '0'), tonumber(row[3] or '0')
   if away > a.lease_ms / 2 then quiet_until = now + a.lease_ms end
   -- Listeners renew every two seconds: they too have sat it out.
-  if away > 4000 then listened_from = now + 5000 end
+  if row[1] and away > 4000 then listened_from = now + 5000 end
   redis.call('HSET', P .. 'upkeep', 'last', NOW, 'quiet_until', int(quiet_until), 'listened_from', int(listened_from))
   quiet, unheard = now < quiet_until, now < listened_from
 end
 if not quiet then
   for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW, 'LIMIT', 0, a.limit)) do take_back(job_id) end
 end
-if not quiet and not unheard then
+if not unheard then
   for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', NOW, 'LIMIT', 0, a.limit)) do abandon(job_id) end
 end
 for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do expire(job_id) end
