@@ -113,7 +113,7 @@ async def answer_stream(
     """
     answer = Answer(job_id, after)
     stream = EventStream(request, {**headers, "X-Job-Id": job_id, "Location": f"/api/jobs/{job_id}"})
-    with listening(request, job_id, grace_ms):
+    with listening(request, job_id, grace_ms) as complete:
         async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:
             text = b"" if answer.has_spoken else await _begin(request, answer, feed, job_id)
             await stream.open()
@@ -133,6 +133,7 @@ async def answer_stream(
                     shown = msgspec.json.encode(problem_of(problem, request[REQUEST_ID]))
                     await stream.send(b"event: error\ndata: " + shown + b"\n\n")
                 await stream.send(DONE)
+            complete()
             await stream.close()
     return stream.response
 

@@ -51,6 +51,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             reason = f"redis: {type(error).__name__}: {error}"
             refusal = RefusedError("unavailable", "Redis cannot be reached just now; nothing was lost.")
             response = problem_answer(refusal, request_id)
+        except ConnectionResetError:
+            raise
         except Exception as error:
             reason = type(error).__name__
             log.exception("request.crashed")

@@ -65,18 +65,23 @@ class Sessions:
 
 
 @contextmanager
-def until_hang_up(request: web.Request) -> Iterator[None]:
+def until_hang_up(request: web.Request) -> Iterator[Callable[[], None]]:
     """While the client is there and its key stands. Otherwise the handler is stopped where it waits, with a
-    ConnectionResetError: not only at its next write, which may be minutes away."""
+    ConnectionResetError: not only at its next write, which may be minutes away. Yields what to call when the answer is
+    complete: after that the client may go."""
     task = asyncio.current_task()
     assert task is not None
-    hung_up = False
+    hung_up = complete = False
 
     def end() -> None:
         nonlocal hung_up
-        if not hung_up:
+        if not hung_up and not complete:
             hung_up = True
             task.cancel()
+
+    def done() -> None:
+        nonlocal complete
+        complete = True
 
     handler = request.protocol
     assert isinstance(handler, EdgeHandler)
@@ -85,7 +90,7 @@ def until_hang_up(request: web.Request) -> Iterator[None]:
     handler.on_lost.add(end)
     try:
         with request.app[SESSIONS].open(request[PRINCIPAL].key_id, end):
-            yield
+            yield done
     except asyncio.CancelledError:
         if hung_up and task.uncancel() == 0:
             raise ConnectionResetError("the client went away, or its key ended") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -75,16 +75,17 @@ def bound_unsent(connection: Any) -> None:
 
 
 @contextmanager
-def listening(request: web.Request, job_id: str, grace_ms: int) -> Iterator[None]:
-    """While a client takes the answer: the stream counts as open, a chat has a listener, a client that goes ends it."""
+def listening(request: web.Request, job_id: str, grace_ms: int) -> Iterator[Callable[[], None]]:
+    """While a client takes the answer: the stream counts as open, a chat has a listener, a client that goes ends it.
+    Yields what to call when the answer is complete."""
     STREAMS_OPEN.inc()
     try:
         with (
             request.app[AUDIENCE].listener(job_id, grace_ms),
             request.app[TELLER].reader(job_id),
-            until_hang_up(request),
+            until_hang_up(request) as complete,
         ):
-            yield
+            yield complete
     finally:
         STREAMS_OPEN.dec()
 
@@ -98,10 +99,12 @@ async def stream_job(
     short `retry:`, so that clients come back to another process and resume.
     """
     stream = EventStream(request, headers)
-    with listening(request, job_id, grace_ms):
+    with listening(request, job_id, grace_ms) as complete:
         async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:
             await stream.open()
             await _relay(request, stream, feed, job_id)
+            complete()
+            await stream.close()
     return stream.response
 
 
@@ -125,7 +128,6 @@ async def _relay(request: web.Request, stream: EventStream, feed: Feed, job_id: 
         head = b"" if frames else WAITING
     if not isinstance(frames[-1] if frames else None, Closing):
         await stream.send(DONE)
-    await stream.close()
 
 
 def encode(frame: Frame) -> bytes:

@@ -171,7 +171,9 @@ async def test_places_are_those_of_ones_own_chats(edge: Stack) -> None:
     assert (await edge.call("GET", f"/api/chat/stream/{job.job_id}", key=other)).status == 404
     wrong = await edge.call("GET", "/api/chat/stream/job_01M81SGW152PHX78GHNCJWQHRS", headers=place)
     assert wrong.status == 422
-    document = await edge.submit({"type": "document-analysis", "input": {"document": {"text": "A."}, "tasks": [{"kind": "summary"}]}})
+    document = await edge.submit(
+        {"type": "document-analysis", "input": {"document": {"text": "A."}, "tasks": [{"kind": "summary"}]}}
+    )
     assert (await edge.call("GET", f"/api/chat/stream/{document}")).status == 404
 
 
@@ -416,7 +418,9 @@ async def test_a_client_that_goes_before_the_first_text_is_noticed(stack: Stack,
     for call in ("/api/chat/stream", "/api/chat"):
         with pytest.raises(asyncio.TimeoutError):
             async with stack.session.post(
-                f"{stack.base}{call}", json={**HELLO, "disconnectGraceSeconds": 1}, headers=HEADERS,
+                f"{stack.base}{call}",
+                json={**HELLO, "disconnectGraceSeconds": 1},
+                headers=HEADERS,
                 timeout=aiohttp.ClientTimeout(total=0.5),
             ):
                 await asyncio.sleep(5)

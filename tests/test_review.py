@@ -202,13 +202,10 @@ async def test_a_reader_that_comes_while_the_hub_connects_is_served_live(edge: S
         await hub.start()
         for _ in range(pause):
             await asyncio.sleep(0)
-        frames = follow(hub, edge.events, job_id, after=0, heartbeat_s=15)
-        async with asyncio.timeout(3):
-            await frames.__anext__()
-        (name,) = hub._channels
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(3), follow(hub, edge.events, job_id, after=0) as feed:
+            assert await feed.next(1)
+            (name,) = hub._channels
             await hub._channels[name].ready.wait()
-        await frames.aclose()
         await hub.close()
 
 
