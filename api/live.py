@@ -294,8 +294,9 @@ class Feed:
     async def _read(self) -> list[Frame]:
         live, frames = self._live, list[Frame]()
         if self._max_lag is not None and not self._replaying and live.newest - self._cursor > self._max_lag:
-            frames.append(Gap(self._cursor + 1, live.newest))
-            self._cursor = live.newest
+            # The last page is sent all the same: the final event may be in it.
+            frames.append(Gap(self._cursor + 1, live.newest - PAGE))
+            self._cursor = live.newest - PAGE
         self._must_read, live.behind = True, False
         page = await self._events.read(self._job_id, after=self._cursor, limit=PAGE)
         # Messages that come from here on are buffered: a page that is not full was all.

@@ -13,7 +13,7 @@ import pytest
 from shared.events import NewEvent
 from shared.redis import redis_now_ms
 from shared.stores.jobs import Claimed
-from tests.conftest import ADMIN_KEY, Answer, Stack
+from tests.conftest import ADMIN_KEY, Answer, Stack, analysis
 from tests.test_streams import frames_of
 
 HELLO = {"messages": [{"role": "user", "content": "Please repeat one two three four five six seven eight nine ten."}]}
@@ -134,7 +134,7 @@ async def test_a_chat_resumes_after_each_of_its_frames_and_is_paid_once(stack: S
 
 
 async def test_a_cut_connection_resumes_live(stack: Stack, model: Any) -> None:
-    """Given a chat whose connection breaks again and again, when it is resumed each time, then the pieces are the text."""
+    """Given a chat whose connection breaks again and again, when it is resumed each time, then nothing is missing."""
     await model.pace(tokensPerSecond=150)
     reader = await begin(stack, LONG)
     text, place, job_id = "", "", reader.response.headers["X-Job-Id"]
@@ -171,9 +171,7 @@ async def test_places_are_those_of_ones_own_chats(edge: Stack) -> None:
     assert (await edge.call("GET", f"/api/chat/stream/{job.job_id}", key=other)).status == 404
     wrong = await edge.call("GET", "/api/chat/stream/job_01M81SGW152PHX78GHNCJWQHRS", headers=place)
     assert wrong.status == 422
-    document = await edge.submit(
-        {"type": "document-analysis", "input": {"document": {"text": "A."}, "tasks": [{"kind": "summary"}]}}
-    )
+    document = await edge.submit(analysis("A sentence."))
     assert (await edge.call("GET", f"/api/chat/stream/{document}")).status == 404
 
 
@@ -262,7 +260,7 @@ async def test_a_model_that_fails_once_before_its_first_text_is_asked_again(stac
 
 
 async def test_a_stream_that_is_cut_after_text_ends_with_an_error(stack: Stack, model: Any) -> None:
-    """Given a model that breaks off, then the reader gets the text, an error event and [DONE]; nothing is asked again."""
+    """Given a model that breaks off, then the reader gets text, an error event and [DONE]; nothing is asked again."""
     await model.pace(tokensPerSecond=200)
     await model.faults({"kind": "cut", "after": 5})
     answer = await chat(stack)

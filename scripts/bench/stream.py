@@ -39,7 +39,8 @@ async def main():
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
     async def relay(request):
         body = await request.read()
-        async with session.post(os.environ["UPSTREAM"], data=body, headers={"Content-Type": "application/json"}) as answer:
+        kind = {"Content-Type": "application/json"}
+        async with session.post(os.environ["UPSTREAM"], data=body, headers=kind) as answer:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
             async for piece in answer.content.iter_any():
@@ -199,8 +200,8 @@ def main() -> int:
         def targets() -> tuple[Target, ...]:
             return (
                 Target("direct call", f"{upstream}/chat/completions", content, [], {}, completion),
-                Target("bare aiohttp relay", f"http://127.0.0.1:{relay_port}/v1/chat/completions", content, [relay.pid], {},
-                       completion),
+                Target("bare aiohttp relay", f"http://127.0.0.1:{relay_port}/v1/chat/completions", content,
+                       [relay.pid], {}, completion),
                 Target("errand", f"http://127.0.0.1:{api_port}/api/chat/stream", b'{"text": ',
                        [api.pid, worker.pid, redis_pid(redis_url)], {"Authorization": f"Bearer {key}"},
                        {"messages": MESSAGES}),

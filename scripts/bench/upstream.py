@@ -2,8 +2,8 @@
 
     python -m scripts.bench.upstream PORT TOKENS TOKENS_PER_SECOND
 
-It speaks the wire format of OpenAI's streamed chat completions (chunked, a role chunk first, usage last), so that what is
-measured is what stands between it and the client.
+It speaks the wire format of OpenAI's streamed chat completions (chunked, a role chunk first, usage last), so that what
+is measured is what stands between it and the client.
 """
 
 from __future__ import annotations
