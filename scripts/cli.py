@@ -180,6 +180,37 @@ async def tail(client: Client, arguments: argparse.Namespace, job_id: str, after
     return outcome_code(job)
 
 
+async def chat(client: Client, arguments: argparse.Namespace) -> int:
+    """Asks the model and shows its answer as it is made."""
+    message = sys.stdin.read() if arguments.message == "-" else arguments.message
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": message}]}
+    if arguments.system:
+        body["messages"].insert(0, {"role": "system", "content": arguments.system})
+    if arguments.model:
+        body["model"] = arguments.model
+    if arguments.json:
+        print(json.dumps(await client.call("POST", "/api/chat", json=body), indent=2, ensure_ascii=False))
+        return 0
+    async for text in client.chat(body):
+        print(text, end="", flush=True)
+    print()
+    return 0
+
+
+async def jobs_answer(client: Client, arguments: argparse.Namespace) -> int:
+    """Answers a job that waits for a person."""
+    path = f"/api/jobs/{quote(arguments.job, safe='')}"
+    waiting = (await client.call("GET", path)).get("waiting") or {}
+    try:
+        value = json.loads(arguments.value)
+    except ValueError:
+        value = arguments.value
+    body = {"requestId": arguments.request or waiting.get("requestId", "none"), "value": value}
+    job = await client.call("POST", f"{path}/input", json=body)
+    out(arguments, job, job_text(job))
+    return 0
+
+
 async def jobs_cancel(client: Client, arguments: argparse.Namespace) -> int:
     """Cancels a job and waits for the receipt."""
     job = await client.call("DELETE", f"/api/jobs/{quote(arguments.job, safe='')}?wait=10")
@@ -353,6 +384,12 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
+    asking = groups.add_parser("chat", parents=[common], help="ask the model", description=chat.__doc__)
+    asking.add_argument("message", help="what to say; - reads standard input")
+    asking.add_argument("--system", metavar="TEXT", help="a system message before it")
+    asking.add_argument("--model")
+    asking.set_defaults(run=chat)
+
     jobs = group("jobs", "submit, read, follow, cancel and retry jobs")
     submit = action(jobs, "submit", jobs_submit)
     submit.add_argument("body", nargs="?", help="the job as JSON, @file, or - for standard input")
@@ -375,6 +412,10 @@ def parser() -> argparse.ArgumentParser:
     follow.add_argument("job")
     follow.add_argument("--after", type=int, default=0, metavar="N", help="only events after this number")
     action(jobs, "cancel", jobs_cancel).add_argument("job")
+    answering = action(jobs, "answer", jobs_answer)
+    answering.add_argument("job")
+    answering.add_argument("value", help="JSON, or plain text")
+    answering.add_argument("--request", metavar="ID", help="the question (default: the one that it waits for)")
     retry = action(jobs, "retry", jobs_retry)
     retry.add_argument("job")
     retry.add_argument("--from-start", action="store_true", help="pay finished steps again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,36 @@ class Client:
                 if failures > 6:
                     raise UnreachableError(f"the stream of {job_id} cannot be resumed: {error}") from None
                 await asyncio.sleep(min(0.2 * 2**failures, 3))
+
+    async def chat(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        """A chat's text as it is made; a broken connection is resumed after the last frame seen. Raises ApiError."""
+        assert self._session is not None
+        place, failures = "", 0
+        while True:
+            headers = {"Last-Event-ID": place} if place else {"Idempotency-Key": secrets.token_hex(16)}
+            try:
+                address = f"{self.url}/api/chat/stream"
+                async with self._session.post(address, json=body, headers=headers) as response:
+                    if response.status >= 400:
+                        raise ApiError(_problem(response.status, await response.read()))
+                    failures, failed = 0, False
+                    async for line in response.content:
+                        name, _, value = line.decode().rstrip("\n").partition(": ")
+                        if name == "id":
+                            place = value
+                        elif name == "event":
+                            failed = value == "error"
+                        elif name == "data" and value == "[DONE]":
+                            return
+                        elif name == "data":
+                            if failed:
+                                raise ApiError(json.loads(value))
+                            yield json.loads(value)["text"]
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+                failures += 1
+                if failures > 6 or not place:
+                    raise UnreachableError(f"the chat's stream broke and cannot be resumed: {error}") from None
+            await asyncio.sleep(min(0.2 * 2**failures, 3))
 
 
 def _problem(status: int, body: bytes) -> dict[str, Any]:

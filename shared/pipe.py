@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -22,8 +21,7 @@ MAX_BATCH: Final = 512  # commands
 MAX_BATCH_BYTES: Final = 1024 * 1024
 WINDOW: Final = 4  # batches under way
 
-Command = tuple[bytes, "asyncio.Future[Any]", Callable[[], None] | None]
-Batch = list[Command]
+Batch = list[tuple[bytes, asyncio.Future[Any]]]
 
 
 class Pipe:
@@ -31,16 +29,15 @@ class Pipe:
 
     def __init__(self, pool: redis_asyncio.ConnectionPool) -> None:
         self._pool = pool
-        self._waiting: deque[Command] = deque()
+        self._waiting: deque[tuple[bytes, asyncio.Future[Any]]] = deque()
         self._sent: deque[Batch] = deque()
         self._work = asyncio.Event()  # something to send, room in the window, or the reader has ended
         self._replies = asyncio.Event()  # something to read
         self._driver: asyncio.Task[None] | None = None
         self._packer: Any = None
 
-    async def execute(self, *command: Any, on_sent: Callable[[], None] | None = None) -> Any:
-        """A command's reply. A cancelled caller leaves its command to run: it was sent, or will be. `on_sent` is called
-        when it has been handed to the connection.
+    async def execute(self, *command: Any) -> Any:
+        """A command's reply. A cancelled caller leaves its command to run: it was sent, or will be.
 
         Raises the ResponseError that Redis answered, or a connection error: the command then ran or did not.
         """
@@ -48,7 +45,7 @@ class Pipe:
             self._packer = self._pool.make_connection()
         packed = b"".join(self._packer.pack_command(*command))
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((packed, future, on_sent))
+        self._waiting.append((packed, future))
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._drive(), name="redis-pipe")
         self._work.set()
@@ -82,11 +79,7 @@ class Pipe:
                 if self._waiting and len(self._sent) < WINDOW:
                     batch = self._take()
                     self._sent.append(batch)
-                    packed = b"".join(command[0] for command in batch)
-                    await connection.send_packed_command(packed, check_health=False)
-                    for _, _, on_sent in batch:
-                        if on_sent is not None:
-                            on_sent()
+                    await connection.send_packed_command(b"".join(packed for packed, _ in batch), check_health=False)
                     self._replies.set()
                 else:
                     self._work.clear()
@@ -105,7 +98,7 @@ class Pipe:
             while not self._sent:
                 self._replies.clear()
                 await self._replies.wait()
-            for _, future, _ in self._sent[0]:
+            for _, future in self._sent[0]:
                 try:
                     reply = await connection.read_response()
                 except ResponseError as error:
@@ -133,7 +126,7 @@ class Pipe:
         unsent = list(self._waiting)
         self._sent.clear()
         self._waiting.clear()
-        for _, future, _ in (*lost, *unsent):
+        for _, future in (*lost, *unsent):
             if not future.done():
                 future.set_exception(broken)
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from importlib import resources
 from typing import Any, Final, TypeVar
 
@@ -135,11 +135,9 @@ class Scripts:
             self._loaded[name] = (source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
         return self._loaded[name]
 
-    async def run(
-        self, name: str, keys: Sequence[str], *, on_sent: Callable[[], None] | None = None, **arguments: Any
-    ) -> Any:
+    async def run(self, name: str, keys: Sequence[str], **arguments: Any) -> Any:
         """Runs `shared/lua/<name>.lua`; `arguments` go as one MessagePack map, absent where None, and never bytes
-        (Redis's cmsgpack knows no binary type). `on_sent` is called when it is on its way.
+        (Redis's cmsgpack knows no binary type).
 
         Raises a member of OUTAGE when Redis cannot be reached: the script then ran or did not.
         """
@@ -149,7 +147,7 @@ class Scripts:
         )
         try:
             try:
-                return await self.client.pipe.execute("EVALSHA", sha, len(keys), *keys, packed, on_sent=on_sent)
+                return await self.client.pipe.execute("EVALSHA", sha, len(keys), *keys, packed)
             except NoScriptError:
                 return await self.client.pipe.execute("EVAL", source, len(keys), *keys, packed)
         except ResponseError as error:

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import arq.worker
+import openai
 import pytest
 
 from shared.keys import KEY_KINDS
 from shared.redis import script_source
+from worker.model.client import RAW
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +35,21 @@ def test_the_parts_of_arq_that_the_engine_stands_on() -> None:
     async def task(_: object) -> None: ...
 
     assert arq.worker.func(task, name="x").coroutine is task
+
+
+async def test_the_sdk_still_hands_out_its_answer_raw(model: Any) -> None:
+    """Given the header that worker/model/client.py sends, then the SDK gives bytes, over aiohttp, and closes it."""
+    client = openai.AsyncOpenAI(api_key="x", base_url=f"{model.base}/v1", http_client=openai.DefaultAioHttpClient())
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Say one."}]}
+    response = await client.post(
+        "/chat/completions", body=body, cast_to=object, options={"headers": RAW}, stream=True,
+        stream_cls=openai.AsyncStream[object],
+    )  # fmt: skip
+    received = b"".join([piece async for piece in response.iter_bytes()])
+    assert received.startswith(b"data: {")
+    assert received.rstrip().endswith(b"data: [DONE]")
+    await response.close()
+    await client.close()
 
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "shared/lua").glob("*.lua"))

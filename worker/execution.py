@@ -55,7 +55,7 @@ class Attempt:
         self._deps = deps
         self._on_performed = on_performed
         self._on_ended = on_ended
-        self._journal = Journal(events, claimed, worker, self.lose)
+        self._journal = Journal(events, claimed, worker)
         self._report = Report(scribe, claimed, self.lose)
         self._context = JobContext(claimed, deps, self._journal, self._report)
         self._task: asyncio.Task[bytes] | None = None

@@ -27,14 +27,12 @@ class Step:
 
 
 class Journal:
-    """The steps of one attempt. `on_lost` is called when the lease turns out to be lost while a call is under way."""
+    """The steps of one attempt."""
 
-    def __init__(self, store: EventsStore, claimed: Claimed, worker: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, store: EventsStore, claimed: Claimed, worker: str) -> None:
         self._store = store
         self._claimed = claimed
         self._worker = worker
-        self._on_lost = on_lost
-        self._named: set[str] = set()
         self.tokens_spent = claimed.tokens_used
 
     async def step(
@@ -51,23 +49,14 @@ class Journal:
         """
         name = f"{label}:{hashlib.sha256(identity).hexdigest()[:24]}"
         call_id = secrets.token_hex(8)
-        sent = asyncio.Event()
-        begin = asyncio.create_task(self._begin(name, label, call_id, tokens, sent.set))
-        # Nobody held this job before us, so no step can be known but our own: the call may begin as soon as its mark is
-        # on its way. Redis has it before anything of the call, and the reply need not be waited for.
-        is_new = self._claimed.lease == 1 and name not in self._named
-        self._named.add(name)
+        begin = asyncio.create_task(self._begin(name, label, call_id, tokens))
         step = Step()
         result: bytes | None = None
         begun = False
         try:
-            if is_new:
-                begin.add_done_callback(self._look_at)
-                await sent.wait()
-            else:
-                known = await asyncio.shield(begin)
-                if known is not None:
-                    return known, True
+            known = await asyncio.shield(begin)
+            if known is not None:
+                return known, True
             begun = True
             result = await call(step)
             return result, False
@@ -99,16 +88,10 @@ class Journal:
             await asyncio.wait([booking], timeout=BOOKING_S)
             raise
 
-    def _look_at(self, begin: asyncio.Task[bytes | None]) -> None:
-        if not begin.cancelled() and begin.exception() is not None:
-            self._on_lost()
-
-    async def _begin(
-        self, name: str, label: str, call_id: str, tokens: int, on_sent: Callable[[], None]
-    ) -> bytes | None:
+    async def _begin(self, name: str, label: str, call_id: str, tokens: int) -> bytes | None:
         return await self._steadily(
             lambda: self._store.begin_step(
-                self._claimed, self._worker, step=name, label=label, call=call_id, tokens=tokens, on_sent=on_sent
+                self._claimed, self._worker, step=name, label=label, call=call_id, tokens=tokens
             )
         )
 

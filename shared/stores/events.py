@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -82,18 +82,9 @@ class EventsStore:
         return value
 
     async def begin_step(
-        self,
-        claimed: Claimed,
-        worker: str,
-        *,
-        step: str,
-        label: str,
-        call: str,
-        tokens: int,
-        on_sent: Callable[[], None] | None = None,
+        self, claimed: Claimed, worker: str, *, step: str, label: str, call: str, tokens: int
     ) -> bytes | None:
-        """The journaled result of a step, or None after it was marked as started. `tokens` estimates its input;
-        `on_sent` is called when this is on its way to Redis.
+        """The journaled result of a step, or None after it was marked as started. `tokens` estimates its input.
 
         Raises LeaseLostError.
         """
@@ -111,7 +102,6 @@ class EventsStore:
             label=label,
             call=call,
             tokens=tokens,
-            on_sent=on_sent,
         )
         if reply[0] == b"lost":
             raise LeaseLostError(claimed.job_id)
