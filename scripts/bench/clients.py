@@ -142,7 +142,8 @@ class Client:
     async def run(self) -> None:
         """Reads to the end of the job's events, over as many connections as it takes."""
         while not self.done:
-            await asyncio.sleep(await self.read())
+            pause_s = await self.read()
+            await asyncio.sleep(pause_s)
 
     async def read(self) -> float:
         """Reads on one connection, to its cut or its end; how long to wait before the next one, in seconds."""

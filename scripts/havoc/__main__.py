@@ -27,6 +27,7 @@ from scripts.havoc.cluster import Cluster
 from scripts.havoc.faults import KINDS, Faults, end_all, set_faults
 from scripts.havoc.load import Clients, all_of, model_calls
 from scripts.havoc.plants import PLANTS, planted
+from scripts.havoc.talks import Talks
 from scripts.mutants import ROOT
 from shared.errors import ConfigurationError
 
@@ -73,8 +74,9 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         await cluster.start()
         keys = [
             await tenant(cluster.urls[0], cluster.key, limits)
-            for limits in ({}, {"weight": 3}, {"maxConcurrentJobs": 5})
+            for limits in ({}, {"weight": 3}, {"maxConcurrentJobs": 5}, {})
         ]
+        talk_key = keys.pop()
         async with Clients(cluster.urls, chance) as clients:
             loading = asyncio.ensure_future(
                 all_of(
@@ -85,18 +87,26 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
                 )
             )
             work.append(loading)
+            talks = Talks(clients, talk_key, random.Random(arguments.seed + 2))  # noqa: S311
+            talkers = max(1, arguments.clients // 5)
+            talking = asyncio.ensure_future(
+                all_of(talks.one, arguments.jobs, talkers, lambda: loading.done() or time.monotonic() > deadline)
+            )
+            work.append(talking)
             await faults.run(lambda: loading.done() or time.monotonic() > deadline, (0.3, 2.0))
             faulty_s = time.monotonic() - started
             # The faults are over: everything must come to its end by itself.
             await set_faults(cluster, [])
             await cluster.until_ready()
-            done, _ = await asyncio.wait([loading], timeout=SETTLE_S)
-            if not done:
-                loading.cancel()
-                await asyncio.wait([loading])
-            elif loading.exception() is not None:
-                raise loading.exception() or RuntimeError
+            await asyncio.wait([loading, talking], timeout=SETTLE_S)
+            for task in (loading, talking):
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait([task])
+                elif task.exception() is not None:
+                    raise task.exception() or RuntimeError
             await clients.read_all()
+            await talks.read_all()
             listed = {key: await clients.list_ids(key) for key in keys}
             async with (
                 aiohttp.ClientSession() as session,
@@ -106,6 +116,7 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         acknowledged = [seen for seen in clients.jobs if seen.job_id]
         for seen in acknowledged:
             check_job(seen, report.violations)
+        talks.check(calls, report.violations)
         check_keys(clients.jobs, listed, report.violations)
         check_structures(cluster.redis_url, report.violations)
         booked, served, exact = check_tokens(acknowledged, calls, report.violations)
@@ -133,6 +144,7 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         ("503 answers, time to them p50 / max", refused),
         ("jobs that lost a worker", str(lost)),
         ("tokens booked / counted by the model", f"{booked} / {served}; {exact} jobs to the token"),
+        ("chats, how they ended, and cuts", talks.row()),
         ("streams followed through cuts", str(sum(bool(seen.streamed) for seen in acknowledged))),
     ]
     return report
