@@ -16,7 +16,7 @@ from shared.clock import monotonic_s
 from shared.errors import RefusedError
 from shared.events import Event, one_line
 from shared.ids import is_id
-from shared.jobs import JobRow, JobStatus
+from shared.jobs import JobRow, JobStatus, retry_after_s
 from shared.problems import PROBLEMS
 
 # A chat that fails before its first text is answered with a status, if that comes so soon; later with an event.
@@ -43,12 +43,16 @@ def failure_of(error: dict[str, Any]) -> RefusedError:
     return RefusedError(code if code in PROBLEMS else "internal", str(error.get("message", "")))
 
 
-def not_taken() -> RefusedError:
-    """No interactive worker has room."""
+def not_taken(row: JobRow | None = None) -> RefusedError:
+    """The chat was not begun in time; `row` is its job while it still waited."""
+    reason = "No interactive worker took the chat"
+    if row is not None and row.outlook is not None and row.outlook.waiting_on == "tenantConcurrency":
+        reason = "The tenant runs as many jobs as its maxConcurrentJobs allows; the chat was not begun"
+    wait_s = retry_after_s(row) if row is not None else None
     return RefusedError(
         "unavailable",
-        f"No interactive worker took the chat within {START_S:g} s; nothing was sent to the model.",
-        headers={"Retry-After": "2"},
+        f"{reason} within {START_S:g} s; nothing was sent to the model.",
+        headers={"Retry-After": str(wait_s or 2)},
     )
 
 
@@ -166,7 +170,7 @@ async def give_up(request: web.Request, job_id: str) -> None:
     row = await jobs.view(tenant, job_id)
     if row.status in (JobStatus.QUEUED, JobStatus.CANCELLED, JobStatus.EXPIRED):
         await jobs.cancel(tenant, job_id)
-        raise not_taken()
+        raise not_taken(row)
 
 
 async def whole_answer(request: web.Request, job_id: str, grace_ms: int) -> JobRow:

@@ -21,6 +21,7 @@ from shared.redis import OUTAGE
 
 HEARTBEAT_S: Final = 15.0
 STALLED_S: Final = 60.0  # a client that takes nothing for so long is let go: it can resume
+SMALL_BYTES: Final = 32 * 1024  # half of what a transport takes before it makes us wait
 UNSENT_BYTES: Final = 64 * 1024  # that the kernel keeps for a client that does not read
 DONE: Final = b"data: [DONE]\n\n"
 # A line, not a block: some clients take an empty block after an `id:` for an event.
@@ -48,6 +49,10 @@ class EventStream:
 
     async def send(self, data: bytes) -> None:
         """Sends bytes, as fast as the client takes them."""
+        transport = self._request.transport
+        if transport is not None and not transport.get_write_buffer_size() and len(data) < SMALL_BYTES:
+            await self.response.write(data)  # it cannot have to wait
+            return
         try:
             async with asyncio.timeout(STALLED_S):
                 await self.response.write(data)
@@ -121,7 +126,8 @@ async def _relay(request: web.Request, stream: EventStream, feed: Feed, job_id: 
         for frame in frames:
             if isinstance(frame, list) and any(event.type == "job.queued" for event in frame):
                 request.app[TELLER].queued(job_id)
-        await stream.send(head + b"".join(map(encode, frames)))
+        if data := head + b"".join(map(encode, frames)):
+            await stream.send(data)
         if feed.done:
             break
         frames = await feed.next(HEARTBEAT_S)

@@ -41,7 +41,6 @@ log = get_logger()
 
 NET_S: Final = 5.0  # the slow poll under the wake-up by pub/sub
 CLAIM_BATCH: Final = 100
-STARTS: Final = 4  # tasks that are started in one turn of the event loop
 DOUBT_S: Final = 2.0  # after this a claim that was not answered is looked for once more
 RELEASE_S: Final = 5.0  # after the drain, jobs have so long to let go and be handed back
 
@@ -214,12 +213,9 @@ class Engine(Worker):
                     failures += 1
                     continue
                 taken = dict.fromkeys(self.slots, 0)
-                for number, job in enumerate(claimed):
+                for job in claimed:
                     self._start(job)
                     taken[job.lane] += 1
-                    if number % STARTS == STARTS - 1:
-                        # Those that have begun go on meanwhile: the first of many chats need not wait for the last.
-                        await asyncio.sleep(0)
                 # Where a lane gave less than was asked for, the script has noted us as asleep: we shall be woken.
                 self._hungry = len(claimed) == count or any(taken[lane] >= most for lane, most in lanes)
                 if len(claimed) == count and self._free > 0:

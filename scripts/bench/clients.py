@@ -349,8 +349,9 @@ class Waiting(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of asyncio's protocol."""
         self.crowd.open -= 1
-        if self.heard is not None and not self.heard.done():
-            self.heard.set_exception(ConnectionResetError("the server closed a stream"))
+        heard, self.heard = self.heard, None
+        if heard is not None and not heard.done():
+            heard.set_exception(ConnectionResetError("the server closed a stream"))
 
     def data_received(self, data: bytes) -> None:
         """Part of asyncio's protocol."""
@@ -359,7 +360,8 @@ class Waiting(asyncio.Protocol):
         if self.heard is not None:
             self.recent += data
             if self.mark in self.recent:
-                self.heard.set_result(time.perf_counter())
+                if not self.heard.done():
+                    self.heard.set_result(time.perf_counter())
                 self.heard, self.recent = None, b""
 
 
@@ -388,8 +390,11 @@ class Crowd:
             self.clients.append(client)
 
         started = time.perf_counter()
-        async with asyncio.timeout(300):
-            await asyncio.gather(*(one(path) for path in order["paths"]))
+        try:
+            async with asyncio.timeout(300):
+                await asyncio.gather(*(one(path) for path in order["paths"]))
+        except OSError as error:
+            raise SystemExit(f"{error!r} with {self.open} streams open; are there enough file descriptors?") from None
         return {"took_s": time.perf_counter() - started}
 
     async def cancel(self, order: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Talks:
                     # Not taken, failed before its first text, or (after an answer that was lost) found cancelled.
                     if answer.status in (409, 410) or (answer.status >= 500 and problem.get("code") != "unavailable"):
                         talk.ended, talk.error = "refused", problem.get("code", "")
-                    elif answer.status == 503 and "No interactive worker" in problem.get("detail", ""):
+                    elif answer.status == 503 and "nothing was sent" in problem.get("detail", ""):
                         talk.ended, talk.error = "refused", "not taken"
                     return
                 event = ""
