@@ -135,7 +135,7 @@ MUTANTS = (
     Mutant("chat-starts-late", "api/handlers/jobs.py", 'timing["expires_in_ms"] = round(START_S * 1000)', "pass", "test_chat", "never_started_later"),
     Mutant("place-ignored", "api/handlers/chat.py", 'row.number("grace_ms"), after=after', 'row.number("grace_ms"), after=0', "test_chat", "resumes_after_each"),
     Mutant("resume-pays", "api/handlers/chat.py", "    if _place(request) is not None:\n        await read_body", "    if False:\n        await read_body", "test_chat", "resumes_after_each"),
-    Mutant("separators-kept", "shared/events.py", 'if b"\\xe2\\x80" in data or', 'if False and b"" in data or', "test_chat", "text_of_every_kind"),
+    Mutant("separators-kept", "shared/events.py", 'if b"\\xe2\\x80" in data or b"\\xc2\\x85" in data:', "if False:", "test_chat", "text_of_every_kind"),
     Mutant("ticket-any-job", "shared/stores/tickets.py", 'f"{key_id} {job_id}"', 'f"{key_id}"', "test_sockets", "this_one_stream"),
     Mutant("ticket-for-ever", "shared/stores/tickets.py", "return row.is_final and row.now_ms >", "return False and row.now_ms >", "test_sockets", "five_minutes"),
     Mutant("sessions-unended", "api/presence.py", "for end in list(self._ends.get(key_id, ())):", "for end in ():", "test_sockets", "revoked_key or without_notice"),

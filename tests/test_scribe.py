@@ -100,8 +100,9 @@ async def test_events_that_are_not_text_keep_their_place_and_do_not_wait() -> No
     await asyncio.sleep(0.005)
     report.text("b")
     report.progress(0.5, "reading", "half")
-    report.text("c")
     await asyncio.sleep(0.005)
+    assert [kind for kind, _ in log.writes[-1][1][0].events] == ["delta", "job.progress"]
+    report.text("c")
     await report.flush()
     kinds = [
         (kind, json.loads(data).get("text")) for _, jobs in log.writes for job in jobs for kind, data in job.events

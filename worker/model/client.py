@@ -27,6 +27,8 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 # The SDK hands out its answer unparsed; a contract test watches that it still does. Its generated method for this
 # endpoint would walk through all messages once more and cost half as much again.
 RAW: Final = {"X-Stainless-Raw-Response": "stream"}
+MAX_CONNECTIONS: Final = 10_000  # the slots of the worker bound them
+KEEP_ALIVE_S: Final = 30.0  # a TLS handshake is most of the time to a first token; the SDK's 5 s forgets too soon
 RETRYABLE_STATUS: Final = frozenset({408, 409, 425})
 
 
@@ -228,10 +230,13 @@ class Model:
 def _http_client(*, trust_env: bool) -> Any:
     """The SDK's client over aiohttp, whose parser costs half of what httpx's costs per token of a stream; an SDK that
     comes without it gets httpx."""
+    limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
+        max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE_S
+    )
     try:
-        return openai.DefaultAioHttpClient(trust_env=trust_env)
+        return openai.DefaultAioHttpClient(trust_env=trust_env, limits=limits)
     except (ImportError, RuntimeError):
-        return openai.DefaultAsyncHttpxClient(trust_env=trust_env)
+        return openai.DefaultAsyncHttpxClient(trust_env=trust_env, limits=limits)
 
 
 def _arguments(model: str, call: ChatCall) -> dict[str, Any]:
