@@ -87,9 +87,11 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(app[keys.TELLER].run(), name="teller"),
     ]
     yield
-    for task in companions:
-        task.cancel()
-    await asyncio.wait(companions)
+    # Again and again: redis-py can swallow a cancellation.
+    while left := [task for task in companions if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.2)
     await hub.close()
     await app[keys.REDIS].aclose()
 

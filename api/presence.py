@@ -13,6 +13,7 @@ from aiohttp import web
 
 from api.keys import PRINCIPAL, SESSIONS
 from api.server import EdgeHandler
+from shared.errors import RefusedError
 from shared.log import get_logger
 from shared.redis import OUTAGE
 from shared.stores.jobs import JobsStore
@@ -66,18 +67,25 @@ class Sessions:
 
 @contextmanager
 def until_hang_up(request: web.Request) -> Iterator[Callable[[], None]]:
-    """While the client is there and its key stands. Otherwise the handler is stopped where it waits, with a
-    ConnectionResetError: not only at its next write, which may be minutes away. Yields what to call when the answer is
-    complete: after that the client may go."""
+    """While the client is there and its key stands. Otherwise the handler is stopped where it waits: not only at its
+    next write, which may be minutes away. Yields what to call when the answer is complete: after that the client may go.
+
+    Raises ConnectionResetError, or RefusedError `unauthenticated` when the key ended before the answer began.
+    """
     task = asyncio.current_task()
     assert task is not None
-    hung_up = complete = False
+    hung_up = key_ended = complete = False
 
     def end() -> None:
         nonlocal hung_up
         if not hung_up and not complete:
             hung_up = True
             task.cancel()
+
+    def end_key() -> None:
+        nonlocal key_ended
+        key_ended = True
+        end()
 
     def done() -> None:
         nonlocal complete
@@ -89,10 +97,12 @@ def until_hang_up(request: web.Request) -> Iterator[Callable[[], None]]:
         raise ConnectionResetError("the client went away")
     handler.on_lost.add(end)
     try:
-        with request.app[SESSIONS].open(request[PRINCIPAL].key_id, end):
+        with request.app[SESSIONS].open(request[PRINCIPAL].key_id, end_key):
             yield done
     except asyncio.CancelledError:
         if hung_up and task.uncancel() == 0:
+            if key_ended and not request.writer.output_size:
+                raise RefusedError("unauthenticated", "The key was revoked, or has expired.") from None
             raise ConnectionResetError("the client went away, or its key ended") from None
         raise
     finally:

@@ -61,6 +61,8 @@ class EdgeHandler(RequestHandler):
     ) -> web.StreamResponse:
         """A request that aiohttp could not read, or a crash outside our middleware."""
         request_id = f"req_{random_part()}"
+        if isinstance(exc, ConnectionResetError):
+            raise exc  # the client went away: that is no fault, and there is nobody to answer
         # Neither message nor exception is logged or shown: they quote the request, keys and prompts included.
         log.warning("request.unreadable", request_id=request_id, status=status, error=type(exc).__name__)
         HTTP_REQUESTS.labels("other", "unreadable", str(status)).inc()

@@ -156,7 +156,7 @@ class Scripts:
 
 async def redis_now_ms(client: Redis) -> int:
     """Redis TIME in milliseconds: the one clock of what is stored."""
-    seconds, micros = await client.time()
+    seconds, micros = await client.pipe.execute("TIME")
     return int(seconds) * 1000 + int(micros) // 1000
 
 

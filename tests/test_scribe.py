@@ -99,15 +99,17 @@ async def test_events_that_are_not_text_keep_their_place_and_do_not_wait() -> No
     report.text("a")
     await asyncio.sleep(0.005)
     report.text("b")
+    await asyncio.sleep(0.005)
+    report.text("c")
     report.progress(0.5, "reading", "half")
     await asyncio.sleep(0.005)
     assert [kind for kind, _ in log.writes[-1][1][0].events] == ["delta", "job.progress"]
-    report.text("c")
+    report.text("d")
     await report.flush()
     kinds = [
         (kind, json.loads(data).get("text")) for _, jobs in log.writes for job in jobs for kind, data in job.events
     ]
-    assert kinds == [("delta", "a"), ("delta", "b"), ("job.progress", None), ("delta", "c")]
+    assert kinds == [("delta", "a"), ("delta", "b"), ("delta", "c"), ("job.progress", None), ("delta", "d")]
     assert json.loads(next(job.progress for _, jobs in log.writes for job in jobs if job.progress))["fraction"] == 0.5
 
 

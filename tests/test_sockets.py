@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from api.keys import HUB
 from api.live import MAX_BUFFERED_BYTES, Budget, Subscription
 from shared.events import NewEvent
 from tests.conftest import ADMIN_KEY, Stack, chat
@@ -534,3 +535,35 @@ async def test_bad_answers_are_named(edge: Stack) -> None:
     unasked = await edge.call("POST", f"/api/jobs/{job_id}/input", {"requestId": "r", "value": None})
     assert unasked.status == 409
     assert (await edge.call("POST", "/api/jobs/job_x/input", {"requestId": "r", "value": 1})).status == 404
+
+
+async def test_a_key_that_is_revoked_during_a_long_poll_is_refused(edge: Stack) -> None:
+    tenant, _ = await edge.tenant()
+    made = (await edge.call("POST", f"/api/admin/tenants/{tenant}/keys", {})).json
+    job_id = await edge.submit(chat(), key=made["key"])
+    polling = asyncio.create_task(edge.call("GET", f"/api/jobs/{job_id}?wait=20", key=made["key"]))
+    await asyncio.sleep(0.2)
+    await edge.call("DELETE", f"/api/admin/tenants/{tenant}/keys/{made['keyId']}")
+    async with asyncio.timeout(5):
+        answer = await polling
+    assert (answer.status, answer.json["code"]) == (401, "unauthenticated")
+
+
+async def test_a_client_that_goes_is_no_fault_of_ours(edge: Stack) -> None:
+    """Given readers that go away, then no request counts as unreadable, or as a 500."""
+    job_id = await edge.submit(chat())
+
+    async def faults() -> float:
+        text = (await edge.call("GET", "/metrics")).text
+        lines = [line for line in text.splitlines() if line.startswith("errand_http_requests_total{")]
+        return sum(float(line.split()[-1]) for line in lines if 'status="500"' in line or "unreadable" in line)
+
+    before = await faults()
+    for path in ("/stream", "?wait=20"):
+        request = asyncio.create_task(edge.call("GET", f"/api/jobs/{job_id}{path}"))
+        await asyncio.sleep(0.2)
+        request.cancel()
+    await asyncio.sleep(0.3)
+    assert await faults() == before
+    hub = edge._runners[0].app[HUB]
+    assert not hub._channels
