@@ -68,7 +68,7 @@ class Sessions:
 @contextmanager
 def until_hang_up(request: web.Request) -> Iterator[Callable[[], None]]:
     """While the client is there and its key stands. Otherwise the handler is stopped where it waits: not only at its
-    next write, which may be minutes away. Yields what to call when the answer is complete: after that the client may go.
+    next write, which may be minutes away. Yields what to call when the answer is complete: then the client may go.
 
     Raises ConnectionResetError, or RefusedError `unauthenticated` when the key ended before the answer began.
     """

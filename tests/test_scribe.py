@@ -15,6 +15,7 @@ from shared.stores.events import Append
 from shared.stores.jobs import Claimed
 from worker.report import Report
 from worker.scribe import MAX_ROUND_S, ROUND_S, Scribe
+from worker.turnstile import Turnstile
 
 
 class Log:
@@ -166,3 +167,21 @@ async def test_a_defect_in_a_write_ends_its_attempts_and_not_the_worker() -> Non
     with pytest.raises(LeaseLostError):
         await one.flush()
     assert lost == ["job0"]
+
+
+async def test_a_turnstile_lets_a_few_through_in_each_turn_in_order() -> None:
+    """Given five that come at once, then two pass in each turn; one that gave up takes nobody's place."""
+    turnstile, passed = Turnstile(2), list[int]()
+
+    async def one(number: int) -> None:
+        await turnstile.enter()
+        passed.append(number)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(6)]
+    await asyncio.sleep(0)
+    assert passed == [0, 1]
+    tasks[2].cancel()
+    await asyncio.wait(tasks)
+    assert passed == [0, 1, 3, 4, 5]
+    async with asyncio.timeout(1):
+        await one(6)

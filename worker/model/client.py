@@ -20,6 +20,7 @@ from shared.errors import ConfigurationError, JobError, UpstreamRateLimited, Ups
 from shared.metrics import MODEL_SECONDS, MODEL_TOKENS
 from shared.settings import Settings
 from shared.stores.events import CallUsage
+from worker.turnstile import Turnstile
 
 CHARACTERS_PER_TOKEN: Final = 4  # for estimates only; usage that the provider states wins
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024  # of one event of the model's stream
@@ -27,6 +28,7 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 # The SDK hands out its answer unparsed; a contract test watches that it still does. Its generated method for this
 # endpoint would walk through all messages once more and cost half as much again.
 RAW: Final = {"X-Stainless-Raw-Response": "stream"}
+CALLS_PER_TURN: Final = 1  # that begin in one turn of the event loop: each is half a millisecond of the SDK
 MAX_CONNECTIONS: Final = 10_000  # the slots of the worker bound them
 KEEP_ALIVE_S: Final = 30.0  # a TLS handshake is most of the time to a first token; the SDK's 5 s forgets too soon
 RETRYABLE_STATUS: Final = frozenset({408, 409, 425})
@@ -119,6 +121,7 @@ class Model:
             )
         except (ImportError, ValueError, openai.OpenAIError) as error:
             raise ConfigurationError(f"The client of the model cannot be made: {error}") from None
+        self._turnstile = Turnstile(CALLS_PER_TURN)
         # The SDK loads this part at its first use, which takes 100 ms: not in somebody's first answer.
         _ = self._client.chat.completions
 
@@ -155,6 +158,7 @@ class Model:
     ) -> Completion:
         finish_reason, served_by = "", model
         try:
+            await self._turnstile.enter()
             # From here on the model may be working on it, so it is paid for, whatever comes.
             progress.dispatched = True
             async with asyncio.timeout(self._settings.model_first_token_seconds + self._settings.model_connect_seconds):
