@@ -41,6 +41,7 @@ def refuse_key_in_address(request: web.Request) -> None:
 
 async def redeem(request: web.Request) -> Principal:
     """Who reads a job's stream with `?ticket=`. Raises RefusedError `unauthenticated`."""
+    refuse_key_in_address(request)
     job_id = request.match_info.get("id") or request.match_info["jobId"]
     principal = await request.app[TICKETS].redeem(request.query["ticket"], job_id)
     if principal is None:

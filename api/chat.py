@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -69,7 +71,7 @@ class Answer:
         self.is_closing = False  # this process is stopping; the chat goes on
 
     def read(self, frames: list[Frame]) -> bytes:
-        """The frames of text for these frames of the feed."""
+        """The frames of text for these frames of the feed; nothing more once there is a problem."""
         out: list[bytes] = []
         for frame in frames:
             match frame:
@@ -78,14 +80,17 @@ class Answer:
                 case Gap():
                     self.problem = RefusedError("gone", "The beginning of this answer is not kept any more.")
                 case list():
-                    for event in frame:
+                    for event in frame if self.has_spoken else _last_run(frame):
                         self._event(event, out)
         return b"".join(out)
 
     def _event(self, event: Event, out: list[bytes]) -> None:
         self._final = event if event.is_final else None
         if event.type == "delta":
-            self.started = self.has_spoken = True
+            self.started = True
+            if self.problem is not None:
+                return
+            self.has_spoken = True
             # `data` is {"text":"…"} as the worker wrote it.
             place = place_of(self._job_id, event.seq).encode()
             out.append(b'id: %s\ndata: {"text": %s\n\n' % (place, one_line(event.data)[8:]))
@@ -108,28 +113,60 @@ class Answer:
         return None
 
 
+def _last_run(events: list[Event]) -> list[Event]:
+    """Without the text that a restart has made void, as long as none of it was sent."""
+    for at in range(len(events) - 1, -1, -1):
+        if events[at].type == "attempt.restarted":
+            return [event for event in events[:at] if event.type != "delta"] + events[at + 1 :]
+    return events
+
+
+def naming(job_id: str) -> dict[str, str]:
+    """The headers that name the job behind a chat."""
+    return {"X-Job-Id": job_id, "Location": f"/api/jobs/{job_id}"}
+
+
+@contextmanager
+def named(job_id: str) -> Iterator[None]:
+    """A refusal names the job too: a client may come back to it, and need not pay for another."""
+    try:
+        yield
+    except RefusedError as error:
+        error.headers = {**naming(job_id), **error.headers}
+        raise
+
+
 async def answer_stream(
     request: web.Request, job_id: str, grace_ms: int, *, after: int = 0, headers: dict[str, str]
 ) -> web.StreamResponse:
-    """The text of a chat above event `after` as frames, then `[DONE]`.
+    """The text of a chat above event `after` as frames, then `[DONE]`. `grace_ms` is that of its job: 0 for one that
+    needs no listener, which is never given up.
 
     Raises RefusedError when there is nothing to stream: no worker took it, or it failed before its first text.
     """
     answer = Answer(job_id, after)
-    stream = EventStream(request, {**headers, "X-Job-Id": job_id, "Location": f"/api/jobs/{job_id}"})
-    with listening(request, job_id, grace_ms) as complete:
+    stream = EventStream(request, {**headers, **naming(job_id)})
+    with named(job_id), listening(request, job_id, grace_ms) as complete:
         async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:
-            text = b"" if answer.has_spoken else await _begin(request, answer, feed, job_id)
+            text = b""
+            # Whoever holds a ticket only reads.
+            if grace_ms and not answer.has_spoken and "ticket" not in request.query:
+                text = await _begin(request, answer, feed, job_id)
             await stream.open()
+            if not text and not answer.has_spoken:
+                # A client that is cut off before the first text comes back to this chat, not with a new one.
+                await stream.send(b"id: " + place_of(job_id, 0).encode() + b"\n")
+            sent_s = monotonic_s()
             while True:
                 if text:
                     await stream.send(text)
+                elif monotonic_s() - sent_s >= HEARTBEAT_S:
+                    await stream.heartbeat()
+                if text or monotonic_s() - sent_s >= HEARTBEAT_S:
+                    sent_s = monotonic_s()
                 if feed.done or answer.problem is not None:
                     break
-                frames = await feed.next(HEARTBEAT_S)
-                text = answer.read(frames)
-                if not frames:
-                    await stream.heartbeat()
+                text = answer.read(await feed.next(max(0.0, HEARTBEAT_S - (monotonic_s() - sent_s))))
             if answer.is_closing:
                 await stream.send(COME_BACK)
             else:
@@ -153,14 +190,12 @@ async def _begin(request: web.Request, answer: Answer, feed: Feed, job_id: str) 
             is_open = True
             deadline = monotonic_s() + OPEN_S
         if (left_s := deadline - monotonic_s()) <= 0:
+            if not answer.started:
+                await give_up(request, job_id)
             break
         text = answer.read(await feed.next(left_s))
-    if answer.is_closing:
-        raise RefusedError("unavailable", "This process is stopping; send the request again, or resume the chat.")
-    if not text and (problem := answer.end()) is not None:
+    if not text and not answer.is_closing and (problem := answer.end()) is not None:
         raise problem
-    if not answer.started and not feed.done:
-        await give_up(request, job_id)
     return text
 
 
@@ -168,26 +203,27 @@ async def give_up(request: web.Request, job_id: str) -> None:
     """Takes back a chat that no worker took. Raises RefusedError, unless one has just taken it."""
     jobs, tenant = request.app[JOBS], request[PRINCIPAL].tenant
     row = await jobs.view(tenant, job_id)
-    if row.status in (JobStatus.QUEUED, JobStatus.CANCELLED, JobStatus.EXPIRED):
-        await jobs.cancel(tenant, job_id)
+    if await jobs.cancel(tenant, job_id, unless_started=True) in (JobStatus.CANCELLED, JobStatus.EXPIRED):
         raise not_taken(row)
 
 
 async def whole_answer(request: web.Request, job_id: str, grace_ms: int) -> JobRow:
     """The chat's job when it has ended well. Raises RefusedError for every other end."""
     answer = Answer(job_id)
-    with listening(request, job_id, grace_ms):
-        async with follow(request.app[HUB], request.app[EVENTS], job_id, after=0) as feed:
-            deadline = monotonic_s() + START_S
-            while not feed.done and answer.problem is None:
-                left_s = HEARTBEAT_S if answer.started else deadline - monotonic_s()
-                if left_s <= 0:
-                    await give_up(request, job_id)
-                    deadline = monotonic_s() + START_S
-                    continue
-                answer.read(await feed.next(left_s))
-    if answer.is_closing:
-        raise RefusedError("unavailable", "This process is stopping; send the request again with its Idempotency-Key.")
-    if (problem := answer.end()) is not None:
-        raise problem
-    return await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)
+    with named(job_id):
+        with listening(request, job_id, grace_ms):
+            async with follow(request.app[HUB], request.app[EVENTS], job_id, after=0) as feed:
+                deadline = monotonic_s() + START_S
+                while not feed.done:
+                    left_s = HEARTBEAT_S if answer.started or not grace_ms else deadline - monotonic_s()
+                    if left_s <= 0:
+                        await give_up(request, job_id)
+                        deadline = monotonic_s() + START_S
+                        continue
+                    answer.read(await feed.next(left_s))
+        if answer.is_closing:
+            raise RefusedError("unavailable", "This process is stopping; send it again with its Idempotency-Key.")
+        answer.problem = None  # a restart or a gap is no matter here: the whole answer is the job's result
+        if (problem := answer.end()) is not None:
+            raise problem
+        return await request.app[JOBS].view(request[PRINCIPAL].tenant, job_id)

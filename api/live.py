@@ -295,13 +295,14 @@ class Feed:
         return [fresh]
 
     async def _read(self) -> list[Frame]:
-        live, frames = self._live, list[Frame]()
-        if self._max_lag is not None and not self._replaying and live.newest - self._cursor > self._max_lag:
+        live, frames, cursor = self._live, list[Frame](), self._cursor
+        if self._max_lag is not None and not self._replaying and live.newest - cursor > self._max_lag:
             # The last page is sent all the same: the final event may be in it.
-            frames.append(Gap(self._cursor + 1, live.newest - PAGE))
-            self._cursor = live.newest - PAGE
+            cursor = live.newest - PAGE
+            frames.append(Gap(self._cursor + 1, cursor))
         self._must_read, live.behind = True, False
-        page = await self._events.read(self._job_id, after=self._cursor, limit=PAGE)
+        page = await self._events.read(self._job_id, after=cursor, limit=PAGE)
+        self._cursor = cursor
         # Messages that come from here on are buffered: a page that is not full was all.
         self._must_read = len(page) == PAGE
         if page:
@@ -312,7 +313,7 @@ class Feed:
         if not self._must_read:
             live.forget(self._cursor)
             self.done = self._ended and not live.has_news
-            if self._replaying and not self.done:
+            if self._replaying and not self._ended:
                 self._replaying = False
                 frames.append(ReplayEnd())
         return frames

@@ -49,7 +49,10 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "ek_<ULID>_<secret>"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "bearerFormat": "ek_<ULID>_<secret>"},
+                "ticket": {"type": "apiKey", "in": "query", "name": "ticket"},
+            },
         },
         "security": [{"key": []}],
     }
@@ -129,6 +132,8 @@ def _operation(route: Route, by_kind: dict[Any, Any]) -> dict[str, Any]:
         entry["description"] = ", ".join(filter(None, [entry["description"], f"`{code}`"]))
     operation["responses"] = responses
     operation["security"] = [{"key": []}] if route.scope else []
+    if route.ticket:
+        operation["security"].append({"ticket": []})
     if route.scope:
         operation["description"] = f"Scope `{route.scope.value}`."
     return operation

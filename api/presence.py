@@ -85,6 +85,8 @@ def until_hang_up(request: web.Request) -> Iterator[Callable[[], None]]:
     def end_key() -> None:
         nonlocal key_ended
         key_ended = True
+        if (transport := request.transport) is not None and transport.get_write_buffer_size():
+            transport.abort()  # it does not read: a regular end would wait for it
         end()
 
     def done() -> None:
@@ -118,6 +120,7 @@ class Audience:
         self._listeners: Counter[str] = Counter()
         self._grace_ms: dict[str, int] = {}
         self._wake = asyncio.Event()
+        self._pause_s = RENEW_S
         self._leaving: set[asyncio.Task[None]] = set()
 
     @contextmanager
@@ -128,7 +131,8 @@ class Audience:
             return
         self._listeners[job_id] += 1
         self._grace_ms[job_id] = grace_ms
-        self._wake.set()
+        if grace_ms / 3000 < self._pause_s:
+            self._wake.set()  # it cannot wait for the next round
         try:
             yield
         finally:
@@ -157,11 +161,7 @@ class Audience:
             except Exception:
                 log.exception("audience.failed")
             shortest_s = min((grace_ms for _, grace_ms in jobs), default=60_000) / 3000
-            pause_s = min(RENEW_S, shortest_s)
-            try:
-                async with asyncio.timeout(pause_s):
+            self._pause_s = min(RENEW_S, shortest_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s):
                     await self._wake.wait()
-                # Somebody new came, and was admitted with its whole grace: gather others before the next round.
-                await asyncio.sleep(min(pause_s, 0.25))
-            except TimeoutError:
-                pass

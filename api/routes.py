@@ -177,9 +177,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         parameters=(
             _q("message", "what to say to the model"), _q("model", "the model"), _q("maxTokens", "bound of the answer"),
             _q("temperature", "0 to 2"), _q("user", "your end user"),
-            _q("disconnectGraceSeconds", "cancelled when nobody has listened for so long"), PLACE,
+            _q("disconnectGraceSeconds", "cancelled when nobody has listened for so long"), IDEMPOTENCY, PLACE,
         ),
-        problems=(*CHAT_PROBLEMS, "not_found", "gone"), is_stream=True,
+        problems=(*CHAT_PROBLEMS, "not_found", "gone", "queue_full", "idempotency_mismatch"), is_stream=True,
     ),
     Route(
         "GET", "/api/chat/stream/{jobId}", chat.resume, "Resume a chat's stream", Scope.JOBS,

@@ -35,6 +35,8 @@ from shared.tenants import Scope
 log = get_logger()
 
 PING_S: Final = 20.0
+UNKNOWN_BYTES: Final = 256 * 1024  # largest frame of a socket that authenticates by its first one
+MAX_UNKNOWN: Final = 256  # sockets of a process that may wait for that
 AUTH_S: Final = 10.0  # the first frame of a socket without a header must have come by then
 CLOSE_S: Final = 2.0
 MAX_JOBS: Final = 1_000  # that one socket follows
@@ -110,9 +112,13 @@ class Member:
 
 async def socket(request: web.Request) -> web.StreamResponse:
     """GET /api/ws."""
-    upgrade = web.WebSocketResponse(
-        heartbeat=PING_S, timeout=CLOSE_S, compress=False, max_msg_size=request.app[SETTINGS].max_body_bytes
-    )
+    has_key = PRINCIPAL in request
+    waiting = sum(not socket.is_known for socket in request.app[SOCKETS])
+    if not has_key and waiting >= MAX_UNKNOWN:
+        raise RefusedError("unavailable", "Too many sockets wait for their auth frame; send the Authorization header.")
+    most_bytes = request.app[SETTINGS].max_body_bytes if has_key else UNKNOWN_BYTES
+    # Pings are our own: aiohttp's take a reader for dead whose pong stands behind a long backlog.
+    upgrade = web.WebSocketResponse(autoping=False, timeout=CLOSE_S, compress=False, max_msg_size=most_bytes)
     if not upgrade.can_prepare(request).ok:
         raise RefusedError(
             "malformed_request", "This resource is a WebSocket: send `Upgrade: websocket`.", headers={"Allow": "GET"}
@@ -134,6 +140,7 @@ class Socket:
         self._wake = asyncio.Event()
         self._budget = Budget()
         self._closing: asyncio.Task[Any] | None = None
+        self._heard = False
 
     async def run(self) -> None:
         """Serves until either side closes."""
@@ -141,7 +148,10 @@ class Socket:
         sockets.add(self)
         handler = self._request.protocol
         assert isinstance(handler, EdgeHandler)
-        pump = asyncio.create_task(self._pump(), name="socket-pump")
+        tasks = [
+            asyncio.create_task(self._pump(), name="socket-pump"),
+            asyncio.create_task(self._ping(), name="socket-ping"),
+        ]
         STREAMS_OPEN.inc()
         try:
             if self._request.app[HUB].closing:
@@ -150,30 +160,73 @@ class Socket:
                 return
             with self._request.app[SESSIONS].open(self._request[PRINCIPAL].key_id, self._key_ended):
                 async for message in self._socket:
-                    if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    self._heard = True
+                    if message.type is WSMsgType.PING:
+                        await self._socket.pong(message.data)
+                    elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                         await self._receive(message.data)
         except ConnectionResetError:
             pass  # the client went away, which is its right
         finally:
             STREAMS_OPEN.dec()
             sockets.discard(self)
-            pump.cancel()
-            await asyncio.wait([pump])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             for job_id in list(self._members):
                 await self._leave(job_id)
-            await self._socket.close()
+            await self._close(WSCloseCode.OK, b"")
             if self._closing is not None:
                 await asyncio.wait([self._closing])
 
     def end(self, code: int, reason: str) -> None:
         """Closes the socket from outside."""
         if self._closing is None:
-            self._closing = asyncio.create_task(
-                self._socket.close(code=code, message=reason.encode()), name="socket-close"
-            )
+            self._closing = asyncio.create_task(self._close(code, reason.encode()), name="socket-close")
+
+    async def _close(self, code: int, reason: bytes) -> None:
+        """Says goodbye; to a client that does not read, without waiting for it."""
+        if self._backlog == 0:
+            try:
+                async with asyncio.timeout(CLOSE_S + 1):
+                    await self._socket.close(code=code, message=reason)
+                return
+            except TimeoutError:
+                pass
+        if (transport := self._request.transport) is not None:
+            transport.abort()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has shown its key."""
+        return PRINCIPAL in self._request
+
+    @property
+    def _backlog(self) -> int:
+        """Bytes that the client has not taken."""
+        transport = self._request.transport
+        return 0 if transport is None else transport.get_write_buffer_size()
 
     def _key_ended(self) -> None:
         self.end(WSCloseCode.POLICY_VIOLATION, "the key has ended")
+
+    async def _ping(self) -> None:
+        """Asks for a sign of life, and lets go of a client that gives none: it neither says nor takes anything."""
+        silent_s, backlog = 0.0, 0
+        while True:
+            await asyncio.sleep(PING_S)
+            if self._heard or self._backlog != backlog:
+                silent_s = 0.0
+            else:
+                silent_s += PING_S
+            self._heard, backlog = False, self._backlog
+            if silent_s >= STALLED_S:
+                if (transport := self._request.transport) is not None:
+                    transport.abort()
+                return
+            if not backlog:
+                with suppress(ConnectionResetError):
+                    await self._socket.ping()
 
     # -- what the client says ------------------------------------------------------------------------------------
 
@@ -258,12 +311,12 @@ class Socket:
     # -- what the jobs say ---------------------------------------------------------------------------------------
 
     async def _join(self, job_id: str, after: int) -> Any:
+        app = self._request.app
+        row = await row_of(self._request, job_id)
         if job_id in self._members:
             await self._leave(job_id)
         elif len(self._members) >= MAX_JOBS:
             raise RefusedError("conflict", f"One socket follows at most {MAX_JOBS} jobs; unsubscribe from some.")
-        app = self._request.app
-        row = await row_of(self._request, job_id)
         place = events_place(row, after)
         if place is None:
             return {"jobId": job_id}  # it has the final event: nothing follows
@@ -310,11 +363,13 @@ class Socket:
             return
         for frame in frames:
             for data in _encode(member.job_id, frame):
+                if self._members.get(member.job_id) is not member:
+                    return  # left meanwhile, or joined anew
                 await self._send(data)
             if isinstance(frame, list) and any(event.type == "job.queued" for event in frame):
                 self._request.app[TELLER].queued(member.job_id)
         if self._members.get(member.job_id) is not member:
-            return  # left meanwhile, or joined anew
+            return
         if member.feed.done:
             await self._leave(member.job_id)
         elif frames:
@@ -334,7 +389,7 @@ def _read(data: str | bytes) -> tuple[Operation, Any]:
     """A frame's operation and its ref. Raises RefusedError, to which the frame's ref is tied where it could be read."""
     body = data.encode() if isinstance(data, str) else data
     ref = None
-    with suppress(msgspec.DecodeError, RecursionError):
+    with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         ref = msgspec.json.decode(body, type=_Named).ref
     try:
         operation: Operation = decode_body(body, Operation)

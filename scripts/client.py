@@ -112,12 +112,16 @@ class Client:
     async def chat(self, body: dict[str, Any]) -> AsyncIterator[str]:
         """A chat's text as it is made; a broken connection is resumed after the last frame seen. Raises ApiError."""
         assert self._session is not None
-        place, failures = "", 0
+        place, failures, key = "", 0, secrets.token_hex(16)
         while True:
-            headers = {"Last-Event-ID": place} if place else {"Idempotency-Key": secrets.token_hex(16)}
+            headers = {"Last-Event-ID": place} if place else {"Idempotency-Key": key}
             try:
                 address = f"{self.url}/api/chat/stream"
                 async with self._session.post(address, json=body, headers=headers) as response:
+                    if response.status == 503 and failures < 3:
+                        failures += 1
+                        await asyncio.sleep(min(float(response.headers.get("Retry-After", "1")), 5))
+                        continue
                     if response.status >= 400:
                         raise ApiError(_problem(response.status, await response.read()))
                     failures, failed = 0, False
@@ -135,7 +139,7 @@ class Client:
                             yield json.loads(value)["text"]
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
                 failures += 1
-                if failures > 6 or not place:
+                if failures > 6:
                     raise UnreachableError(f"the chat's stream broke and cannot be resumed: {error}") from None
             await asyncio.sleep(min(0.2 * 2**failures, 3))
 

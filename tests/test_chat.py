@@ -471,3 +471,126 @@ async def test_a_stopping_api_sends_chats_elsewhere(make_stack: Any, model: Any)
     job = await stack.finished(answer.headers["X-Job-Id"])
     assert text == job["result"]["text"]
     assert len(await calls(model)) == 1
+
+
+# -- jobs that need no listener, and chats that were refused
+
+
+async def test_reading_a_queued_job_never_cancels_it(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a chat job by the jobs API that waits for a worker, when its text is read, with a key or with a ticket, for
+    longer than a chat may wait, then it is still queued."""
+    monkeypatch.setattr("api.chat.START_S", 0.2)
+    job_id = await edge.submit({"type": "chat", "input": HELLO})
+    ticket = (await edge.call("POST", f"/api/jobs/{job_id}/stream-ticket")).json["ticket"]
+    for path, key in ((f"/api/chat/stream/{job_id}", ADMIN_KEY), (f"/api/chat/stream/{job_id}?ticket={ticket}", None)):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.6):
+                await edge.call("GET", path, key=key)
+    assert (await edge.call("GET", f"/api/jobs/{job_id}")).json["status"] == "queued"
+
+
+async def test_a_retried_chat_needs_no_listener(edge: Stack) -> None:
+    reading = asyncio.create_task(chat(edge, HELLO | {"disconnectGraceSeconds": 1}))
+    job = await claim(edge)
+    await say(edge, job, 1, "Hello")
+    await edge.jobs.settle_one(job, "w", outcome="handback")
+    await reading
+    await edge.call("POST", f"/api/jobs/{job.job_id}/retry")
+    job = await claim(edge)
+    await asyncio.sleep(1.3)
+    await edge.jobs.reap()
+    assert (await edge.call("GET", f"/api/jobs/{job.job_id}")).json["status"] == "processing"
+
+
+async def test_a_refused_chat_may_come_again_with_its_key(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a chat that no worker took, when the same request comes again with its key, then it is tried again."""
+    monkeypatch.setattr("api.chat.START_S", 0.2)
+    key = {"Idempotency-Key": "again"}
+    refused = await chat(edge, headers=key)
+    assert (refused.status, refused.json["code"]) == (503, "unavailable")
+    first = refused.headers["X-Job-Id"]
+    monkeypatch.setattr("api.chat.START_S", 10.0)
+    reading = asyncio.create_task(chat(edge, headers=key))
+    job = await claim(edge)
+    assert job.job_id != first
+    await edge.jobs.settle_one(job, "w", outcome="complete", result="{}")
+    assert (await reading).status == 200
+
+
+async def test_a_stopping_api_names_the_chat_that_goes_on(make_stack: Any, model: Any) -> None:
+    """Given chats whose first text is not there yet, when their API process stops, then each client learns its job."""
+    await model.pace(firstTokenSeconds=30)
+    stack: Stack = await make_stack(workers=("interactive",))
+    whole = asyncio.create_task(stack.call("POST", "/api/chat", HELLO))
+    stream = asyncio.create_task(chat(stack))
+    while (await model.stats())["open"] < 2:
+        await asyncio.sleep(0.02)
+    await stack.stop_api()
+    refused, broken = await whole, await stream
+    assert (refused.status, refused.json["code"]) == (503, "unavailable")
+    assert refused.headers["X-Job-Id"].startswith("job_")
+    assert broken.status == 200
+    assert f"id: {broken.headers['X-Job-Id']}.0\n" in broken.text
+    assert broken.text.endswith("retry: 200\n\n")
+
+
+async def test_a_restarted_job_reads_as_its_last_run(edge: Stack) -> None:
+    """Given a job that began anew, when its text is read from the start, then what is void is not in it."""
+    job_id = await edge.submit({"type": "chat", "input": HELLO})
+    job = await claim(edge)
+    await say(edge, job, 1, "OLD")
+    await edge.client.zadd(edge.keys.leases, {job_id: 1})
+    await edge.jobs.reap()
+    job = await claim(edge)
+    await say(edge, job, 1, "NEW")
+    await edge.jobs.settle_one(job, "w", outcome="complete", result="{}")
+    frames = frames_of((await edge.call("GET", f"/api/chat/stream/{job_id}")).text)
+    assert (text_of(frames[1:] if "data" not in frames[0] else frames), frames[-1]) == ("NEW", {"data": "[DONE]"})
+
+
+async def test_a_chat_whose_beginning_is_gone_says_so(edge: Stack) -> None:
+    reading = asyncio.create_task(chat(edge))
+    job = await claim(edge)
+    await say(edge, job, 1, "a")
+    await say(edge, job, 2, "b")
+    await edge.jobs.settle_one(job, "w", outcome="complete", result="{}")
+    await reading
+    await edge.client.xtrim(edge.keys.log(job.job_id), maxlen=2, approximate=False)
+    answer = await edge.call("GET", f"/api/chat/stream/{job.job_id}")
+    assert (answer.status, answer.json["code"]) == (410, "gone")
+
+
+async def test_a_chat_is_never_silent_for_long(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a chat whose job says much that is no text, then its stream shows a sign of life all the same."""
+    monkeypatch.setattr("api.chat.HEARTBEAT_S", 0.3)
+    monkeypatch.setattr("api.chat.OPEN_S", 0.1)
+    reading = asyncio.create_task(chat(edge))
+    job = await claim(edge)
+    for batch in range(1, 11):
+        await edge.events.append_one(job, "w", batch, [NewEvent("job.progress", {"fraction": None})])
+        await asyncio.sleep(0.1)
+    await edge.jobs.settle_one(job, "w", outcome="complete", result="{}")
+    assert (await reading).text.count(": waiting") >= 2
+
+
+async def test_a_model_that_does_not_speak_http_is_an_upstream_fault(make_stack: Any) -> None:
+    """Given a model that answers with garbage, or breaks its chunks in mid-stream, then that is the model's fault."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    piece = b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\n'
+    answers = [b"garbage\r\n\r\n", head + b"%x\r\n%s\r\nzz\r\n" % (len(piece), piece)]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answers[0])
+        await writer.drain()
+        await asyncio.sleep(0.2)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    stack: Stack = await make_stack(workers=("interactive",), openai_base_url=f"http://127.0.0.1:{port}/v1")
+    while answers:
+        job_id = await stack.submit({"type": "chat", "input": HELLO, "maxAttempts": 1})
+        assert (await stack.finished(job_id))["error"]["code"] == "upstream_unavailable"
+        answers.pop(0)
+    server.close()

@@ -160,13 +160,16 @@ async def test_a_lost_lease_stops_its_own_report_only() -> None:
 
 
 async def test_a_defect_in_a_write_ends_its_attempts_and_not_the_worker() -> None:
+    """Given a write that fails by a defect, then each attempt is tried for itself, and only what fails again ends."""
     log, lost = Log(), list[str]()
-    log.faults = [ValueError("a defect")]
-    (one,) = reports(log, 1, lost)
+    log.faults = [ValueError("a defect"), ValueError("a defect")]
+    one, two = reports(log, 2, lost)
     one.text("a")
+    two.text("a")
     with pytest.raises(LeaseLostError):
         await one.flush()
-    assert lost == ["job0"]
+    await two.flush()
+    assert (lost, log.text("job1")) == (["job0"], "a")
 
 
 async def test_a_turnstile_lets_a_few_through_in_each_turn_in_order() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from api.keys import HUB
+from api.keys import HUB, SOCKETS
 from api.live import MAX_BUFFERED_BYTES, Budget, Subscription
 from shared.events import NewEvent
 from tests.conftest import ADMIN_KEY, Stack, chat
@@ -283,8 +283,12 @@ class StuckSocket:
         await loop.sock_sendall(self.socket, head.encode())
         while b"\r\n\r\n" not in await loop.sock_recv(self.socket, 4096):
             pass
-        body = json.dumps({"op": "subscribe", "ref": 1, "jobId": self.job_id}).encode()
-        await loop.sock_sendall(self.socket, bytes([0x81, 0x80 | len(body), 0, 0, 0, 0]) + body)
+        await self.say({"op": "subscribe", "ref": 1, "jobId": self.job_id})
+
+    async def say(self, frame: dict[str, Any]) -> None:
+        body = json.dumps(frame).encode()
+        assert len(body) < 126
+        await asyncio.get_running_loop().sock_sendall(self.socket, bytes([0x81, 0x80 | len(body), 0, 0, 0, 0]) + body)
 
     async def frames(self) -> list[dict[str, Any]]:
         """Everything up to the final event."""
@@ -348,7 +352,7 @@ async def test_a_stream_that_is_not_read_costs_little_and_catches_up(edge: Stack
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(
         client,
-        f"GET /api/jobs/{job_id}/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN_KEY}\r\n\r\n".encode(),
+        f"GET /api/jobs/{job_id}/stream HTTP/1.0\r\nHost: x\r\nAuthorization: Bearer {ADMIN_KEY}\r\n\r\n".encode(),
     )
     await asyncio.sleep(0.3)
     (runner,) = edge._runners
@@ -362,9 +366,66 @@ async def test_a_stream_that_is_not_read_costs_little_and_catches_up(edge: Stack
         async with asyncio.timeout(10):
             data += await loop.sock_recv(client, 1 << 20)
     client.close()
-    numbers = [int(line[4:]) for line in data.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"id: ")]
-    assert len(set(numbers)) >= 5_000
-    assert numbers == sorted(numbers)
+    numbers = [int(line[4:]) for line in data.split(b"\n") if line.startswith(b"id: ")]
+    assert numbers == list(range(1, 5_004))
+
+
+async def test_what_was_left_or_joined_anew_says_nothing_old(edge: Stack) -> None:
+    """Given a reader that stands still in the middle of a page, when it leaves a job or joins it anew, then nothing of
+    the old subscription follows the answer."""
+    job_id = await edge.submit(chat())
+    (job,), _ = await edge.jobs.claim(worker="w", lanes=[("interactive", 1)], count=1, lease_ms=60_000)
+    await flood(edge, job, 20)
+    reader = StuckSocket(edge, job_id)
+    await reader.start()
+    await asyncio.sleep(0.3)
+    await reader.say({"op": "subscribe", "ref": 2, "jobId": job_id, "after": 1_000})
+    await asyncio.sleep(0.2)
+    await edge.jobs.settle_one(job, "w", outcome="complete", result="{}")
+    frames = await reader.frames()
+    reader.socket.close()
+    at = next(place for place, frame in enumerate(frames) if frame.get("ref") == 2)
+    assert numbers_of(frames[at:]) == list(range(1_001, 2_004))
+
+
+async def test_a_socket_that_neither_reads_nor_speaks_is_let_go(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a frozen client with a backlog, then its connection is cut off after a while and nothing of it is left."""
+    monkeypatch.setattr("api.websocket.PING_S", 0.2)
+    monkeypatch.setattr("api.websocket.STALLED_S", 1.0)
+    job_id = await edge.submit(chat())
+    (job,), _ = await edge.jobs.claim(worker="w", lanes=[("interactive", 1)], count=1, lease_ms=60_000)
+    await flood(edge, job, 30)
+    reader = StuckSocket(edge, job_id)
+    await reader.start()
+    async with asyncio.timeout(10):
+        while edge._runners[0].app[SOCKETS]:
+            await asyncio.sleep(0.05)
+        while [entry for entry in edge._runners[0].server.connections if entry._current_request is not None]:  # type: ignore[union-attr]
+            await asyncio.sleep(0.05)
+    reader.socket.close()
+
+
+async def test_a_socket_that_reads_slowly_is_kept(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.websocket.PING_S", 0.1)
+    monkeypatch.setattr("api.websocket.STALLED_S", 2.0)
+    job_id = await edge.submit(chat())
+    (job,), _ = await edge.jobs.claim(worker="w", lanes=[("interactive", 1)], count=1, lease_ms=60_000)
+    await flood(edge, job, 30)
+    reader = StuckSocket(edge, job_id)
+    await reader.start()
+    loop, taken = asyncio.get_running_loop(), 0
+    for _ in range(300):
+        await asyncio.sleep(0.01)
+        taken += len(await loop.sock_recv(reader.socket, 2_048))
+    assert edge._runners[0].app[SOCKETS]
+    assert taken > 50_000
+    reader.socket.close()
+
+
+async def test_a_socket_without_a_key_takes_small_frames_only(edge: Stack) -> None:
+    client = Client(await edge.session.ws_connect(f"{edge.base}/api/ws"))
+    await client.connection.send_str('{"op": "auth", "key": "' + "x" * 300_000 + '"}')
+    assert await client.closed() == 1009
 
 
 # -- tickets

@@ -98,9 +98,21 @@ class Scribe:
                 # Whether it was written is unknown; the batch numbers make the repeat harmless.
                 await asyncio.sleep(RECONNECT_S)
             except Exception:
-                # A defect: these attempts cannot tell what they do, so they end, and others take them.
+                # A defect. Each for itself: batch numbers make the repeat harmless, and nobody pays for another.
                 log.exception("events.failed", jobs=len(batch))
-                numbers = [-1] * len(batch)
+                numbers = [await self._write_alone(taken) for _, taken in batch]
                 break
         for (source, _), seq in zip(batch, numbers, strict=True):
             source.written(seq)
+
+    async def _write_alone(self, taken: Append) -> int:
+        while True:
+            try:
+                (seq,) = await self._store.append(self._worker, [taken])
+                return seq
+            except OUTAGE:
+                await asyncio.sleep(RECONNECT_S)
+            except Exception:
+                # This attempt cannot tell what it does: it ends, and another takes it.
+                log.exception("events.unwritable", job=taken.job)
+                return -1

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from api.chat import answer_stream, parse_place, whole_answer
+from api.chat import answer_stream, naming, parse_place, whole_answer
 from api.handlers.jobs import check, take_in
 from api.keys import JOBS, PRINCIPAL, SETTINGS
 from api.wire import answer, idempotency, invalid, query, read_body, read_json
@@ -94,7 +94,7 @@ async def whole(request: web.Request) -> web.Response:
     shown = ChatAnswer(
         text=result.text, finish_reason=result.finish_reason, job_id=job_id, model=row.text("model") or "", usage=usage
     )
-    return answer(shown, headers={**headers, "X-Job-Id": job_id, "Location": f"/api/jobs/{job_id}"})
+    return answer(shown, headers={**headers, **naming(job_id)})
 
 
 async def _answer_stream(request: web.Request, chat: ChatRequest, body: bytes) -> web.StreamResponse:
@@ -116,7 +116,11 @@ async def _admit(request: web.Request, chat: ChatRequest, body: bytes) -> tuple[
     if not await request.app[JOBS].was_answered(request[PRINCIPAL].tenant, digest, body_hash):
         await check(request, job)
     admitted = await take_in(request, job, digest, body_hash, grace_ms=grace_ms)
-    return admitted.job_id, grace_ms, {"Idempotent-Replayed": "true"} if admitted.replayed else {}
+    if not admitted.replayed:
+        return admitted.job_id, grace_ms, {}
+    # It may have been retried since then: then it needs no listener any more.
+    row = await request.app[JOBS].view(request[PRINCIPAL].tenant, admitted.job_id)
+    return admitted.job_id, row.number("grace_ms"), {"Idempotent-Replayed": "true"}
 
 
 async def _resume(request: web.Request, wanted: str | None = None) -> web.StreamResponse:

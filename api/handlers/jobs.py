@@ -71,8 +71,8 @@ class GivenInput(Wire, frozen=True):
 
 
 class StreamTicket(Output, frozen=True):
-    """For `?ticket=` of this one job's stream, until five minutes after the job's end; `expiresAt` is when that will
-    be at the latest."""
+    """For `?ticket=` of this one job's stream, until five minutes after the job's end; `expiresAt` estimates
+    that while the job runs: its time-outs and attempts, if nothing else holds it up."""
 
     ticket: str
     expires_at: str

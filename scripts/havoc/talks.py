@@ -110,8 +110,11 @@ class Talks:
                 _, talk.view = await self._clients.call("GET", f"{path}?wait=5", self._key)
                 if talk.view is not None and talk.view["status"] in FINAL:
                     break
-            _, log = await self._clients.call("GET", f"{path}/events?limit=1000", self._key)
-            talk.events = log["data"]
+            after: int | None = 0
+            while after is not None:
+                _, log = await self._clients.call("GET", f"{path}/events?limit=1000&after={after}", self._key)
+                talk.events += log["data"]
+                after = log["next"]
 
     def check(self, calls: dict[str, list[dict[str, Any]]], found: Violations) -> None:
         """Whether each reader had every token once, nothing was begun anew behind its back, and nothing goes on that

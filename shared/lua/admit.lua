@@ -14,6 +14,11 @@
 --@include queue
 --@include pace
 local again = replay(KEYS[2])
+if again and again[1] == 'ok' and a.record.grace_ms then
+  -- A chat that no worker took was answered with 503: the same request may come again.
+  local row = redis.call('HMGET', P .. 'job:' .. again[2], 'status', 'attempt')
+  if (row[1] == 'cancelled' or row[1] == 'expired') and row[2] == '0' then again = nil end
+end
 if again then
   if again[1] == 'ok' then again[6] = '1' end
   return again

@@ -3,7 +3,8 @@
 -- ARGV  prefix, worker, jobs: a list of {
 --         job, lease, batch (number of this write within the lease), events (list of {type, JSON object}),
 --         progress (JSON, optional)}
--- Returns per job the number of its last event, or -1 when its lease is lost (nothing was written for it)
+-- Returns per job the number of its last event, or -1 when its lease is lost or its record cannot be
+--         read (nothing was written for it)
 -- Events those given
 --@include base
 local function append(job)
@@ -15,6 +16,7 @@ local function append(job)
   -- A batch that is sent again, because its answer was lost with the connection, is written once.
   local mark = text[job.lease] .. ':' .. text[job.batch]
   local seq = tonumber(row[5])
+  if not seq then return -1 end
   if row[4] == mark then return seq end
   local fields, first = {'batch', mark}, seq
   for _, event in ipairs(job.events) do

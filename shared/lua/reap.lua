@@ -61,6 +61,7 @@ local function abandon(job_id)
   local key = P .. 'job:' .. job_id
   local row = load(key)
   redis.call('ZREM', KEYS[3], job_id)
+  if (redis.call('HGET', key, 'grace_ms') or '') == '' then return end
   if not sound(row) or not (row.status == 'queued' or row.status == 'waiting' or row.status == 'processing') then return end
   emit(job_id, 'job.warning', '{"code":"nobody_listens","message":"Nobody listens to this answer any more: it is cancelled."}')
   row.seq = tonumber(row.seq) + 1
@@ -72,8 +73,8 @@ if a.lease_ms > 0 then
   local row = redis.call('HMGET', P .. 'upkeep', 'last', 'quiet_until', 'listened_from')
   local away, quiet_until, listened_from = now - tonumber(row[1] or '0'), tonumber(row[2] or '0'), tonumber(row[3] or '0')
   if away > a.lease_ms / 2 then quiet_until = now + a.lease_ms end
-  -- Listeners renew every two seconds: they too have sat it out.
-  if row[1] and away > 4000 then listened_from = now + 5000 end
+  -- Somebody runs this at least every 2.4 s, and listeners renew every two seconds: they too have sat it out.
+  if row[1] and away > 3400 then listened_from = now + 5000 end
   redis.call('HSET', P .. 'upkeep', 'last', NOW, 'quiet_until', int(quiet_until), 'listened_from', int(listened_from))
   quiet, unheard = now < quiet_until, now < listened_from
 end

@@ -23,7 +23,8 @@ end
 redis.call('ZREM', P .. 'retention', a.job)
 redis.call('HDEL', key, 'finished_ms', 'error', 'result', 'cancel_ms', 'cancelled_ms', 'cancel_tokens',
   'upstream_closed_ms', 'settled', 'handed_back', 'progress', 'due_ms', 'wait_reason', 'lost', 'started_ms', 'told',
-  'grace_ms')
+  'grace_ms', 'waiting')
+redis.call('ZREM', P .. 'listened', a.job)
 for field, value in pairs(a.record) do redis.call('HSET', key, field, value) end
 local score = now + a.class_ms
 -- Attempts go on counting; this run may use as many as the first one might.

@@ -9,7 +9,7 @@ import msgspec
 
 from shared.errors import LeaseLostError, RefusedError
 from shared.ids import is_id, random_part
-from shared.jobs import VIEW_FIELDS, JobRow, Outlook
+from shared.jobs import VIEW_FIELDS, JobRow, JobStatus, Outlook
 from shared.keys import Keys
 from shared.log import get_logger
 from shared.redis import Redis, Scripts
@@ -201,14 +201,18 @@ class JobsStore:
         )
         return [JobRow.from_reply(row, LIST_FIELDS) for row in rows], last.decode() if more == b"1" else None
 
-    async def cancel(self, tenant: str, job_id: str) -> None:
-        """Asks for the end of a job; idempotent. Raises RefusedError `not_found`, or `gone` as `view` does."""
+    async def cancel(self, tenant: str, job_id: str, *, unless_started: bool = False) -> JobStatus:
+        """Asks for the end of a job; idempotent. With `unless_started` one that runs is left alone. The status after.
+        Raises RefusedError `not_found`, or `gone` as `view` does."""
         if not is_id("job", job_id):
             raise job_not_found(job_id)
-        reply = await self.scripts.run("cancel", [self.keys.job(job_id)], job=job_id, tenant=tenant)
+        reply = await self.scripts.run(
+            "cancel", [self.keys.job(job_id)], job=job_id, tenant=tenant, unless_started=unless_started
+        )
         if reply[0] != b"ok":
             await self.view(tenant, job_id)
             raise job_not_found(job_id)
+        return JobStatus(reply[1].decode())
 
     async def spec(self, tenant: str, job_id: str) -> tuple[str, bytes]:
         """The lane-independent spec of a job as (type, JSON). Raises as `view`."""

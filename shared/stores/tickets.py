@@ -55,8 +55,8 @@ class TicketsStore:
 
 
 def ends_ms(row: JobRow, retry_max_ms: int) -> int:
-    """When a job's tickets end: five minutes after it. While it runs, the latest time at which that can be if nothing
-    holds it up but its own bounds."""
+    """When a job's tickets end: five minutes after it. While it runs, an estimate by its time-outs and attempts; what
+    counts is its end."""
     if row.is_final:
         return row.number("finished_ms") + AFTER_END_MS
     attempts = max(1, row.number("max_attempts") - row.number("attempt") + 1)

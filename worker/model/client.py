@@ -201,8 +201,9 @@ class Model:
         except msgspec.DecodeError as error:
             raise UpstreamUnavailable(f"the model's stream cannot be read: {error}") from None
         except Exception as error:
-            # The SDK leaves errors of its HTTP library (httpx or its successor) unwrapped while a raw body is read.
-            if type(error).__module__.partition(".")[0].rstrip("2") in ("httpx", "httpcore"):
+            # The SDK leaves errors of its HTTP library (httpx or its successor) unwrapped while a raw body is read, and
+            # that one aiohttp's when the model does not speak HTTP.
+            if type(error).__module__.partition(".")[0].rstrip("2") in ("httpx", "httpcore", "aiohttp"):
                 raise UpstreamUnavailable(f"the connection to the model broke: {type(error).__name__}") from None
             raise
         if not finish_reason:

@@ -119,7 +119,7 @@ local function cancel(job_id, key, row)
     queue_remove(job_id, row.lane, row.tenant, row.est)
     unschedule(job_id, row.lane, row.tenant, status)
     finish(job_id, key, row, 'cancelled', '{}', 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row), 'cancelled_ms', NOW,
-      'error', '', 'due_ms', '', 'wait_reason', '')
+      'error', '', 'due_ms', '', 'wait_reason', '', 'waiting', '')
     return 'cancelled'
   end
   if status == 'processing' then
