@@ -81,7 +81,6 @@ class Talks:
                     name, _, value = line.decode().rstrip("\n").partition(": ")
                     if name == "id":
                         talk.place = value
-                        talk.places.append(int(value.rpartition(".")[2]))
                     elif name == "event":
                         event = value
                     elif name == "data" and event == "error":
@@ -91,6 +90,7 @@ class Talks:
                         return
                     elif name == "data":
                         talk.texts.append(json.loads(value)["text"])
+                        talk.places.append(int(talk.place.rpartition(".")[2]))
                         cut_after -= 1
                     elif not line.strip() and cut_after <= 0:
                         talk.cuts += 1
