@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant("rounds-off", "worker/scribe.py", "ROUND_S + ROUND_PER_STREAM_S * self._streams", "0.0", "test_scribe", "in_rounds or more_streams"),
     Mutant("round-never-hurried", "worker/report.py", "self._put(urgent=True)\n\n    def progress", "self._put(urgent=False)\n\n    def progress", "test_scribe", "do_not_wait"),
     Mutant("ticket-cancels", "api/chat.py", 'if grace_ms and not answer.has_spoken and "ticket" not in request.query:', "if not answer.has_spoken:", "test_chat", "never_cancels_it"),
-    Mutant("retry-abandoned", "shared/lua/reap.lua", "if (redis.call('HGET', key, 'grace_ms') or '') == '' then return end", "", "test_chat", "cut_off_by_an_outage or retried_chat"),
+    Mutant("retry-abandoned", "shared/lua/retry.lua", "redis.call('ZREM', P .. 'listened', a.job)", "", "test_chat", "cut_off_by_an_outage or retried_chat"),
     Mutant("left-speaks", "api/websocket.py", "                if self._members.get(member.job_id) is not member:\n                    return  # left", "                if False:\n                    return  # left", "test_sockets", "left_or_joined"),
     Mutant("refused-for-ever", "shared/lua/admit.lua", "and row[2] == '0' then again = nil end", "and false then again = nil end", "test_chat", "come_again"),
     Mutant("void-text-sent", "api/chat.py", "for event in frame if self.has_spoken else _last_run(frame):", "for event in frame:", "test_chat", "last_run"),

@@ -61,7 +61,6 @@ local function abandon(job_id)
   local key = P .. 'job:' .. job_id
   local row = load(key)
   redis.call('ZREM', KEYS[3], job_id)
-  if (redis.call('HGET', key, 'grace_ms') or '') == '' then return end
   if not sound(row) or not (row.status == 'queued' or row.status == 'waiting' or row.status == 'processing') then return end
   emit(job_id, 'job.warning', '{"code":"nobody_listens","message":"Nobody listens to this answer any more: it is cancelled."}')
   row.seq = tonumber(row.seq) + 1
