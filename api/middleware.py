@@ -51,7 +51,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             reason = f"redis: {type(error).__name__}: {error}"
             refusal = RefusedError("unavailable", "Redis cannot be reached just now; nothing was lost.")
             response = problem_answer(refusal, request_id)
-        except ConnectionResetError:
+        except ConnectionError:
             raise
         except Exception as error:
             reason = type(error).__name__
@@ -64,7 +64,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
         return response
-    except ConnectionResetError:
+    except ConnectionError:
         reason = "the client went away"
         raise
     finally:

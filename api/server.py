@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from api.problems import from_status, problem_answer
 from shared.clock import monotonic_s
@@ -52,6 +52,11 @@ class EdgeHandler(RequestHandler):
         self.header_since = None
         return finished
 
+    def log_exception(self, *arguments: Any, **options: Any) -> None:
+        """What aiohttp could not do. A body that is not what its header says is the client's fault, and was answered."""
+        if not isinstance(options.get("exc_info"), RequestPayloadError):
+            super().log_exception(*arguments, **options)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -61,7 +66,7 @@ class EdgeHandler(RequestHandler):
     ) -> web.StreamResponse:
         """A request that aiohttp could not read, or a crash outside our middleware."""
         request_id = f"req_{random_part()}"
-        if isinstance(exc, ConnectionResetError):
+        if isinstance(exc, ConnectionError):
             raise exc  # the client went away: that is no fault, and there is nobody to answer
         # Neither message nor exception is logged or shown: they quote the request, keys and prompts included.
         log.warning("request.unreadable", request_id=request_id, status=status, error=type(exc).__name__)

@@ -165,7 +165,7 @@ class Socket:
                         await self._socket.pong(message.data)
                     elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                         await self._receive(message.data)
-        except ConnectionResetError:
+        except ConnectionError:
             pass  # the client went away, which is its right
         finally:
             STREAMS_OPEN.dec()
@@ -225,7 +225,7 @@ class Socket:
                     transport.abort()
                 return
             if not backlog:
-                with suppress(ConnectionResetError):
+                with suppress(ConnectionError):
                     await self._socket.ping()
 
     # -- what the client says ------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class Socket:
             outcome = await self._perform(operation)
         except (RefusedError, *OUTAGE) as error:
             outcome, ref = error, getattr(error, "ref", ref)
-        except ConnectionResetError:
+        except ConnectionError:
             raise
         except Exception as error:
             log.exception("socket.operation_crashed")
@@ -348,7 +348,7 @@ class Socket:
                     del self._ready[job_id]
                     if (member := self._members.get(job_id)) is not None:
                         await self._send_news(member)
-        except ConnectionResetError:
+        except ConnectionError:
             self.end(WSCloseCode.GOING_AWAY, "the client stood still")
         except Exception:
             log.exception("socket.pump_crashed")

@@ -48,12 +48,16 @@ def invalid(path: str, message: str) -> RefusedError:
     return RefusedError("invalid_request", f"{path}: {message}", errors=((path, message),))
 
 
-async def read_body(request: web.Request) -> bytes:
-    """The whole JSON body. Raises RefusedError `unsupported_media_type`, `too_large`, `request_timeout`, or
-    `malformed_request` when it is cut off."""
+async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
+    """The whole JSON body (with `any_type` one of any type).
+
+    Raises RefusedError `unsupported_media_type`, `too_large`, `request_timeout`, or `malformed_request` when it is cut
+    off.
+    """
     declared = request.headers.get("Content-Type")
     is_json = request.content_type == "application/json" or request.content_type.endswith("+json")
-    if declared is not None and not (is_json and (request.charset or "utf-8").lower() in ("utf-8", "utf8", "us-ascii")):
+    is_utf8 = (request.charset or "utf-8").lower() in ("utf-8", "utf8", "us-ascii")
+    if declared is not None and not any_type and not (is_json and is_utf8):
         raise RefusedError("unsupported_media_type", "Send Content-Type: application/json, in UTF-8.")
     settings = request.app[SETTINGS]
     limit = settings.max_body_bytes
@@ -106,7 +110,8 @@ def integer(parameters: Mapping[str, str], name: str, default: int, *, low: int,
     if text is None:
         return default
     if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= high:
-        raise invalid(f"?{name}", f"must be a whole number from {low} to {high}")
+        where = name if name[0].isupper() else f"?{name}"  # a header, or a parameter
+        raise invalid(where, f"must be a whole number from {low} to {high}")
     return int(text)
 
 

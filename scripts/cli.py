@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import aiohttp
+
 from scripts.client import ApiError, Client, UnreachableError
 
 DEFAULT_TENANT = "ten_00000000000000000000000000"
@@ -205,7 +207,11 @@ async def jobs_answer(client: Client, arguments: argparse.Namespace) -> int:
         value = json.loads(arguments.value)
     except ValueError:
         value = arguments.value
-    body = {"requestId": arguments.request or waiting.get("requestId", "none"), "value": value}
+    request_id = arguments.request or waiting.get("requestId")
+    if request_id is None:
+        print(f"errand: {arguments.job} does not wait for a person", file=sys.stderr)
+        return 1
+    body = {"requestId": request_id, "value": value}
     job = await client.call("POST", f"{path}/input", json=body)
     out(arguments, job, job_text(job))
     return 0
@@ -362,6 +368,13 @@ async def doctor(client: Client, arguments: argparse.Namespace) -> int:
     return 0 if all(good for _, good, _ in checks) else 1
 
 
+def positive(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     common = argparse.ArgumentParser(add_help=False)
@@ -410,7 +423,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--wait", type=int, metavar="SECONDS", help="wait so long for a final state")
     follow = action(jobs, "tail", jobs_tail)
     follow.add_argument("job")
-    follow.add_argument("--after", type=int, default=0, metavar="N", help="only events after this number")
+    follow.add_argument("--after", type=positive, default=0, metavar="N", help="only events after this number")
     action(jobs, "cancel", jobs_cancel).add_argument("job")
     answering = action(jobs, "answer", jobs_answer)
     answering.add_argument("job")
@@ -466,6 +479,8 @@ async def run(arguments: argparse.Namespace) -> int:
         return 1
     except UnreachableError as error:
         return usage_error(str(error))
+    except aiohttp.InvalidURL as error:
+        return usage_error(f"{str(error)!r} is no address of an API; ERRAND_URL or --url has the form http://HOST:PORT")
 
 
 def main() -> int:

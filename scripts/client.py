@@ -112,7 +112,7 @@ class Client:
     async def chat(self, body: dict[str, Any]) -> AsyncIterator[str]:
         """A chat's text as it is made; a broken connection is resumed after the last frame seen. Raises ApiError."""
         assert self._session is not None
-        place, failures, key = "", 0, secrets.token_hex(16)
+        place, failures, key, begun = "", 0, secrets.token_hex(16), False
         while True:
             headers = {"Last-Event-ID": place} if place else {"Idempotency-Key": key}
             try:
@@ -124,7 +124,7 @@ class Client:
                         continue
                     if response.status >= 400:
                         raise ApiError(_problem(response.status, await response.read()))
-                    failures, failed = 0, False
+                    failures, failed, begun = 0, False, True
                     async for line in response.content:
                         name, _, value = line.decode().rstrip("\n").partition(": ")
                         if name == "id":
@@ -139,6 +139,8 @@ class Client:
                             yield json.loads(value)["text"]
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
                 failures += 1
+                if not begun:
+                    raise UnreachableError(f"there is no Errand at {self.url}: {error}") from None
                 if failures > 6:
                     raise UnreachableError(f"the chat's stream broke and cannot be resumed: {error}") from None
             await asyncio.sleep(min(0.2 * 2**failures, 3))

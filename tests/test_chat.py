@@ -594,3 +594,19 @@ async def test_a_model_that_does_not_speak_http_is_an_upstream_fault(make_stack:
         assert (await stack.finished(job_id))["error"]["code"] == "upstream_unavailable"
         answers.pop(0)
     server.close()
+
+
+async def test_a_resumed_chat_may_send_anything(edge: Stack) -> None:
+    """Given a place, then the body is not looked at, whatever its type: some send what they sent before, others nothing."""
+    reading = asyncio.create_task(chat(edge))
+    job = await claim(edge)
+    await say(edge, job, 1, "a")
+    await edge.jobs.settle_one(job, "w", outcome="complete", result="{}")
+    place = {"Last-Event-ID": frames_of((await reading).text)[0]["id"]}
+    for body, kind in (
+        (b"", "application/x-www-form-urlencoded"),
+        (b"x", "application/octet-stream"),
+        (b"{", "text/x"),
+    ):
+        answer = await chat(edge, body, headers={**place, "Content-Type": kind})
+        assert (answer.status, answer.text) == (200, "data: [DONE]\n\n")

@@ -422,6 +422,26 @@ async def test_a_socket_that_reads_slowly_is_kept(edge: Stack, monkeypatch: pyte
     reader.socket.close()
 
 
+async def test_a_socket_that_leaves_unread_is_no_fault(edge: Stack, caplog: Any, capsys: Any) -> None:
+    """Given clients that do not read what they asked for, and then go, then nothing is logged as a crash of ours."""
+    job_id = await edge.submit(chat())
+    (job,), _ = await edge.jobs.claim(worker="w", lanes=[("interactive", 1)], count=1, lease_ms=60_000)
+    await flood(edge, job, 30)
+    for _ in range(3):
+        reader = StuckSocket(edge, job_id)
+        await reader.start()
+        await asyncio.sleep(0.2)
+        reader.socket.close()
+    async with asyncio.timeout(5):
+        while edge._runners[0].app[SOCKETS]:
+            await asyncio.sleep(0.05)
+    await edge.call("POST", "/api/chat/stream", b'{"messages": []}', headers={"Content-Encoding": "gzip"})
+    await asyncio.sleep(0.2)
+    logged = capsys.readouterr().out + caplog.text
+    assert "crashed" not in logged
+    assert "Unhandled" not in logged
+
+
 async def test_a_socket_without_a_key_takes_small_frames_only(edge: Stack) -> None:
     client = Client(await edge.session.ws_connect(f"{edge.base}/api/ws"))
     await client.connection.send_str('{"op": "auth", "key": "' + "x" * 300_000 + '"}')

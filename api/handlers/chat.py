@@ -52,7 +52,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     """POST /api/chat/stream. With `Last-Event-ID` it resumes that chat and starts none."""
     query(request, ())
     if _place(request) is not None:
-        await read_body(request)
+        await read_body(request, any_type=True)  # what a client sends again is not looked at
         return await _resume(request)
     chat, body = await read_json(request, ChatRequest)
     return await _answer_stream(request, chat, body)
