@@ -53,7 +53,7 @@ class EdgeHandler(RequestHandler):
         return finished
 
     def log_exception(self, *arguments: Any, **options: Any) -> None:
-        """What aiohttp could not do. A body that is not what its header says is the client's fault, and was answered."""
+        """What aiohttp could not do. A body that is not what its header says is the client's fault, and answered."""
         if not isinstance(options.get("exc_info"), RequestPayloadError):
             super().log_exception(*arguments, **options)
 
