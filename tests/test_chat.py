@@ -597,7 +597,7 @@ async def test_a_model_that_does_not_speak_http_is_an_upstream_fault(make_stack:
 
 
 async def test_a_resumed_chat_may_send_anything(edge: Stack) -> None:
-    """Given a place, then the body is not looked at, whatever its type: some send what they sent before, others nothing."""
+    """Given a place, then the body is not looked at, whatever its type: some send what they sent before."""
     reading = asyncio.create_task(chat(edge))
     job = await claim(edge)
     await say(edge, job, 1, "a")
