@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant("chat-restarts", "shared/lua/lib/job.lua", "return not (row[1] and row[1] ~= '' and row[2] and row[2] ~= '')", "return true",
            "test_chat", "lost_worker_after_text or deploy_after_text or cut_after_text"),
     Mutant("chat-immortal", "shared/lua/reap.lua", "{job_id, cancel(job_id, key, row)}", "{job_id, row.status}", "test_chat", "let_go_when_nobody"),
-    Mutant("outage-abandons", "shared/lua/reap.lua", "if not unheard then", "if true then", "test_chat", "cut_off_by_an_outage"),
+    Mutant("outage-abandons", "shared/lua/reap.lua", "if not unheard then", "if true then", "test_chat", "cut_off_by_an_outage or sits_out"),
     Mutant("listener-unrenewed", "api/presence.py", "await self._jobs.listen(jobs[start : start + BATCH])", "pass", "test_chat", "kind_of_listener or comes_back"),
     Mutant("hang-up-unnoticed", "api/server.py", "for callback in list(self.on_lost):", "for callback in ():", "test_chat", "goes_before_the_first_text"),
     Mutant("chat-starts-late", "api/handlers/jobs.py", 'timing["expires_in_ms"] = round(START_S * 1000)', "pass", "test_chat", "never_started_later"),
