@@ -7,8 +7,10 @@ ErrandError
 ├── LeaseLostError           a worker's lease is no longer its own: it must stop and write nothing
 └── JobError                 an attempt ended badly; code, text and whether a retry may help
     ├── UpstreamUnavailable  upstream_unavailable  the model could not be reached, or cut its answer
+    │   └── CircuitOpen      upstream_unavailable  … or is not asked, having failed too often in a row
     ├── UpstreamRateLimited  upstream_rate_limited the model said 429
     ├── UpstreamRefused      upstream_refused      the model refused this request for good
+    │   └── ContextTooLong   upstream_refused      … because it is longer than the model can read
     ├── BadOutput            bad_output            the model's answer has not the asked form
     ├── InvalidInput         invalid_input         the job asks for what cannot be done
     ├── DocumentRejected     document_rejected     the document cannot be read
@@ -20,7 +22,7 @@ ErrandError
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 MAX_ERROR_TEXT = 1_000  # characters of an error message that are stored
 
@@ -83,6 +85,15 @@ class UpstreamUnavailable(JobError):  # noqa: N818 - the codes of the contract a
     code = "upstream_unavailable"
     retryable = True
 
+    def __init__(self, message: str, *, at_once: bool = False, **more: Any) -> None:
+        """`at_once`: the connection was found dead, so that the first repeat need not wait."""
+        super().__init__(message, **more)
+        self.at_once = at_once
+
+
+class CircuitOpen(UpstreamUnavailable):
+    """The model has failed so often in a row that it is not asked for a while."""
+
 
 class UpstreamRateLimited(JobError):  # noqa: N818
     """The model answered 429; `retry_after_s` is its own wish when it stated one."""
@@ -95,6 +106,15 @@ class UpstreamRefused(JobError):  # noqa: N818
     """The model refused this very request (400, 401, 403, 404, content filter); a repeat would be too."""
 
     code = "upstream_refused"
+
+    def __init__(self, message: str, *, status: int | None = None, **more: Any) -> None:
+        """`status` is the HTTP status of the model's answer, None when the answer itself was the refusal."""
+        super().__init__(message, **more)
+        self.status = status
+
+
+class ContextTooLong(UpstreamRefused):
+    """The request is longer than the model can read."""
 
 
 class BadOutput(JobError):  # noqa: N818

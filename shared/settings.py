@@ -57,6 +57,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_first_token_seconds: Annotated[Seconds, _doc("Bound of the wait for the first byte of an answer.")] = 120.0
     model_between_tokens_seconds: Annotated[Seconds, _doc("Bound of silence within an answer.")] = 60.0
 
+    model_total_seconds: Annotated[Seconds, _doc("Bound of one model call, from its start to its last token.")] = 600.0
+    model_retries: Annotated[
+        Annotated[int, Meta(ge=0, le=20)],
+        _doc("Repeats of a model call that failed before any of its text was shown, within the same attempt."),
+    ] = 2
+    model_retry_wait_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=3_600)],
+        _doc("Longest wait before such a repeat; a model that wishes for more gets another attempt of the job."),
+    ] = 10.0
+    model_breaker_failures: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000)],
+        _doc("A model that has failed so often in a row is not asked for a while; then one call tries it."),
+    ] = 10
+    model_breaker_seconds: Annotated[Seconds, _doc("How long, at first; doubles with each failed try.")] = 10.0
+    model_max_in_flight: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)],
+        _doc("Most calls of batch work that one worker has under way at one model; a model's 429s lower it."),
+    ] = 128
+    fallback_models: Annotated[
+        Annotated[str, Meta(pattern=r"^\s*([^=;,]+=[^=;]+(;[^=;,]+=[^=;]+)*;?)?\s*$")],
+        _doc(
+            "Models to ask, in order, when one stays out of reach: `gpt-4o=gpt-4.1,gpt-4o-mini;…`; `*` stands for any."
+        ),
+    ] = ""
+    context_tokens: Annotated[
+        Annotated[int, Meta(ge=1_000, le=100_000_000)],
+        _doc("Tokens that a conversation of an agent may have; beyond, its oldest tool results are folded."),
+    ] = 120_000
+
     log_format: Annotated[
         Literal["auto", "json", "console"], _doc("`auto`: console on a terminal, JSON elsewhere.")
     ] = "auto"

@@ -276,6 +276,7 @@ def settings_for(redis_url: str, model: DevModel, data_dir: Path, **changes: Any
         "default_model": "errand-dev-extractive",
         "data_dir": data_dir,
         "retry_base_seconds": 0.05,
+        "model_retries": 0,  # most tests count attempts; tests/test_upstream.py is about repeats within one
         "drain_seconds": 0.2,
         "chunk_characters": 2_000,
     }

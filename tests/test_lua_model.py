@@ -715,13 +715,21 @@ class Machine(RuleBasedStateMachine):
         claim, worker, step, call = begun
         job = self.model.jobs.get(claim.job_id)
         result = json.dumps({"call": call}).encode() if works else None
+        wasted = 0 if works else usage.total
         for _ in range(2 if twice else 1):
             booked = job is None or job.calls[call].state == "exact"
             lost = False
             try:
                 self.do(
                     self.events.finish_step(
-                        claim, worker, step=step, label=step, call=call, usage=usage, result=result, wasted=not works
+                        claim,
+                        worker,
+                        step=step,
+                        label=step,
+                        call=call,
+                        usage=usage,
+                        result=result,
+                        wasted=wasted,
                     )
                 )
             except LeaseLostError:

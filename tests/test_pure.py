@@ -16,7 +16,8 @@ from shared.settings import Settings
 from shared.specs import ChatJob, PublicJob
 from worker.documents.chunk import split
 from worker.documents.cite import Prover
-from worker.outcome import Cancelled, Complete, Failed, HandedBack, RetryAfter, backoff_s, judge
+from worker.model.discipline import backoff_s
+from worker.outcome import Cancelled, Complete, Failed, HandedBack, RetryAfter, judge
 
 SETTINGS = Settings()
 

@@ -3,21 +3,30 @@ state."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
 from shared.blobs import Blobs
-from shared.errors import BudgetExhausted, JobError, NeedsInput
+from shared.clock import monotonic_s
+from shared.errors import BudgetExhausted, JobError, NeedsInput, UpstreamRateLimited
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from shared.stores.jobs import Claimed
 from worker.documents.library import Library
-from worker.journal import Journal, Step
-from worker.model.client import ChatCall, Completion, Model, Progress
+from worker.journal import Journal, Step, UnsureError, step_name
+from worker.model.calls import ChatCall, Completion, Progress, ToolCall, estimate_tokens
+from worker.model.client import Model
+from worker.model.discipline import Tries
+from worker.model.window import Window
 from worker.report import Report
+
+YES: Final = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
 
 
 class Deps(msgspec.Struct, frozen=True):
@@ -30,11 +39,15 @@ class Deps(msgspec.Struct, frozen=True):
     library: Library
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """A completion as it is journaled."""
+class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A completion as it is journaled; `ms` is the time that the model took, `model` the one that answered."""
 
     text: str
     finish_reason: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tokens: int = 0
+    ms: int = 0
+    model: str = ""
 
 
 class JobContext:
@@ -46,6 +59,7 @@ class JobContext:
         self.journal = journal
         self.report = report
         self.open_calls: list[Progress] = []
+        self.ends_s = monotonic_s() + claimed.timeout_s  # when the attempt's time is over, monotonic
 
     @property
     def tokens(self) -> int:
@@ -65,49 +79,159 @@ class JobContext:
         *,
         on_text: Callable[[str], None] | None = None,
         accept: Callable[[str], Any] | None = None,
+        windowed: bool = False,
+        keep_back: int = 0,
     ) -> Finished:
-        """One model call as a journaled step `label`.
+        """One model call as a journaled step `label`, repeated as `worker.model.discipline` says.
 
         `on_text` gets the answer as it comes, also when it comes from the journal. `accept` looks at the whole answer
         and raises BadOutput when it has not the asked form: then it is booked, but not journaled, so that a retry asks
-        again. Raises JobError with `step` set, and LeaseLostError.
+        again. `windowed`: it is one of many, and keeps to what the model takes without saying 429. `keep_back` tokens
+        of the job's budget are not for this call. Raises JobError with `step` set, and LeaseLostError.
         """
-        progress = Progress(call)
-        self._check_budget(progress.input_tokens)
-        # In the same breath as the check: calls beside this one see it as reserved.
+        identity = msgspec.json.encode([self.job.model, call])
+        tries = self.deps.model.discipline.tries(self.job.model, windowed=windowed)
+        shown = False
+
+        def heard(text: str) -> None:
+            nonlocal shown
+            if on_text is not None:
+                shown = True
+                on_text(text)
+            self._check_budget(0, keep_back)
+
+        async def ask(progress: Progress) -> bytes:
+            started_s = monotonic_s()
+            try:
+                answer: Completion = await self.deps.model.complete(tries.model, call, progress, heard)
+            finally:
+                await self.report.flush()
+            if accept is not None:
+                accept(answer.text)
+            return msgspec.json.encode(
+                Finished(
+                    answer.text,
+                    answer.finish_reason,
+                    answer.tool_calls,
+                    answer.usage.total,
+                    round((monotonic_s() - started_s) * 1000),
+                    answer.model,
+                )
+            )
+
+        while True:
+            try:
+                journaled, reused = await self._try(label, identity, call, ask, tries, windowed, keep_back)
+                break
+            except JobError as error:
+                error.step = error.step or label
+                if shown or not await self._try_again(tries, error):
+                    raise
+        finished = msgspec.json.decode(journaled, type=Finished)
+        if reused and on_text is not None and finished.text:
+            on_text(finished.text)
+        return finished
+
+    async def _try(
+        self,
+        label: str,
+        identity: bytes,
+        call: ChatCall,
+        ask: Callable[[Progress], Awaitable[bytes]],
+        tries: Tries,
+        windowed: bool,
+        keep_back: int,
+    ) -> tuple[bytes, bool]:
+        """One try, as a step of its own in the books."""
+        if not windowed:
+            return await self.step(label, identity, estimate_tokens(call), lambda _, made: ask(made), keep_back)
+        window = self.deps.model.discipline.of(tries.model).window
+        place = await window.enter()
+        try:
+            result = await self.step(label, identity, estimate_tokens(call), lambda _, made: ask(made), keep_back)
+        except BaseException as error:
+            leave(window, place, error)
+            raise
+        window.served(place)
+        return result
+
+    async def _try_again(self, tries: Tries, error: JobError) -> bool:
+        """Waits until the next try; False when there is none."""
+        before = tries.model
+        wait_s = tries.after(error)
+        if wait_s is None or monotonic_s() + wait_s > self.ends_s:
+            return False
+        if tries.model != before:
+            self.report.event(
+                "job.warning", code="model_fallback", message=f"{before}: {error.message} Asking {tries.model} instead."
+            )
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        return True
+
+    async def step(
+        self,
+        label: str,
+        identity: bytes,
+        estimate: int,
+        make: Callable[[Step, Progress], Awaitable[bytes]],
+        keep_back: int = 0,
+    ) -> tuple[bytes, bool]:
+        """A journaled step that spends tokens, `estimate` of input at least: its result, and whether it was there.
+
+        `make` returns the JSON to journal. Raises what it raises; BudgetExhausted, LeaseLostError.
+        """
+        progress = Progress(estimate)
+        self._check_budget(progress.input_tokens, keep_back)
+
+        with self._open(progress) as close:
+
+            async def call(step: Step) -> bytes:
+                step.usage, step.on_spent = progress.usage, close
+                return await make(step, progress)
+
+            return await self.journal.step(label, identity, progress.input_tokens, call)
+
+    @contextmanager
+    def _open(self, progress: Progress) -> Iterator[Callable[[], None]]:
+        """In the same breath as the check of the budget: calls beside this one see it as reserved."""
         self.open_calls.append(progress)
 
         def close() -> None:
             if progress in self.open_calls:
                 self.open_calls.remove(progress)
 
-        def heard(text: str) -> None:
-            if on_text is not None:
-                on_text(text)
-            self._check_budget()
-
-        async def ask(step: Step) -> bytes:
-            step.usage, step.on_spent = progress.usage, close
-            try:
-                completion: Completion = await self.deps.model.complete(self.job.model, call, progress, heard)
-            finally:
-                await self.report.flush()
-            if accept is not None:
-                accept(completion.text)
-            return msgspec.json.encode(Finished(completion.text, completion.finish_reason))
-
         try:
-            identity = msgspec.json.encode([self.job.model, call])
-            journaled, reused = await self.journal.step(label, identity, progress.input_tokens, ask)
-        except JobError as error:
-            error.step = error.step or label
-            raise
+            yield close
         finally:
             close()
-        finished = msgspec.json.decode(journaled, type=Finished)
-        if reused and on_text is not None:
-            on_text(finished.text)
-        return finished
+
+    async def act(
+        self, label: str, identity: bytes, make: Callable[[str], Awaitable[bytes]], *, once: bool, what: str
+    ) -> tuple[bytes, bool]:
+        """A journaled step that acts on the world and spends no tokens; `make` gets a key that is the same at each try.
+
+        With `once`, when a worker was lost in the middle of it, a person is asked whether it happened: `what` says it.
+        Raises what `make` raises; NeedsInput, LeaseLostError.
+        """
+        key = hashlib.sha256(f"{self.job.job_id} {step_name(label, identity)}".encode()).hexdigest()[:32]
+        again_after = None
+        while True:
+            try:
+                return await self.journal.step(
+                    label, identity, 0, lambda _: make(key), once=once, again_after=again_after
+                )
+            except UnsureError as unsure:
+                answer = await self.ask_person(
+                    f"{label}/{unsure.call}",
+                    f"A worker was lost while it did this, and it must not happen twice: {what}. Did it happen? "
+                    "Answer true (then it is taken as done) or false (then it is done now).",
+                )
+                again_after = unsure.call
+                if is_yes(answer):
+                    return await self.journal.step(
+                        label, identity, 0, partial(_told, answer), once=once, again_after=again_after
+                    )
 
     async def ask_person(self, label: str, question: str) -> Any:
         """A person's answer (any JSON value) to a question; `label` is its place in the job.
@@ -121,8 +245,27 @@ class JobContext:
             raise NeedsInput(request_id, question)
         return msgspec.json.decode(found)
 
-    def _check_budget(self, ahead: int = 0) -> None:
+    def _check_budget(self, ahead: int = 0, keep_back: int = 0) -> None:
         """Before each call (`ahead` estimates it) and at each piece of an answer: the stream is closed there."""
         budget = self.job.token_budget
-        if budget is not None and self.tokens_reserved + ahead > budget:
+        if budget is not None and self.tokens_reserved + ahead > budget - keep_back:
             raise BudgetExhausted(f"The job's tokenBudget of {budget} is spent: {self.tokens} tokens were used.")
+
+
+def leave(window: Window, place: int, error: BaseException) -> None:
+    """Tells a window how a call ended that was not served."""
+    if isinstance(error, UpstreamRateLimited):
+        window.refused(place, error.retry_after_s)
+        return
+    if isinstance(error, JobError) and error.retry_after_s:
+        window.pause(error.retry_after_s)
+    window.left(place)
+
+
+def is_yes(answer: Any) -> bool:
+    """Whether a person's answer means yes."""
+    return answer is True or (isinstance(answer, str) and answer.strip().casefold().rstrip(".!") in YES)
+
+
+async def _told(answer: Any, _: Step) -> bytes:
+    return msgspec.json.encode({"told": "A person says that this was done.", "answer": answer})

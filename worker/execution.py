@@ -77,6 +77,7 @@ class Attempt:
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._call(), name=self.claimed.job_id)
         self._task.add_done_callback(self._performed)
+        self._context.ends_s = self._started_s + self.claimed.timeout_s
         self._timer = loop.call_later(self.claimed.timeout_s, self._time_out)
 
     def cancel(self) -> None:

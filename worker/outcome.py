@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from shared.errors import JobError, NeedsInput
 from shared.settings import Settings
+from worker.model.discipline import backoff_s
 
 Ending = Literal["done", "cancelled", "shutdown"]
 
@@ -45,8 +46,6 @@ class HandedBack(msgspec.Struct, frozen=True):
 
 Outcome = Complete | Failed | RetryAfter | WaitForInput | Cancelled | HandedBack
 
-MAX_RETRY_AFTER_S: Final = 3_600.0  # a model's wish above this is cut; the attempt then simply fails again
-
 
 def describe(error: JobError) -> dict[str, Any]:
     """A job error as it is stored and shown."""
@@ -78,13 +77,3 @@ def judge(
     if not error.retryable or attempt >= max_attempts:
         return Failed(describe(error))
     return RetryAfter(describe(error), backoff_s(error, attempt, settings, chance))
-
-
-def backoff_s(error: JobError, attempt: int, settings: Settings, chance: float) -> float:
-    """Seconds until the next attempt: doubling from the base, between half and all of it; the model's own wish wins
-    when it is longer (equal jitter: Brooker, "Exponential Backoff And Jitter", AWS 2015)."""
-    full = min(settings.retry_max_seconds, settings.retry_base_seconds * 2.0 ** min(attempt - 1, 30))
-    wait = full / 2 + chance * full / 2
-    if error.retry_after_s is not None:
-        wait = max(wait, min(error.retry_after_s, MAX_RETRY_AFTER_S) * (1 + 0.1 * chance))
-    return wait

@@ -67,7 +67,7 @@ PLANTS = {
     ),
     "amnesia": Plant(
         "finished steps are not journaled",
-        (("shared/lua/finish_step.lua", "{result = a.result, tokens = total}", "{call = a.call}"),),
+        (("shared/lua/finish_step.lua", "{result = a.result, tokens = total - a.wasted}", "{call = a.call}"),),
     ),
     "usage-lost": Plant(
         "a step's output tokens are not booked",

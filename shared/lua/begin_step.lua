@@ -1,8 +1,10 @@
 -- begin_step: looks a step up in the journal before its call is made, and marks it as started. Safe to repeat.
 -- KEYS  1 job record   2 job journal   3 the job's calls under way
 -- ARGV  prefix, job, worker, lease, step (name and input hash), label (for events), call (id of this call),
---       tokens (estimate of the input, booked by `release` if the worker is lost)
+--       tokens (estimate of the input, booked by `release` if the worker is lost), once (bool: a step that was
+--       started and not finished is not started again), again_after (call id: unless it was started as this one)
 -- Returns {'done', result} finished before, do not call   {'new'} marked as started   {'lost'} the lease is lost
+--         {'unsure', call id} started before, end unknown
 -- Events job.step (started, or finished and reused)
 --@include base
 --@include queue
@@ -19,6 +21,7 @@ if known then
     return {'done', entry.result}
   end
   if entry.call == a.call then return {'new'} end
+  if a.once and entry.call ~= a.again_after then return {'unsure', entry.call} end
 end
 redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({call = a.call}))
 redis.call('HSET', KEYS[3], a.call, int(a.tokens))

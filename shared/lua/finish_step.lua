@@ -2,7 +2,8 @@
 -- also when the lease was lost meanwhile (then as wasted, and the result is not kept). Safe to repeat.
 -- KEYS  1 job record   2 job journal   3 the job's calls under way
 -- ARGV  prefix, job, worker, lease, step, label, call (id of this call), result (JSON; absent = the call failed),
---       tok_in, tok_out, tok_embed, estimated (bool), wasted (bool: what was spent bought nothing)
+--       tok_in, tok_out, tok_embed, estimated (bool), wasted (tokens of these that bought nothing),
+--       keep_mark (bool: without a result the step stays marked as started)
 -- Returns 1 written   0 the lease is lost   2 this call was booked before
 -- Events job.usage, job.step
 --@include base
@@ -24,16 +25,16 @@ local total = a.tok_in + a.tok_out + a.tok_embed
 redis.call('HINCRBY', KEYS[1], 'tok_in', a.tok_in)
 redis.call('HINCRBY', KEYS[1], 'tok_out', a.tok_out)
 redis.call('HINCRBY', KEYS[1], 'tok_embed', a.tok_embed)
-if a.wasted or not holds then redis.call('HINCRBY', KEYS[1], 'tok_wasted', total) end
+redis.call('HINCRBY', KEYS[1], 'tok_wasted', holds and a.wasted or total)
 if a.estimated then redis.call('HINCRBY', KEYS[1], 'estimated', 1) end
 if not holds then return 0 end
 local u = redis.call('HMGET', KEYS[1], 'tok_in', 'tok_out', 'tok_embed', 'tok_reused', 'tok_wasted', 'estimated')
 for i = 1, 6 do u[i] = tonumber(u[i] or '0') end
 local state = 'failed'
 if a.result then
-  redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({result = a.result, tokens = total}))
+  redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({result = a.result, tokens = total - a.wasted}))
   state = 'finished'
-else
+elseif not a.keep_mark then
   redis.call('HDEL', KEYS[2], a.step)
 end
 if total > 0 then

@@ -29,6 +29,12 @@ class CallUsage(msgspec.Struct, frozen=True):
         return self.input_tokens + self.output_tokens + self.embedding_tokens
 
 
+class Unsure(msgspec.Struct, frozen=True):
+    """A step that must not be repeated unasked was begun as `call`, and it is not known how that ended."""
+
+    call: str
+
+
 class Append(msgspec.Struct, frozen=True, omit_defaults=True):
     """Events of one attempt, as `append.lua` takes them: pairs of type and JSON object. `batch` numbers the writes of
     the lease: the same number again (a repeat after a lost answer) writes nothing. `progress` is JSON."""
@@ -82,9 +88,19 @@ class EventsStore:
         return value
 
     async def begin_step(
-        self, claimed: Claimed, worker: str, *, step: str, label: str, call: str, tokens: int
-    ) -> bytes | None:
-        """The journaled result of a step, or None after it was marked as started. `tokens` estimates its input.
+        self,
+        claimed: Claimed,
+        worker: str,
+        *,
+        step: str,
+        label: str,
+        call: str,
+        tokens: int,
+        once: bool = False,
+        again_after: str | None = None,
+    ) -> bytes | Unsure | None:
+        """The journaled result of a step, or None after it was marked as started. `tokens` estimates its input. With
+        `once` a step that was started before, other than as the call `again_after`, is Unsure and left as it is.
 
         Raises LeaseLostError.
         """
@@ -102,9 +118,13 @@ class EventsStore:
             label=label,
             call=call,
             tokens=tokens,
+            once=once,
+            again_after=again_after,
         )
         if reply[0] == b"lost":
             raise LeaseLostError(claimed.job_id)
+        if reply[0] == b"unsure":
+            return Unsure(reply[1].decode())
         return reply[1] if reply[0] == b"done" else None
 
     async def finish_step(
@@ -117,9 +137,12 @@ class EventsStore:
         call: str,
         usage: CallUsage,
         result: bytes | None,
-        wasted: bool = False,
+        wasted: int = 0,
+        keep_mark: bool = False,
     ) -> None:
-        """Books a call and, with a result, journals it; once per `call` id. Raises LeaseLostError after booking."""
+        """Books a call and, with a result, journals it; once per `call` id. `wasted` tokens of its usage bought
+        nothing. Without a result the step may be begun anew, unless `keep_mark`. Raises LeaseLostError after booking.
+        """
         reply = await self.scripts.run(
             "finish_step",
             [
@@ -139,6 +162,7 @@ class EventsStore:
             tok_embed=usage.embedding_tokens,
             estimated=usage.estimated,
             wasted=wasted,
+            keep_mark=keep_mark,
         )
         if int(reply) == 0:
             raise LeaseLostError(claimed.job_id)

@@ -1,29 +1,34 @@
-"""Calls to any OpenAI-compatible model, always streamed, so that a cancel closes the connection at once.
+"""Calls to any OpenAI-compatible model. Completions are always streamed: a cancel closes the connection at once.
 
 The SDK makes the request; its answer is read raw and decoded with msgspec, which costs a fraction of the SDK's
-typed stream. Retries are ours (`worker.outcome`), never the SDK's.
+typed stream. Retries are ours (`worker.model.discipline`), never the SDK's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 import openai
 
 from shared.clock import monotonic_s
-from shared.errors import ConfigurationError, JobError, UpstreamRateLimited, UpstreamRefused, UpstreamUnavailable
+from shared.errors import ConfigurationError, JobError, UpstreamRefused, UpstreamUnavailable
 from shared.metrics import MODEL_SECONDS, MODEL_TOKENS
 from shared.settings import Settings
-from shared.stores.events import CallUsage
+from worker.model.calls import ChatCall, Completion, Embedded, EmbeddingCall, Progress
+from worker.model.discipline import Discipline
+from worker.model.failures import classify, never_connected, of_http
+from worker.model.stream import Assembler
+from worker.model.vectors import decode_vectors
 from worker.turnstile import Turnstile
 
-CHARACTERS_PER_TOKEN: Final = 4  # for estimates only; usage that the provider states wins
+T = TypeVar("T")
+
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024  # of one event of the model's stream
+MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024  # of an answer with vectors
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 # The SDK hands out its answer unparsed; a contract test watches that it still does. Its generated method for this
 # endpoint would walk through all messages once more and cost half as much again.
@@ -31,84 +36,14 @@ RAW: Final = {"X-Stainless-Raw-Response": "stream"}
 CALLS_PER_TURN: Final = 1  # that begin in one turn of the event loop: each is half a millisecond of the SDK
 MAX_CONNECTIONS: Final = 10_000  # the slots of the worker bound them
 KEEP_ALIVE_S: Final = 30.0  # a TLS handshake is most of the time to a first token; the SDK's 5 s forgets too soon
-RETRYABLE_STATUS: Final = frozenset({408, 409, 425})
-
-
-class ChatCall(msgspec.Struct, frozen=True):
-    """One request for a completion. `schema`: the answer must be JSON that fits it; `strict` only for our own."""
-
-    messages: list[dict[str, str]]
-    max_tokens: int | None = None
-    temperature: float | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool = False
-
-
-class Completion(msgspec.Struct, frozen=True):
-    """A finished answer."""
-
-    text: str
-    finish_reason: str
-    usage: CallUsage
-    model: str
-
-
-class Progress:
-    """What is known of a call while it runs: what a cut or cancelled call is charged for."""
-
-    def __init__(self, call: ChatCall) -> None:
-        self.input_tokens = estimate_tokens(call)
-        self.dispatched = False
-        self.parts: list[str] = []
-        self.stated: CallUsage | None = None
-
-    def usage(self) -> CallUsage:
-        """The provider's figure if it came, else ours: the estimated input and one token per content chunk."""
-        if self.stated is not None:
-            return self.stated
-        if not self.dispatched:
-            return CallUsage()
-        return CallUsage(self.input_tokens, len(self.parts), 0, estimated=True)
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    model: str | None = None
-    error: msgspec.Raw | None = None
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
-
-
-def estimate_tokens(call: ChatCall) -> int:
-    """The input's tokens before any provider has counted them."""
-    characters = sum(len(message["content"]) + 8 for message in call.messages)
-    if call.schema is not None:
-        characters += len(msgspec.json.encode(call.schema))
-    return characters // CHARACTERS_PER_TOKEN + 1
 
 
 class Model:
-    """The client of one OpenAI-compatible API."""
+    """The client of one OpenAI-compatible API. `discipline` is what this worker knows of its models."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.discipline = Discipline(settings)
         host = urlsplit(settings.openai_base_url).hostname or ""
         try:
             self._client = openai.AsyncOpenAI(
@@ -136,85 +71,128 @@ class Model:
 
         Raises UpstreamUnavailable, UpstreamRateLimited or UpstreamRefused.
         """
+        return await self._measured("chat", model, progress, self._complete(model, call, progress, on_text))
+
+    async def embed(self, model: str, call: EmbeddingCall, progress: Progress) -> Embedded:
+        """Vectors for texts, in their order. `progress` as for `complete`.
+
+        Raises UpstreamUnavailable, UpstreamRateLimited or UpstreamRefused; BadOutput when the answer does not fit.
+        """
+        return await self._measured("embeddings", model, progress, self._embed(model, call, progress))
+
+    async def _measured(self, operation: str, model: str, progress: Progress, call: Awaitable[T]) -> T:
+        """Runs a call with its metrics, its total time-out, and the model's circuit breaker."""
+        breaker = self.discipline.of(model).breaker
+        try:
+            is_probe = breaker.enter()
+        except BaseException:
+            call.close()  # type: ignore[attr-defined]
+            raise
         started, outcome = monotonic_s(), "error"
         try:
-            completion = await self._complete(model, call, progress, on_text)
+            async with asyncio.timeout(self._settings.model_total_seconds):
+                result = await self._translated(call, progress)
             outcome = "ok"
-            return completion
+            breaker.succeeded()
+            return result
         except asyncio.CancelledError:
             outcome = "cancelled"
+            breaker.gave_up(probe=is_probe)
             raise
+        except TimeoutError:
+            outcome = UpstreamUnavailable.code
+            breaker.failed(probe=is_probe)
+            raise UpstreamUnavailable(
+                f"the model's answer took longer than {self._settings.model_total_seconds:g} s"
+            ) from None
         except JobError as error:
             outcome = error.code
+            if isinstance(error, UpstreamUnavailable):
+                breaker.failed(probe=is_probe)
+            else:
+                breaker.succeeded()
+            raise
+        except BaseException:
+            breaker.gave_up(probe=is_probe)
             raise
         finally:
             usage = progress.usage()
-            MODEL_SECONDS.labels("chat", outcome).observe(monotonic_s() - started)
-            MODEL_TOKENS.labels("chat", "input").observe(usage.input_tokens)
-            MODEL_TOKENS.labels("chat", "output").observe(usage.output_tokens)
+            MODEL_SECONDS.labels(operation, outcome).observe(monotonic_s() - started)
+            MODEL_TOKENS.labels(operation, "input").observe(usage.input_tokens + usage.embedding_tokens)
+            MODEL_TOKENS.labels(operation, "output").observe(usage.output_tokens)
+
+    async def _translated(self, call: Awaitable[T], progress: Progress) -> T:
+        """A call, its errors as ours."""
+        try:
+            return await call
+        except _SilentError:
+            raise UpstreamUnavailable("the model was silent for too long") from None
+        except openai.OpenAIError as error:
+            if isinstance(error, openai.APIStatusError) or never_connected(error):
+                progress.dispatched = False  # refused at the door, or nobody was there: nothing was made
+            raise classify(error) from None
+        except msgspec.DecodeError as error:
+            raise UpstreamUnavailable(f"the model's answer cannot be read: {error}") from None
+        except Exception as error:
+            if of_http(error):
+                raise UpstreamUnavailable(f"the connection to the model broke: {type(error).__name__}") from None
+            raise
 
     async def _complete(
         self, model: str, call: ChatCall, progress: Progress, on_text: Callable[[str], None] | None
     ) -> Completion:
-        finish_reason, served_by = "", model
+        answer = Assembler(model, progress)
+        response = await self._post("/chat/completions", _chat_body(model, call), progress)
         try:
-            await self._turnstile.enter()
-            # From here on the model may be working on it, so it is paid for, whatever comes.
-            progress.dispatched = True
+            async for line in self._lines(response):
+                if line == b"[DONE]":
+                    answer.finish_reason = answer.finish_reason or "stop"
+                    break
+                for text in answer.take(line):
+                    if on_text is not None:
+                        on_text(text)
+        finally:
+            # Shielded: a cancel must close the connection, not only forget it.
+            await asyncio.shield(response.close())
+        if not answer.finish_reason:
+            raise UpstreamUnavailable("the model's stream was cut before its end")
+        if answer.finish_reason == "content_filter":
+            raise UpstreamRefused("the model's content filter stopped the answer")
+        text = "".join(progress.parts)
+        return Completion(text, answer.finish_reason, progress.usage(), answer.model, answer.tool_calls())
+
+    async def _embed(self, model: str, call: EmbeddingCall, progress: Progress) -> Embedded:
+        response = await self._post("/embeddings", _embedding_body(model, call), progress)
+        try:
+            pieces = bytearray()
+            async for piece in self._pieces(response):
+                pieces += piece
+                if len(pieces) > MAX_ANSWER_BYTES:
+                    raise UpstreamUnavailable("the model sent an endless answer")
+        finally:
+            await asyncio.shield(response.close())
+        return decode_vectors(bytes(pieces), call, progress)
+
+    async def _post(self, path: str, body: dict[str, Any], progress: Progress) -> Any:
+        """The head of the answer has come; its body is still to be read."""
+        await self._turnstile.enter()
+        # From here on the model may be working on it, so it is paid for, whatever comes.
+        progress.dispatched = True
+        try:
             async with asyncio.timeout(self._settings.model_first_token_seconds + self._settings.model_connect_seconds):
-                response = await self._client.post(
-                    "/chat/completions",
-                    body=_arguments(model, call),
+                return await self._client.post(
+                    path,
+                    body=body,
                     cast_to=object,
                     options={"headers": RAW},
                     stream=True,
                     stream_cls=openai.AsyncStream[object],
                 )
-            try:
-                async for line in self._lines(response):
-                    if line == b"[DONE]":
-                        finish_reason = finish_reason or "stop"
-                        break
-                    chunk = _decode_chunk(line)
-                    served_by = chunk.model or served_by
-                    if chunk.error is not None:
-                        raise UpstreamUnavailable(f"the model broke off: {bytes(chunk.error).decode()[:300]}")
-                    if chunk.usage is not None and (chunk.usage.prompt_tokens or chunk.usage.completion_tokens):
-                        progress.stated = CallUsage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0)
-                    for choice in chunk.choices or ():
-                        if choice.delta is not None and choice.delta.refusal:
-                            raise UpstreamRefused(f"the model declined: {choice.delta.refusal[:300]}")
-                        if choice.delta is not None and choice.delta.content:
-                            progress.parts.append(choice.delta.content)
-                            if on_text is not None:
-                                on_text(choice.delta.content)
-                        finish_reason = choice.finish_reason or finish_reason
-            finally:
-                # Shielded: a cancel must close the connection, not only forget it.
-                await asyncio.shield(response.close())
         except TimeoutError:
-            raise UpstreamUnavailable("the model was silent for too long") from None
-        except openai.OpenAIError as error:
-            if isinstance(error, openai.APIStatusError) or _never_connected(error):
-                progress.dispatched = False  # refused at the door, or nobody was there: nothing was made
-            raise classify(error) from None
-        except msgspec.DecodeError as error:
-            raise UpstreamUnavailable(f"the model's stream cannot be read: {error}") from None
-        except Exception as error:
-            # The SDK leaves errors of its HTTP library (httpx or its successor) unwrapped while a raw body is read, and
-            # that one aiohttp's when the model does not speak HTTP.
-            if type(error).__module__.partition(".")[0].rstrip("2") in ("httpx", "httpcore", "aiohttp"):
-                raise UpstreamUnavailable(f"the connection to the model broke: {type(error).__name__}") from None
-            raise
-        if not finish_reason:
-            raise UpstreamUnavailable("the model's stream was cut before its end")
-        if finish_reason == "content_filter":
-            raise UpstreamRefused("the model's content filter stopped the answer")
-        return Completion("".join(progress.parts), finish_reason, progress.usage(), served_by)
+            raise _SilentError from None
 
-    async def _lines(self, response: Any) -> AsyncIterator[bytes]:
-        """The `data:` payloads of a raw event stream. Raises TimeoutError after too long a silence."""
-        rest = b""
+    async def _pieces(self, response: Any) -> AsyncIterator[bytes]:
+        """An answer's body as it comes. Raises _SilentError after too long a silence."""
         silence_s = self._settings.model_first_token_seconds
         pieces = response.iter_bytes().__aiter__()
         while True:
@@ -223,13 +201,25 @@ class Model:
                     piece = await pieces.__anext__()
             except StopAsyncIteration:
                 return
+            except TimeoutError:
+                raise _SilentError from None
             silence_s = self._settings.model_between_tokens_seconds
+            yield piece
+
+    async def _lines(self, response: Any) -> AsyncIterator[bytes]:
+        """The `data:` payloads of a raw event stream."""
+        rest = b""
+        async for piece in self._pieces(response):
             *lines, rest = (rest + piece).split(b"\n")
             if len(rest) > MAX_LINE_BYTES:
                 raise UpstreamUnavailable("the model sent an endless line")
             for line in lines:
                 if line.startswith(b"data:") and (payload := line[5:].strip()):
                     yield payload
+
+
+class _SilentError(Exception):
+    """Nothing came for too long. Not a TimeoutError: that one is the call's total time-out."""
 
 
 def _http_client(*, trust_env: bool) -> Any:
@@ -244,70 +234,31 @@ def _http_client(*, trust_env: bool) -> Any:
         return openai.DefaultAsyncHttpxClient(trust_env=trust_env, limits=limits)
 
 
-def _arguments(model: str, call: ChatCall) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
+def _chat_body(model: str, call: ChatCall) -> dict[str, Any]:
+    body: dict[str, Any] = {
         "model": model,
         "messages": call.messages,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if call.max_tokens is not None:
-        arguments["max_tokens"] = call.max_tokens
+        body["max_tokens"] = call.max_tokens
     if call.temperature is not None:
-        arguments["temperature"] = call.temperature
+        body["temperature"] = call.temperature
     if call.schema is not None:
-        arguments["response_format"] = {
+        body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "answer", "schema": call.schema, "strict": call.strict},
         }
-    return arguments
+    if call.tools:
+        body["tools"] = call.tools
+        if call.no_tools:
+            body["tool_choice"] = "none"
+    return body
 
 
-def classify(error: openai.OpenAIError) -> JobError:
-    """The SDK's error as ours: what may be tried again, and when."""
-    if isinstance(error, openai.APIStatusError):
-        text = f"the model answered {error.status_code}: {error.message}"
-        if error.status_code == 429:
-            if error.code == "insufficient_quota":
-                return UpstreamRefused(text)
-            return UpstreamRateLimited(text, retry_after_s=retry_after_s(error.response.headers))
-        if error.status_code >= 500 or error.status_code in RETRYABLE_STATUS:
-            return UpstreamUnavailable(text, retry_after_s=retry_after_s(error.response.headers))
-        return UpstreamRefused(text)
-    if isinstance(error, openai.APIConnectionError):
-        cause = f": {error.__cause__}" if error.__cause__ else ""
-        return UpstreamUnavailable(f"the model cannot be reached{cause}")
-    return UpstreamUnavailable(f"{type(error).__name__}: {error}")
-
-
-def _never_connected(error: openai.OpenAIError) -> bool:
-    """Whether the request did not even reach the model. The SDK's error is caused by httpx's; over aiohttp that one is
-    caused by aiohttp's, and then only this tells a connection that was not made from one that broke."""
-    cause = error.__cause__
-    if cause is not None and (below := cause.__cause__) is not None and type(below).__module__.startswith("aiohttp"):
-        return any(kind.__name__ in _NOT_CONNECTED for kind in type(below).__mro__)
-    return type(cause).__name__ in _NOT_CONNECTED
-
-
-_NOT_CONNECTED: Final = frozenset(
-    {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}  # httpx
-    | {"ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"}  # aiohttp
-)
-
-
-def retry_after_s(headers: Any) -> float | None:
-    """The wish of a `retry-after-ms` or `retry-after` header (seconds or an HTTP date), in seconds."""
-    try:
-        if (millis := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(millis) / 1000)
-        if (text := headers.get("retry-after")) is None:
-            return None
-        try:
-            return max(0.0, float(text))
-        except ValueError:
-            sent = headers.get("date")
-            if sent is None:
-                return None
-            return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(sent)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+def _embedding_body(model: str, call: EmbeddingCall) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": model, "input": call.texts, "encoding_format": call.encoding}
+    if call.dimensions is not None:
+        body["dimensions"] = call.dimensions
+    return body

@@ -6,7 +6,7 @@ import msgspec
 
 from shared.specs import ChatInput
 from worker.context import JobContext
-from worker.model.client import ChatCall
+from worker.model.calls import ChatCall
 
 
 class ChatResult(msgspec.Struct, frozen=True, rename="camel"):

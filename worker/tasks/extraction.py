@@ -15,7 +15,7 @@ from shared.schemas import BadSchemaError, compile_schema, violations
 from shared.specs import ExtractTask
 from worker.context import JobContext
 from worker.documents.cite import Citation, Prover
-from worker.model.client import ChatCall
+from worker.model.calls import ChatCall
 from worker.tasks.notes import Note, parse_object
 from worker.tasks.prompts import EXTRACT, fenced
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from worker.context import JobContext
 from worker.documents.cite import Citation
-from worker.model.client import ChatCall
+from worker.model.calls import ChatCall
 from worker.tasks.notes import Note, object_schema, parse_object
 from worker.tasks.prompts import MERGE, fenced
 

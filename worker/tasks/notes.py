@@ -12,7 +12,7 @@ from shared.specs import AnalysisTask, ExtractTask, KeyPointsTask, QuestionsTask
 from worker.context import JobContext
 from worker.documents.chunk import Part
 from worker.documents.cite import Citation, Prover
-from worker.model.client import ChatCall
+from worker.model.calls import ChatCall
 from worker.tasks.prompts import READ_PART, fenced
 
 POINTS_PER_PART: Final = 6

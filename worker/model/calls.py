@@ -1,0 +1,101 @@
+"""What a model is asked, and what it answers: values only."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from shared.stores.events import CallUsage
+
+CHARACTERS_PER_TOKEN: Final = 4  # for estimates only; usage that the provider states wins
+MESSAGE_FRAME: Final = 8  # characters for a message's role and marks
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the model wants to make; `arguments` is JSON as the model wrote it, perhaps broken."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ChatCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One request for a completion. `schema`: the answer must be JSON that fits it; `strict` only for our own. `tools`
+    are in the form of OpenAI's API; with `no_tools` they stay known to the model, which must answer all the same."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool = False
+    tools: list[dict[str, Any]] | None = None
+    no_tools: bool = False
+
+
+class EmbeddingCall(msgspec.Struct, frozen=True):
+    """One request for the vectors of `texts`; `dimensions` None leaves their number to the model."""
+
+    texts: list[str]
+    dimensions: int | None = None
+    encoding: Literal["float", "base64"] = "float"
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A finished answer: text, or calls of tools, or both. `model` is the one that says it answered."""
+
+    text: str
+    finish_reason: str
+    usage: CallUsage
+    model: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class Embedded(msgspec.Struct, frozen=True):
+    """Vectors in the order of the texts, each as the JSON value of the asked encoding (an array, or a base64 string of
+    little-endian float32), with their number of dimensions."""
+
+    vectors: list[bytes]
+    dimensions: int
+    usage: CallUsage
+
+
+class Progress:
+    """What is known of a call while it runs: what a cut or cancelled call is charged for."""
+
+    def __init__(self, input_tokens: int) -> None:
+        self.input_tokens = input_tokens
+        self.dispatched = False
+        self.parts: list[str] = []
+        self.other_pieces = 0  # pieces of tool calls, or of thoughts that are not shown
+        self.stated: CallUsage | None = None
+
+    def usage(self) -> CallUsage:
+        """The provider's figure if it came, else ours: the estimated input and one token per content chunk."""
+        if self.stated is not None:
+            return self.stated
+        if not self.dispatched:
+            return CallUsage()
+        return CallUsage(self.input_tokens, len(self.parts) + self.other_pieces, 0, estimated=True)
+
+
+def estimate_tokens(call: ChatCall) -> int:
+    """The input's tokens before any provider has counted them."""
+    characters = sum(message_characters(message) for message in call.messages)
+    for extra in (call.schema, call.tools):
+        if extra is not None:
+            characters += len(msgspec.json.encode(extra))
+    return characters // CHARACTERS_PER_TOKEN + 1
+
+
+def message_characters(message: dict[str, Any]) -> int:
+    """The length of one message: its text and the calls of tools in it."""
+    length = len(message.get("content") or "") + MESSAGE_FRAME
+    if calls := message.get("tool_calls"):
+        length += len(msgspec.json.encode(calls))
+    return length
+
+
+def estimate_text_tokens(text: str) -> int:
+    """The tokens of a text to embed: bytes, since scripts beyond Latin take more tokens per character."""
+    return len(text.encode("utf-8", "replace")) // CHARACTERS_PER_TOKEN + 1
