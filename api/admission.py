@@ -10,34 +10,48 @@ from shared.clock import rfc3339, to_ms
 from shared.jobs import Eta, JobStatus, JobView, QueueView, UsageView, links_of
 from shared.schemas import BadSchemaError, compile_schema
 from shared.settings import Settings
-from shared.specs import AnalysisJob, ExtractTask, Submission, type_of
+from shared.specs import AgentJob, AnalysisJob, EmbeddingJob, ExtractTask, StoredEmbeddingJob, Submission, type_of
 from shared.stores.jobs import CLASS, Admitted
 
 START_S: Final = 10.0  # a chat whose client waits: no worker takes it by then, 503
 CHARACTERS_PER_TOKEN: Final = 4  # first guess of a job's size, for fairness only; corrected by real tokens at settle
 
 
+def model_of(job: Submission, settings: Settings) -> str:
+    """The model that a job asks."""
+    if isinstance(job, EmbeddingJob | StoredEmbeddingJob):
+        return job.model or job.input.model or settings.embedding_model
+    return job.model or settings.default_model
+
+
 def record_of(
-    job: Submission, settings: Settings, traceparent: str | None, grace_ms: int | None = None
+    job: Submission,
+    settings: Settings,
+    traceparent: str | None,
+    *,
+    grace_ms: int | None = None,
+    size_bytes: int = 0,
+    blobs: str | None = None,
 ) -> dict[str, Any]:
     """The first fields of a job's record; absent ones are left out. All values are text or integers. With `grace_ms`
-    the job lives only while somebody listens."""
+    the job lives only while somebody listens. `size_bytes` of input are beside the spec; `blobs` die with the job."""
     spec = msgspec.json.encode(job).decode()
     fields: dict[str, Any] = {
         "type": type_of(job),
         "priority": job.priority.value,
         "metadata": msgspec.json.encode(job.metadata).decode(),
-        "model": job.model or settings.default_model,
+        "model": model_of(job, settings),
         "spec": spec,
         "max_attempts": job.max_attempts,
         "grant": job.max_attempts,
         "timeout_ms": round(job.timeout_seconds * 1000),
         "retention_ms": round(settings.retention_seconds * 1000),
-        "est": len(spec) // CHARACTERS_PER_TOKEN,
+        "est": (len(spec) + size_bytes) // CHARACTERS_PER_TOKEN,
         "user": job.user,
         "token_budget": job.token_budget,
         "traceparent": traceparent,
         "grace_ms": grace_ms,
+        "blobs": blobs,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -68,7 +82,7 @@ def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> Jo
         priority=job.priority.value,
         user=job.user,
         metadata=job.metadata,
-        model=job.model or settings.default_model,
+        model=model_of(job, settings),
         prompt=None,
         progress=None,
         queue=admitted_queue(admitted),
@@ -92,6 +106,19 @@ def admitted_queue(admitted: Admitted) -> QueueView:
     return QueueView(
         position=None, ahead_tokens=None, eta=Eta(p50_seconds=left_s, p90_seconds=left_s), waiting_on="schedule"
     )
+
+
+def documents_of(job: Submission) -> list[tuple[str, str]]:
+    """The documents that a submission names, as (JSON path, id)."""
+    match job:
+        case AnalysisJob(input=wanted) if wanted.document.document_id is not None:
+            return [("$.input.document.documentId", wanted.document.document_id)]
+        case EmbeddingJob(input=wanted) if wanted.document_id is not None:
+            return [("$.input.documentId", wanted.document_id)]
+        case AgentJob(input=wanted) if wanted.context is not None:
+            named = wanted.context.documents or ()
+            return [(f"$.input.context.documents[{index}]", name) for index, name in enumerate(named)]
+    return []
 
 
 def schema_problems(job: Submission) -> list[tuple[str, str]]:

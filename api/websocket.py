@@ -15,7 +15,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from msgspec import Meta
 
 from api.auth import principal_of, require
-from api.handlers.jobs import admitted_answer, check, events_place, row_of, take_in
+from api.admission import admitted_view
+from api.handlers.jobs import check, events_place, row_of, take_in
 from api.keys import AUDIENCE, EVENTS, HUB, JOBS, PRINCIPAL, REQUEST_ID, SESSIONS, SETTINGS, SOCKETS, TELLER
 from api.live import OUTAGE_S, Budget, Closing, Feed, Frame, Gap, ReplayEnd
 from api.problems import problem_of
@@ -281,7 +282,8 @@ class Socket:
                 digest, body_hash = digest_of("POST /api/jobs", key, msgspec.json.encode(job))
                 if not await jobs.was_answered(tenant, digest, body_hash):
                     await check(request, job, root="$.job")
-                return admitted_answer(request, job, await take_in(request, job, digest, body_hash))
+                admitted = await take_in(request, job, digest, body_hash)
+                return admitted_view(job, admitted, request.app[SETTINGS])
             case Subscribe(job_id=job_id, after=after):
                 return await self._join(job_id, after)
             case Unsubscribe(job_id=job_id):

@@ -75,6 +75,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=10_000)],
         _doc("Most calls of batch work that one worker has under way at one model; a model's 429s lower it."),
     ] = 128
+    embedding_items: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)], _doc("Most texts of one embeddings request.")
+    ] = 512
+    embedding_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000_000)], _doc("Most tokens, estimated, of one embeddings request.")
+    ] = 65_536
     fallback_models: Annotated[
         Annotated[str, Meta(pattern=r"^\s*([^=;,]+=[^=;]+(;[^=;,]+=[^=;]+)*;?)?\s*$")],
         _doc(

@@ -15,6 +15,7 @@ MAX_DELAY_S: Final = 366 * 86_400
 MAX_YEAR: Final = 2200
 MAX_METADATA_PAIRS: Final = 16
 MAX_SCHEMA_BYTES: Final = 64 * 1024
+MAX_INLINE_TEXTS: Final = 10_000
 
 ShortText = Annotated[str, Meta(min_length=1, max_length=256)]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -106,7 +107,66 @@ class AnalysisInput(Wire, frozen=True, kw_only=True):
     tasks: Annotated[list[AnalysisTask], Meta(min_length=1, max_length=20)]
 
 
-class IngestInput(Wire, frozen=True):
+ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(\*)?$")]
+
+
+class AgentContext(Wire, frozen=True, kw_only=True):
+    """What an agent may read: documents by id, or all of a collection. Without either, its tenant's documents."""
+
+    documents: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(min_length=1, max_length=100)] | None = None
+    collection: ShortText | None = None
+
+
+class AgentInput(Wire, frozen=True, kw_only=True):
+    """Input of an `agent` job: a goal, the tools that it may use (the built-in ones when none are named), at most
+    `maxSteps` calls of the model, and the tools whose calls a person must approve first."""
+
+    goal: Annotated[str, Meta(min_length=1, max_length=200_000)]
+    tools: Annotated[list[ToolName], Meta(max_length=64)] | None = None
+    max_steps: Annotated[int, Meta(ge=1, le=200)] = 20
+    context: AgentContext | None = None
+    approve: Annotated[list[ToolName], Meta(max_length=64)] = []
+
+    def __post_init__(self) -> None:
+        if not self.goal.strip():
+            raise ValueError("`goal` holds nothing but white space")
+
+
+class EmbeddingItem(Wire, frozen=True, kw_only=True):
+    """A text to embed, with an id of the client's own that its line of the output repeats."""
+
+    id: ShortText | None = None
+    text: str
+
+
+class EmbeddingOptions(Wire, frozen=True, kw_only=True):
+    """The vectors that are wanted; without `dimensions` the model's own number."""
+
+    model: ShortText | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    encoding: Literal["float", "base64"] = "float"
+
+
+class EmbeddingInput(EmbeddingOptions, frozen=True, kw_only=True):
+    """Input of a `batch-embedding` job: exactly one of `texts`, `items` and `documentId` (an NDJSON upload)."""
+
+    texts: Annotated[list[str], Meta(min_length=1, max_length=MAX_INLINE_TEXTS)] | None = None
+    items: Annotated[list[EmbeddingItem], Meta(min_length=1, max_length=MAX_INLINE_TEXTS)] | None = None
+    document_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.texts, self.items, self.document_id)) != 1:
+            raise ValueError("exactly one of `texts`, `items` and `documentId` is needed")
+
+
+class EmbeddingSource(EmbeddingOptions, frozen=True, kw_only=True):
+    """The same as it is stored: the texts are a blob of NDJSON lines; `documentId` where it was uploaded."""
+
+    blob: str
+    document_id: str | None = None
+
+
+class class IngestInput(Wire, frozen=True):
     """Input of an `ingest` job, which `POST /api/documents` makes."""
 
     document_id: str
@@ -161,6 +221,29 @@ class AnalysisJob(Submission, frozen=True, tag="document-analysis", tag_field="t
     input: AnalysisInput
 
 
+class AgentJob(Submission, frozen=True, tag="agent", tag_field="type", kw_only=True):
+    """A model that works towards a goal with tools, step by step."""
+
+    input: AgentInput
+
+
+class EmbeddingJob(Submission, frozen=True, tag="batch-embedding", tag_field="type", kw_only=True):
+    """Vectors for up to millions of texts, as NDJSON."""
+
+    input: EmbeddingInput
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is not None and self.input.model is not None and self.model != self.input.model:
+            raise ValueError("`model` and `input.model` differ")
+
+
+class StoredEmbeddingJob(Submission, frozen=True, tag="batch-embedding", tag_field="type", kw_only=True):
+    """A `batch-embedding` job as it is stored."""
+
+    input: EmbeddingSource
+
+
 class IngestJob(Submission, frozen=True, tag="ingest", tag_field="type", kw_only=True):
     """Extraction of an uploaded document. Made by `POST /api/documents` only."""
 
@@ -168,12 +251,14 @@ class IngestJob(Submission, frozen=True, tag="ingest", tag_field="type", kw_only
     input: IngestInput
 
 
-AnyJob = ChatJob | AnalysisJob | IngestJob
-PublicJob = ChatJob | AnalysisJob
+AnyJob = ChatJob | AnalysisJob | AgentJob | StoredEmbeddingJob | IngestJob
+PublicJob = ChatJob | AnalysisJob | AgentJob | EmbeddingJob
 
 JOB_TYPES: Final[dict[str, type[AnyJob]]] = {
     "chat": ChatJob,
     "document-analysis": AnalysisJob,
+    "agent": AgentJob,
+    "batch-embedding": StoredEmbeddingJob,
     "ingest": IngestJob,
 }
 

@@ -125,7 +125,7 @@ class JobContext:
                 break
             except JobError as error:
                 error.step = error.step or label
-                if shown or not await self._try_again(tries, error):
+                if shown or not await self.try_again(tries, error):
                     raise
         finished = msgspec.json.decode(journaled, type=Finished)
         if reused and on_text is not None and finished.text:
@@ -155,7 +155,7 @@ class JobContext:
         window.served(place)
         return result
 
-    async def _try_again(self, tries: Tries, error: JobError) -> bool:
+    async def try_again(self, tries: Tries, error: JobError) -> bool:
         """Waits until the next try; False when there is none."""
         before = tries.model
         wait_s = tries.after(error)
@@ -176,12 +176,13 @@ class JobContext:
         estimate: int,
         make: Callable[[Step, Progress], Awaitable[bytes]],
         keep_back: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[bytes, bool]:
         """A journaled step that spends tokens, `estimate` of input at least: its result, and whether it was there.
 
         `make` returns the JSON to journal. Raises what it raises; BudgetExhausted, LeaseLostError.
         """
-        progress = Progress(estimate)
+        progress = progress or Progress(estimate)
         self._check_budget(progress.input_tokens, keep_back)
 
         with self._open(progress) as close:

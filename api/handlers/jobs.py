@@ -8,8 +8,17 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from api.admission import START_S, admitted_view, class_ms, record_of, schema_problems, timing_of
-from api.keys import AUDIENCE, DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS, TICKETS
+from api.admission import (
+    START_S,
+    admitted_view,
+    class_ms,
+    documents_of,
+    record_of,
+    schema_problems,
+    timing_of,
+)
+from api.batches import stored_form
+from api.keys import AUDIENCE, BLOBS, DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS, TICKETS
 from api.live import follow
 from api.presence import until_hang_up
 from api.sse import stream_job
@@ -35,16 +44,17 @@ from shared.clock import monotonic_s, parse_rfc3339, rfc3339
 from shared.codec import decode_body
 from shared.errors import RefusedError
 from shared.ids import time_part
-from shared.jobs import JobRow, JobStatus, JobView, Output, retry_after_s, view_of
+from shared.jobs import JobRow, JobStatus, Output, retry_after_s, view_of
 from shared.metrics import JOBS_ADMITTED, JOBS_REFUSED
 from shared.specs import (
     JOB_TYPES,
-    AnalysisJob,
     AnyJob,
+    EmbeddingJob,
     Priority,
     PromptRef,
     PublicJob,
     ShortText,
+    StoredEmbeddingJob,
     Submission,
     Wire,
     type_of,
@@ -101,11 +111,11 @@ async def check(request: web.Request, job: Submission, root: str = "$") -> None:
     problems = schema_problems(job)
     if job.prompt is not None:
         problems.append(("$.prompt.name", f"there is no prompt {job.prompt.name!r}"))
-    if isinstance(job, AnalysisJob) and (document_id := job.input.document.document_id) is not None:
+    for path, document_id in documents_of(job):
         try:
             await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, document_id)
         except RefusedError as error:
-            problems.append(("$.input.document.documentId", error.detail))
+            problems.append((path, error.detail))
     if problems:
         problems = [(path.replace("$", root, 1), text) for path, text in problems]
         raise RefusedError(
@@ -131,14 +141,9 @@ async def admit(
     return answer(admitted_view(job, admitted, settings), status=202, headers=headers)
 
 
-def admitted_answer(request: web.Request, job: AnyJob, admitted: Admitted) -> JobView:
-    """What a submission is answered with."""
-    return admitted_view(job, admitted, request.app[SETTINGS])
-
-
 async def take_in(
     request: web.Request,
-    job: AnyJob,
+    job: PublicJob | AnyJob,
     digest: str | None,
     body_hash: str | None,
     *,
@@ -156,11 +161,18 @@ async def take_in(
     timing = timing_of(job, settings)
     if grace_ms is not None:
         timing["expires_in_ms"] = round(START_S * 1000)
+    made, size_bytes = None, 0
+    stored: AnyJob
+    if isinstance(job, EmbeddingJob):
+        stored, made, size_bytes = await stored_form(request, job)
+    else:
+        stored = job
+    trace = traceparent_of(request)
     try:
         admitted = await request.app[JOBS].admit(
             tenant=request[PRINCIPAL].tenant,
             lane=job.LANE,
-            record=record_of(job, settings, traceparent_of(request), grace_ms),
+            record=record_of(stored, settings, trace, grace_ms=grace_ms, size_bytes=size_bytes, blobs=made),
             idem_digest=digest,
             idem_body=body_hash,
             companion=companion,
@@ -168,7 +180,11 @@ async def take_in(
         )
     except RefusedError as error:
         JOBS_REFUSED.labels(error.code).inc()
+        if made is not None:
+            await request.app[BLOBS].delete(made)
         raise
+    if made is not None and admitted.replayed:
+        await request.app[BLOBS].delete(made)
     if not admitted.replayed:
         JOBS_ADMITTED.labels(type_of(job), job.priority.value).inc()
     return admitted
@@ -270,6 +286,8 @@ async def retry(request: web.Request) -> web.Response:
     job_id = request.match_info["id"]
     kind, spec = await store.spec(tenant, job_id)
     job = msgspec.json.decode(spec, type=JOB_TYPES[kind])
+    if isinstance(job, StoredEmbeddingJob) and wish.model is not None and wish.from_ is None:
+        raise invalid("$.model", 'vectors of two models cannot be compared; also say "from": "start"')
     await store.retry(
         tenant,
         job_id,

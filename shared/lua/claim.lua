@@ -47,7 +47,7 @@ end
 local function start(job_id, lane, weight)
   local key = P .. 'job:' .. job_id
   local row = redis.call('HMGET', key, 'status', 'lease', 'est', 'expires_ms', 'seq', 'tenant', 'type', 'max_attempts',
-    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent')
+    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'run')
   local estimate = tonumber(row[3] or '0') or 0
   if row[1] ~= 'queued' then return estimate, false end
   if not (tonumber(row[2]) and tonumber(row[5]) and row[6] and tonumber(row[8] or '1') and
@@ -78,7 +78,8 @@ local function start(job_id, lane, weight)
   leased[#leased + 1] = LEASE_END
   leased[#leased + 1] = job_id
   out[#out + 1] = {job_id, row[6], row[7] or '', lane, lease, attempt, tonumber(row[8] or '1'), row[9] or '', row[10] or '',
-    tonumber(row[11] or '0'), tonumber(row[12] or '0'), tokens, now, tonumber(row[13] or NOW), row[14] or ''}
+    tonumber(row[11] or '0'), tonumber(row[12] or '0'), tokens, now, tonumber(row[13] or NOW), row[14] or '',
+    tonumber(row[15] or '1')}
   return estimate, true
 end
 

@@ -54,6 +54,7 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
     claimed_ms: int
     queued_ms: int
     traceparent: str
+    run: int = 1  # counts the runs: a manual retry opens the next
 
     @property
     def timeout_s(self) -> float:

@@ -79,6 +79,42 @@ class Progress:
         return CallUsage(self.input_tokens, len(self.parts) + self.other_pieces, 0, estimated=True)
 
 
+class Requests(Progress):
+    """The same for a step that makes several requests for vectors, one after another."""
+
+    def __init__(self, input_tokens: int) -> None:
+        super().__init__(input_tokens)
+        self._done = CallUsage()
+        self._current: Progress | None = None
+        self.wasted_tokens = 0
+
+    def begin(self, tokens: int) -> Progress:
+        """A request begins; `tokens` estimates its texts."""
+        self._current = Progress(tokens)
+        return self._current
+
+    def end(self, *, wasted: bool) -> None:
+        """It ended; `wasted`: without vectors."""
+        spent = self._of_current()
+        self._current = None
+        self._done = CallUsage(
+            0, 0, self._done.embedding_tokens + spent.embedding_tokens, self._done.estimated or spent.estimated
+        )
+        if wasted:
+            self.wasted_tokens += spent.total
+
+    def usage(self) -> CallUsage:
+        """What all requests have used so far."""
+        spent = self._of_current()
+        return CallUsage(
+            0, 0, self._done.embedding_tokens + spent.embedding_tokens, self._done.estimated or spent.estimated
+        )
+
+    def _of_current(self) -> CallUsage:
+        used = self._current.usage() if self._current is not None else CallUsage()
+        return CallUsage(0, 0, used.total, used.estimated)
+
+
 def estimate_tokens(call: ChatCall) -> int:
     """The input's tokens before any provider has counted them."""
     characters = sum(message_characters(message) for message in call.messages)

@@ -42,9 +42,10 @@ class Discipline:
             state = self._states[model] = ModelState(model, self._settings)
         return state
 
-    def tries(self, model: str, *, windowed: bool = False) -> Tries:
-        """The tries of a call that names this model; `windowed` when it keeps to the model's window."""
-        rest = self._fallbacks.get(model, self._fallbacks.get("*", ()))
+    def tries(self, model: str, *, windowed: bool = False, alone: bool = False) -> Tries:
+        """The tries of a call that names this model; `windowed` when it keeps to the model's window, `alone` when no
+        other may answer (vectors of two models cannot be compared)."""
+        rest = () if alone else self._fallbacks.get(model, self._fallbacks.get("*", ()))
         models = tuple(dict.fromkeys((model, *rest)))
         return Tries(self._settings, self, models, windowed=windowed)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from worker.execution import Handler
 from worker.tasks.analysis import analyse_document
 from worker.tasks.chat import chat
+from worker.tasks.embedding import embed_batch
 from worker.tasks.ingest import ingest
 
 HANDLERS: dict[str, Handler] = {
+    "batch-embedding": embed_batch,
     "chat": chat,
     "document-analysis": analyse_document,
     "ingest": ingest,

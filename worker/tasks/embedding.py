@@ -1,0 +1,366 @@
+"""`batch-embedding`: vectors for a list of texts of any length, as NDJSON.
+
+The input is read as a stream and cut into batches (`worker.batch.plan`). Each batch is one journaled step whose part of
+the output is written before the step is; a retry makes only what is missing, and asks again for items that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from shared.batch import lines as lines_of
+from shared.blobs import BlobMissingError
+from shared.clock import monotonic_s
+from shared.errors import InvalidInput, JobError, LeaseLostError, UpstreamRefused
+from shared.jobs import Output
+from shared.specs import EmbeddingSource
+from worker.batch.parts import Failure, Found, Parts, render
+from worker.batch.plan import Batch, Plan, Planner
+from worker.context import JobContext, leave
+from worker.journal import Step
+from worker.model.calls import Embedded, EmbeddingCall, Requests, estimate_text_tokens
+from worker.model.window import Window
+
+MAX_LINE_BYTES: Final = 256 * 1024
+LINES_AT_ONCE: Final = 256
+BYTES_AT_ONCE: Final = 1024 * 1024
+MEMORY_BYTES: Final = 192 * 1024 * 1024  # of batches under way, about
+LEAST_ALIVE: Final = 4
+SPLITTABLE: Final = frozenset({400, 413, 422})  # one text of many may be the reason
+GIVE_UP_AFTER: Final = 8  # single texts refused and none ever taken: it is not the texts
+TELL_EVERY_S: Final = 0.5
+
+
+class EmbeddingResult(Output, frozen=True):
+    """`count` items, of which `failed` have an error in place of a vector; `output` is the path of the lines."""
+
+    count: int
+    failed: int
+    dimensions: int | None
+    output: str
+
+
+class _Done(msgspec.Struct, frozen=True):
+    """A finished batch, as it is journaled. `run` made it last; `failed` counts its lines without a vector, `again`
+    those of them that a retry may mend."""
+
+    key: str
+    size_bytes: int
+    lines: int
+    failed: int
+    again: int
+    dimensions: int | None
+    run: int
+    reason: str | None = None
+
+
+async def embed_batch(spec: EmbeddingSource, context: JobContext) -> EmbeddingResult:
+    """Embeds all texts. The job fails when not one of them could be embedded. Raises JobError."""
+    with tempfile.TemporaryDirectory(prefix="errand-batch-") as folder:
+        work = _Work(spec, context, await _plan(spec, context))
+        planner = Planner(work.plan, Path(folder))
+        try:
+            await work.run(planner)
+        finally:
+            planner.close()
+    if not work.count:
+        raise InvalidInput("The input has no lines.")
+    if work.failed == work.count:
+        raise (UpstreamRefused if work.refused else InvalidInput)(
+            f"None of the {work.count} items could be embedded; the first: {work.reason}"
+        )
+    return EmbeddingResult(
+        count=work.count,
+        failed=work.failed,
+        dimensions=work.dimensions,
+        output=f"/api/jobs/{context.job.job_id}/output",
+    )
+
+
+async def _plan(spec: EmbeddingSource, context: JobContext) -> Plan:
+    """The plan of the job's first attempt: later ones keep to it, whatever the settings say by then."""
+    settings = context.deps.settings
+
+    async def make(_: Step) -> bytes:
+        return msgspec.json.encode(
+            Plan.of(
+                spec.dimensions,
+                spec.encoding,
+                most_items=settings.embedding_items,
+                most_tokens=settings.embedding_tokens,
+            )
+        )
+
+    journaled, _ = await context.journal.step("plan", b"", 0, make)
+    return msgspec.json.decode(journaled, type=Plan)
+
+
+class _Work:
+    """One attempt at a batch job: its batches under way, and what has come of them."""
+
+    def __init__(self, spec: EmbeddingSource, context: JobContext, plan: Plan) -> None:
+        self.plan = plan
+        self.count = 0
+        self.failed = 0
+        self.refused = 0
+        self.reason: str | None = None
+        self.dimensions: int | None = None
+        self._spec = spec
+        self._context = context
+        self._parts = Parts(context.deps.blobs)
+        self._ended: dict[int, asyncio.Future[None]] = {}
+        self._error: JobError | LeaseLostError | None = None
+        self._taken = False  # whether the model has taken any text of this job
+        self._refused_in_a_row = 0
+        self._read_bytes = 0
+        self._total_bytes = 0
+        self._told_at_s = 0.0
+        per_batch = 2 * (plan.answer_bytes + plan.tokens * 4)
+        alive = min(context.deps.settings.model_max_in_flight, max(LEAST_ALIVE, MEMORY_BYTES // per_batch))
+        self._alive = asyncio.Semaphore(alive)
+
+    async def run(self, planner: Planner) -> None:
+        """Works through the input. An error stops the reading; what is under way ends first, and is kept."""
+        async with asyncio.TaskGroup() as group:
+            try:
+                await self._read(group, planner)
+            except BlobMissingError:
+                self._error = self._error or InvalidInput("The input was deleted.")
+        if self._error is not None:
+            raise self._error
+        self._tell(force=True)
+
+    async def _read(self, group: asyncio.TaskGroup, planner: Planner) -> None:
+        blobs, blob = self._context.deps.blobs, self._spec.blob
+        self._total_bytes = await blobs.size(blob)
+        async for lines in _some(lines_of(blobs.stream(blob), max_line_bytes=MAX_LINE_BYTES)):
+            await self._start(group, await asyncio.to_thread(planner.add, lines))
+            if self._error is not None:
+                return
+        await self._start(group, planner.rest())
+
+    async def _start(self, group: asyncio.TaskGroup, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            await self._alive.acquire()
+            if self._error is not None:
+                return
+            self._ended[batch.number] = asyncio.get_running_loop().create_future()
+            group.create_task(self._carry_out(batch))
+
+    async def _carry_out(self, batch: Batch) -> None:
+        """One batch, from its request to its part; errors are noted for `run`."""
+        try:
+            if self._error is None:
+                self._count(batch, await self._one(batch))
+        except (JobError, LeaseLostError) as error:
+            self._error = self._error or error
+        except BlobMissingError as error:
+            self._error = self._error or InvalidInput(f"A part of the job's output was deleted: {error}")
+        finally:
+            self._ended[batch.number].set_result(None)
+            self._alive.release()
+
+    def _count(self, batch: Batch, done: _Done) -> None:
+        self.count += done.lines
+        self.failed += done.failed
+        self.refused += done.again
+        self.reason = self.reason or done.reason
+        if done.dimensions is not None:
+            if self.dimensions is not None and self.dimensions != done.dimensions:
+                raise UpstreamRefused(f"The model changed its dimensions from {self.dimensions} to {done.dimensions}.")
+            self.dimensions = done.dimensions
+            self._taken = True
+        self._read_bytes += batch.input_bytes
+        self._tell()
+
+    def _tell(self, *, force: bool = False) -> None:
+        if not force and monotonic_s() - self._told_at_s < TELL_EVERY_S:
+            return
+        self._told_at_s = monotonic_s()
+        share = min(1.0, self._read_bytes / self._total_bytes) if self._total_bytes else 1.0
+        failed = f", {self.failed} failed" if self.failed else ""
+        self._context.report.progress(share, "embed", f"Finished {self.count} items{failed}")
+
+    # -- one batch -----------------------------------------------------------------------------------------------
+
+    async def _one(self, batch: Batch) -> _Done:
+        """A batch that is in the journal already, or its step."""
+        spec, context = self._spec, self._context
+        identity = batch.identity(context.job.model, spec.dimensions, spec.encoding)
+        label = f"batch/{batch.number + 1}"
+        done, reused = await self._step(label, batch, identity, None)
+        if reused:
+            self._parts.known(batch.number, done.key, done.size_bytes)
+            if done.again and done.run < context.job.run:
+                # A person asked for another run: items that the model refused get another chance.
+                done, _ = await self._step(f"{label}/run-{context.job.run}", batch, identity, done)
+                self._parts.known(batch.number, done.key, done.size_bytes)
+        return done
+
+    async def _step(self, label: str, batch: Batch, identity: bytes, before: _Done | None) -> tuple[_Done, bool]:
+        context = self._context
+        window = context.deps.model.discipline.of(context.job.model).window
+        place: int | None = await window.enter()
+        requests = Requests(batch.tokens)
+
+        def take() -> int | None:
+            nonlocal place
+            taken, place = place, None
+            return taken
+
+        async def make(step: Step, _: Any) -> bytes:
+            try:
+                return await self._make(step, batch, before, _Asking(self, window, take, requests))
+            finally:
+                step.wasted_tokens = requests.wasted_tokens
+
+        try:
+            journaled, reused = await context.step(label, identity, batch.tokens, make, progress=requests)
+        except JobError as error:
+            error.step = error.step or label
+            raise
+        finally:
+            if place is not None:
+                window.left(place)
+        return msgspec.json.decode(journaled, type=_Done), reused
+
+    async def _make(self, step: Step, batch: Batch, before: _Done | None, asking: _Asking) -> bytes:
+        """Makes a batch's part; with `before`, only the lines that failed then."""
+        job = self._context.job
+        found: list[Found | None] = [None] * len(batch.entries)
+        if before is not None:
+            found = [row if not _again(row) else None for row in await self._parts.lines(batch.number)]
+        wanted = [entry for entry, row in zip(batch.entries, found, strict=True) if row is None]
+        own = [entry for entry in wanted if entry.own is not None]
+        vectors = await asking.vectors([batch.texts[entry.own] for entry in own if entry.own is not None])
+        first = batch.entries[0].index
+        for entry, vector in zip(own, vectors, strict=True):
+            found[entry.index - first] = vector
+        for entry in wanted:
+            if entry.error is not None:
+                found[entry.index - first] = Failure("invalid_input", entry.error)
+            elif entry.like is not None:
+                found[entry.index - first] = await self._like(batch, entry.like, found)
+        rows = [row for row in found if row is not None]
+        lines = [render(entry, row) for entry, row in zip(batch.entries, rows, strict=True)]
+        # The lease is in the name: a worker that lost it cannot write over what its successor has written.
+        key = f"outputs/{job.tenant}/{job.job_id}/{batch.number:06d}-{job.run}-{job.lease}"
+        part = await self._parts.write(batch.number, key, lines)
+        step.part = (batch.number, f"{part.size_bytes} {key}")
+        failures = [row for row in rows if isinstance(row, Failure)]
+        dimensions = asking.dimensions or (before.dimensions if before is not None else None)
+        return msgspec.json.encode(
+            _Done(
+                key,
+                part.size_bytes,
+                len(rows),
+                len(failures),
+                sum(map(_again, rows)),
+                dimensions,
+                job.run,
+                failures[0].message if failures else None,
+            )
+        )
+
+    async def _like(self, batch: Batch, place: tuple[int, int], found: Sequence[Found | None]) -> Found:
+        """What the line says where the same text stood first: in this batch, or in one before it."""
+        number, line = place
+        if number == batch.number:
+            row = found[line]
+            assert row is not None
+            return row
+        await self._ended[number]
+        if self._error is not None:
+            raise self._error
+        return await self._parts.line(number, line)
+
+    def refusal(self, error: UpstreamRefused) -> None:
+        """One text alone was refused. Raises the error when it does not seem to be the text's fault."""
+        self._refused_in_a_row += 1
+        if not self._taken and self._refused_in_a_row >= GIVE_UP_AFTER:
+            raise error
+
+    def taken(self) -> None:
+        """The model took a request."""
+        self._taken = True
+
+
+class _Asking:
+    """The requests of one batch, one after another."""
+
+    def __init__(self, work: _Work, window: Window, take: Any, requests: Requests) -> None:
+        self.dimensions: int | None = None
+        self._work = work
+        self._window = window
+        self._take = take
+        self._requests = requests
+
+    async def vectors(self, texts: list[str]) -> list[Found]:
+        """A vector or a failure for each text. A request that is refused is split until the text is found that it is
+        refused for."""
+        if not texts:
+            return []
+        try:
+            answer = await self._request(texts)
+        except UpstreamRefused as error:
+            if error.status not in SPLITTABLE:
+                raise
+            if len(texts) == 1:
+                self._work.refusal(error)
+                return [Failure(error.code, error.message)]
+            middle = len(texts) // 2
+            return [*await self.vectors(texts[:middle]), *await self.vectors(texts[middle:])]
+        self.dimensions = answer.dimensions
+        return list(answer.vectors)
+
+    async def _request(self, texts: list[str]) -> Embedded:
+        """One request, repeated as `worker.model.discipline` says. Raises JobError."""
+        context, spec = self._work._context, self._work._spec
+        model = context.deps.model
+        tries = model.discipline.tries(context.job.model, windowed=True, alone=True)
+        call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
+        estimate = sum(map(estimate_text_tokens, texts))
+        while True:
+            place = self._take()
+            if place is None:
+                place = await self._window.enter()
+            progress = self._requests.begin(estimate)
+            try:
+                answer = await model.embed(context.job.model, call, progress)
+            except BaseException as error:
+                leave(self._window, place, error)
+                if not isinstance(error, JobError):
+                    raise  # what was used so far is booked as it stands
+                self._requests.end(wasted=True)
+                if not await context.try_again(tries, error):
+                    raise
+                continue
+            self._window.served(place)
+            self._requests.end(wasted=False)
+            self._work.taken()
+            return answer
+
+
+def _again(row: Found) -> bool:
+    """Whether a retry may mend it: the model refused it; a bad line stays bad."""
+    return isinstance(row, Failure) and row.code != InvalidInput.code
+
+
+async def _some(lines: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
+    """Lines, some hundred at a time."""
+    group: list[Any] = []
+    size = 0
+    async for line in lines:
+        group.append(line)
+        size += len(line) if isinstance(line, bytes) else 0
+        if len(group) >= LINES_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
