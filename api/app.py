@@ -17,7 +17,7 @@ from api.presence import Audience, Sessions
 from api.routes import ROUTES, guarded
 from api.teller import Teller
 from api.websocket import Socket
-from shared.blobs import LocalBlobs
+from shared.blobs import blobs_of
 from shared.keys import Keys
 from shared.redis import connect
 from shared.settings import Settings
@@ -29,6 +29,7 @@ from shared.stores.tickets import TicketsStore
 from shared.upkeep import Upkeep
 
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
+BLOBS_S = 3.0  # likewise of a blob store that is elsewhere
 
 
 def our_version() -> str:
@@ -51,7 +52,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.EVENTS] = EventsStore(client, names)
     app[keys.TENANTS] = TenantsStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
-    app[keys.BLOBS] = LocalBlobs(settings.data_dir / "blobs")
+    app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
     app[keys.PRINCIPALS] = {}
     document = openapi.build(ROUTES, our_version())
     app[keys.OPENAPI] = msgspec.json.encode(document)
