@@ -6,7 +6,7 @@ A key is a path such as `files/ten_…/ab12…`. A blob is durable when it was p
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final, Protocol
 
 import msgspec
@@ -52,7 +52,7 @@ class Blobs(Protocol):
         """The bytes from `start` to `end` (exclusive), as far as there are any. Raises BlobMissingError."""
         ...
 
-    def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """The same in pieces of at most CHUNK_BYTES; without `end` to the blob's end. Raises BlobMissingError at the
         first piece, and at a later one when the blob was deleted meanwhile."""
         ...

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -81,7 +81,7 @@ class LocalBlobs:
         except FileNotFoundError:
             raise BlobMissingError(key) from None
 
-    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """See Blobs."""
         try:
             file = await asyncio.to_thread(self._path(key).open, "rb")

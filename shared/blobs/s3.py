@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -115,7 +115,7 @@ class S3Blobs:
         with self._failures(key):
             return bytes(await self._obstore.get_range_async(self._store, checked(key), start=start, end=end))
 
-    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """See Blobs."""
         size = await self.size(key)
         end = size if end is None else min(end, size)

@@ -118,14 +118,20 @@ class EventsStore:
         usage: CallUsage,
         result: bytes | None,
         wasted: bool = False,
+        part: tuple[int, str] | None = None,
     ) -> None:
-        """Books a call and, with a result, journals it; once per `call` id. Raises LeaseLostError after booking."""
+        """Books a call and, with a result, journals it; once per `call` id. `part` (number, `<size_bytes> <blob key>`)
+        is the part of the job's output that the result stands for: it is kept when the result is.
+
+        Raises LeaseLostError after booking.
+        """
         reply = await self.scripts.run(
             "finish_step",
             [
                 self.keys.job(claimed.job_id),
                 self.keys.journal(claimed.job_id),
                 self.keys.open_calls(claimed.job_id),
+                self.keys.output(claimed.job_id),
             ],
             job=claimed.job_id,
             worker=worker,
@@ -139,6 +145,8 @@ class EventsStore:
             tok_embed=usage.embedding_tokens,
             estimated=usage.estimated,
             wasted=wasted,
+            part=part[0] if part else None,
+            part_value=part[1] if part else None,
         )
         if int(reply) == 0:
             raise LeaseLostError(claimed.job_id)
