@@ -94,7 +94,7 @@ def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> Jo
         finished_at=None,
         expires_at=rfc3339(admitted.due_ms + round(job.expires_in_seconds * 1000)),
         usage=UsageView(),
-        links=links_of(admitted.job_id),
+        links=links_of(admitted.job_id, type_of(job)),
     )
 
 

@@ -17,18 +17,20 @@ from api.presence import Audience, Sessions
 from api.routes import ROUTES, guarded
 from api.teller import Teller
 from api.websocket import Socket
-from shared.blobs import LocalBlobs
+from shared.blobs import blobs_of
 from shared.keys import Keys
 from shared.redis import connect
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
+from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
-from shared.upkeep import Upkeep
+from shared.upkeep import Disposal, Upkeep
 
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
+BLOBS_S = 3.0  # likewise of a blob store that is elsewhere
 
 
 def our_version() -> str:
@@ -51,7 +53,8 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.EVENTS] = EventsStore(client, names)
     app[keys.TENANTS] = TenantsStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
-    app[keys.BLOBS] = LocalBlobs(settings.data_dir / "blobs")
+    app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
+    app[keys.OUTPUTS] = OutputsStore(client, names)
     app[keys.PRINCIPALS] = {}
     document = openapi.build(ROUTES, our_version())
     app[keys.OPENAPI] = msgspec.json.encode(document)
@@ -59,6 +62,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.HUB] = Hub(connect(settings.redis_url, timeout_s=None), names)
     app[keys.TELLER] = Teller(app[keys.JOBS])
     app[keys.UPKEEP] = Upkeep(app[keys.JOBS], lease_s=settings.lease_seconds)
+    app[keys.DISPOSAL] = Disposal(app[keys.OUTPUTS], app[keys.BLOBS])
     app[keys.AUDIENCE] = Audience(app[keys.JOBS], app[keys.UPKEEP])
     app[keys.SESSIONS] = Sessions(app[keys.TENANTS])
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
@@ -82,6 +86,7 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
     await hub.start()
     companions = [
         asyncio.create_task(app[keys.UPKEEP].run(), name="upkeep"),
+        asyncio.create_task(app[keys.DISPOSAL].run(), name="disposal"),
         asyncio.create_task(app[keys.AUDIENCE].run(), name="audience"),
         asyncio.create_task(app[keys.SESSIONS].run(), name="sessions"),
         asyncio.create_task(app[keys.TELLER].run(), name="teller"),

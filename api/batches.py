@@ -1,5 +1,5 @@
-"""Taking in a `batch-embedding` job: its texts become a blob of NDJSON lines, so that small and large inputs are read in
-the same way, and never whole in memory by a worker."""
+"""Taking in a `batch-embedding` job: its texts become a blob of NDJSON lines, so that small and large inputs are read
+in the same way, and never whole in memory by a worker."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ async def stored_form(request: web.Request, job: EmbeddingJob) -> tuple[StoredEm
 async def _lines(wanted: EmbeddingInput) -> AsyncIterator[bytes]:
     """The texts as NDJSON, some hundred lines at a time."""
     rows: list[str] | list[dict[str, str]]
-    rows = wanted.texts if wanted.texts is not None else [
-        {"id": item.id, "text": item.text} if item.id is not None else {"text": item.text} for item in wanted.items or ()
-    ]  # fmt: skip
+    if wanted.texts is not None:
+        rows = wanted.texts
+    else:
+        rows = [{"text": item.text} | ({"id": item.id} if item.id is not None else {}) for item in wanted.items or ()]
     for first in range(0, len(rows), LINES_PER_WRITE):
         yield b"".join(_encode(row) + b"\n" for row in rows[first : first + LINES_PER_WRITE])

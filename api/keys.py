@@ -15,9 +15,10 @@ from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
+from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import Principal, TenantsStore
 from shared.stores.tickets import TicketsStore
-from shared.upkeep import Upkeep
+from shared.upkeep import Disposal, Upkeep
 
 if TYPE_CHECKING:  # they look things up here themselves
     from api.presence import Audience, Sessions
@@ -30,10 +31,12 @@ JOBS = web.AppKey("jobs", JobsStore)
 EVENTS = web.AppKey("events", EventsStore)
 TENANTS = web.AppKey("tenants", TenantsStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
+OUTPUTS = web.AppKey("outputs", OutputsStore)
 BLOBS = web.AppKey("blobs", Blobs)
 HUB = web.AppKey("hub", Hub)
 TELLER = web.AppKey("teller", Teller)
 UPKEEP = web.AppKey("upkeep", Upkeep)
+DISPOSAL = web.AppKey("disposal", Disposal)
 SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
 TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")

@@ -13,7 +13,7 @@ from api.cors import preflight
 from api.keys import PRINCIPAL, REQUEST_ID
 from api.problems import from_http_exception, problem_answer
 from shared.clock import monotonic_s
-from shared.errors import RefusedError
+from shared.errors import BlobsUnavailableError, RefusedError
 from shared.ids import random_part
 from shared.log import get_logger
 from shared.metrics import HTTP_REQUESTS, HTTP_SECONDS, REDIS_OUTAGES
@@ -51,6 +51,11 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             reason = f"redis: {type(error).__name__}: {error}"
             refusal = RefusedError("unavailable", "Redis cannot be reached just now; nothing was lost.")
             response = problem_answer(refusal, request_id)
+        except BlobsUnavailableError as error:
+            reason = type(error).__name__
+            if request.writer.output_size > 0:
+                raise ConnectionResetError("the answer had begun") from None
+            response = problem_answer(RefusedError("unavailable", error.message), request_id)
         except ConnectionError:
             raise
         except Exception as error:

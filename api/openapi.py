@@ -110,7 +110,11 @@ def _operation(route: Route, by_kind: dict[Any, Any]) -> dict[str, Any]:
                         "title": {"type": "string"},
                         "collection": {"type": "string"},
                         "metadata": {"type": "string", "description": "a JSON object of strings"},
-                        "index": {"type": "string", "enum": ["true", "false"]},
+                        "index": {
+                            "type": "string",
+                            "enum": ["true", "false"],
+                            "description": "false: not searched; batch files (NDJSON) are taken only so",
+                        },
                     },
                     "required": ["file"],
                 }

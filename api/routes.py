@@ -9,10 +9,11 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, chat, documents, jobs, ops
+from api.handlers import admin, chat, documents, jobs, ops, output
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
+from shared.batch import MEDIA_TYPE
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
 from shared.specs import PublicJob
@@ -191,6 +192,18 @@ ROUTES: Final[tuple[Route, ...]] = (
         {200: ("Events in order.", jobs.JobEventList)},
         parameters=(_q("after", "events after this number"), _q("limit", "1 to 1000, default 200")),
         problems=("not_found", "gone", "invalid_request"),
+    ),
+    Route(
+        "GET", "/api/jobs/{id}/output", output.read, "A job's large result, readable while it grows", Scope.JOBS,
+        {200: ("All of it; while the job is not final, what is there so far, with `Retry-After`.", MEDIA_TYPE),
+         206: ("The range; its `Content-Range` names no total while the job is not final.", MEDIA_TYPE),
+         304: ("Unchanged (a final job's only).", None)},
+        parameters=(
+            _h("Range", "one range of bytes; one that begins at the end of what is there is 416, and while the job is "
+               "not final `Retry-After` says when to ask again"),
+            _h("If-Range", "the ETag that the range belongs to"), _h("If-None-Match", "the ETag of an earlier answer"),
+        ),
+        problems=("not_found", "gone", "range_not_satisfiable"),
     ),
     Route(
         "POST", "/api/documents", documents.create, "Store a document", Scope.DOCUMENTS,

@@ -53,13 +53,7 @@ class EventStream:
         if transport is not None and not transport.get_write_buffer_size() and len(data) < SMALL_BYTES:
             await self.response.write(data)  # it cannot have to wait
             return
-        try:
-            async with asyncio.timeout(STALLED_S):
-                await self.response.write(data)
-        except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise ConnectionResetError("the client stood still") from None
+        await send_within(self._request, self.response, data)
 
     async def heartbeat(self) -> None:
         """A sign of life."""
@@ -68,6 +62,18 @@ class EventStream:
     async def close(self) -> None:
         """The regular end of the response."""
         await self.response.write_eof()
+
+
+async def send_within(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Sends bytes of an open response. Raises ConnectionResetError, and lets the client go, when it takes nothing for
+    STALLED_S."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await response.write(data)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client stood still") from None
 
 
 def bound_unsent(connection: Any) -> None:

@@ -14,8 +14,8 @@ import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 from msgspec import Meta
 
-from api.auth import principal_of, require
 from api.admission import admitted_view
+from api.auth import principal_of, require
 from api.handlers.jobs import check, events_place, row_of, take_in
 from api.keys import AUDIENCE, EVENTS, HUB, JOBS, PRINCIPAL, REQUEST_ID, SESSIONS, SETTINGS, SOCKETS, TELLER
 from api.live import OUTAGE_S, Budget, Closing, Feed, Frame, Gap, ReplayEnd

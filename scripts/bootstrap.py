@@ -247,7 +247,7 @@ def main() -> None:
         say("another command is setting up; waiting for it")
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        install(requirements(EXTRAS[command]))
+        install(requirements((*EXTRAS[command], *(("s3",) if os.environ.get("ERRAND_BLOBS") else ()))))
         if command != "errand":
             ensure_redis()
     except PermissionError as error:

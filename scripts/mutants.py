@@ -123,7 +123,7 @@ MUTANTS = (
     Mutant("durability-unchecked", "shared/redis.py", "if found.wrong and not allow_volatile:", "if False:", "test_admin_ops", "volatile_redis"),
     Mutant("bomb-inflated", "worker/documents/extract.py", "if inflated > MAX_INFLATED_BYTES or", "if False and", "test_documents", "cannot_be_read"),
     Mutant("pages-forgotten", "worker/documents/extract.py", 'return Extracted("application/pdf", "".join(texts), starts', 'return Extracted("application/pdf", "".join(texts), []', "test_documents", "pdf_is_read"),
-    Mutant("file-left", "api/handlers/documents.py", 'await request.app[BLOBS].delete(row["file_blob"])', "pass", "test_documents", "gone_with_its_files"),
+    Mutant("file-left", "api/handlers/documents.py", 'await _discard(request, row["file_blob"])', "pass", "test_documents", "gone_with_its_files"),
     Mutant("leftovers-ignored", "scripts/children.py", "if born_at and born(pid) == born_at:", "if False:", "test_stack", "hard_kill"),
     Mutant("no-restart", "scripts/stack.py", "                await child.start(output)\n            if self.stopping.is_set():", "                pass\n            if self.stopping.is_set():", "test_stack", "starts_again or started_again"),
     Mutant("chat-restarts", "shared/lua/lib/job.lua", "return not (row[1] and row[1] ~= '' and row[2] and row[2] ~= '')", "return true",

@@ -31,7 +31,8 @@ class NewTextDocument(Wire, frozen=True):
 
 
 class DocumentView(Output, frozen=True, kw_only=True):
-    """A stored document. `characters` and `pages` are null until it is ready; `chunks` counts those in search."""
+    """A stored document. `characters` and `pages` are null until it is ready; `chunks` counts those in search; `items`
+    the lines of a batch file."""
 
     document_id: str
     job_id: str | None
@@ -46,6 +47,7 @@ class DocumentView(Output, frozen=True, kw_only=True):
     characters: int | None
     pages: int | None
     chunks: int
+    items: int | UnsetType = UNSET
     skipped: msgspec.Raw | UnsetType = UNSET
     error: str | UnsetType = UNSET
     created_at: str

@@ -18,6 +18,7 @@ ErrandError
     ├── JobTimeout           timeout               the attempt took longer than timeoutSeconds
     ├── WorkerLost           worker_lost           three workers died with this job
     └── InternalError        internal              a defect of ours
+        └── BlobsUnavailableError                  the blob store cannot be reached; the API answers 503
 """
 
 from __future__ import annotations
@@ -165,3 +166,7 @@ class InternalError(JobError):
 
     code = "internal"
     retryable = True
+
+
+class BlobsUnavailableError(InternalError):
+    """The blob store cannot be reached, refuses us, or has lost its bucket; tried again."""

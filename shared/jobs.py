@@ -26,6 +26,9 @@ class JobStatus(StrEnum):
     EXPIRED = "expired"
 
 
+# Jobs whose result is too large for the record: it is read at `/api/jobs/{id}/output`.
+OUTPUT_TYPES: Final = frozenset({"batch-embedding"})
+
 FINAL: Final = frozenset({JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
 
 # The record's fields, in the order in which `view.lua` and `list.lua` return them. `spec` and `result` are large;
@@ -116,11 +119,12 @@ class CancellationView(Output, frozen=True):
 
 
 class Links(Output, frozen=True, kw_only=True):
-    """Paths of the job's resources on the same host."""
+    """Paths of the job's resources on the same host; `output` for types that have one."""
 
     self_: str = msgspec.field(name="self")
     stream: str
     events: str
+    output: str | UnsetType = UNSET
 
 
 class JobView(Output, frozen=True, kw_only=True):
@@ -230,10 +234,11 @@ class JobRow(msgspec.Struct, frozen=True):
         return self.status in FINAL
 
 
-def links_of(job_id: str) -> Links:
-    """The paths of a job's resources."""
+def links_of(job_id: str, kind: str) -> Links:
+    """The paths of the resources of a job of type `kind`."""
     base = f"/api/jobs/{job_id}"
-    return Links(self_=base, stream=f"{base}/stream", events=f"{base}/events")
+    output = f"{base}/output" if kind in OUTPUT_TYPES else UNSET
+    return Links(self_=base, stream=f"{base}/stream", events=f"{base}/events", output=output)
 
 
 def usage_of(row: JobRow) -> UsageView:
@@ -281,7 +286,7 @@ def view_of(row: JobRow) -> JobView:
         error=msgspec.json.decode(error, type=JobErrorView) if error else UNSET,
         waiting=waiting_of(row) if status is JobStatus.WAITING else UNSET,
         cancellation=cancellation_of(row, usage) if "cancel_ms" in row.fields else UNSET,
-        links=links_of(row.job_id),
+        links=links_of(row.job_id, row.text("type") or ""),
     )
 
 

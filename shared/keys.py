@@ -27,6 +27,10 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "step name and input hash → its state and result"),
     KeyKind("open:{jobId}", "hash", "while a call is under way", "begin_step", "finish_step, settle, reap",
             "calls under way: call id → estimated tokens"),
+    KeyKind("output:{jobId}", "hash", "as the record", "finish_step", "API",
+            "a large result: number of the part, from 0 → `<size_bytes> <blob key>`"),
+    KeyKind("trash", "set", "while not empty", "sweep, retry, API", "upkeep",
+            "blob keys and prefixes that are to be deleted; a member goes when its blobs are gone"),
     KeyKind("jobs:{tenantId}", "zset", "as its members", "admit, sweep", "list",
             "all job ids of a tenant, score 0, so in order of creation"),
     KeyKind("gone:{jobId}", "string", "30 days", "sweep", "view", "tenant of a job whose retention is over: 410, then 404"),
@@ -94,6 +98,15 @@ class Keys(msgspec.Struct, frozen=True):
     def open_calls(self, job_id: str) -> str:
         """The calls of a job that are under way."""
         return f"{self.prefix}open:{job_id}"
+
+    def output(self, job_id: str) -> str:
+        """The parts of a job's output."""
+        return f"{self.prefix}output:{job_id}"
+
+    @property
+    def trash(self) -> str:
+        """Blobs that are to be deleted."""
+        return f"{self.prefix}trash"
 
     def jobs(self, tenant: str) -> str:
         """The index of a tenant's jobs."""

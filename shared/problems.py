@@ -144,6 +144,7 @@ PROBLEMS: Final[dict[str, ProblemKind]] = {
         503,
         "Unavailable for the moment",
         True,
-        "Redis or the workers cannot be reached. Repeat after `Retry-After` seconds, with the same `Idempotency-Key`.",
+        "Redis, the blob store or the workers cannot be reached. Repeat after `Retry-After` seconds, with the same "
+        "`Idempotency-Key`.",
     ),
 }

@@ -44,6 +44,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
 
     data_dir: Annotated[Path, _doc("Directory of files: blobs, the admin key, the embedded Redis.")] = Path(".errand")
+    blobs: Annotated[
+        Annotated[str, Meta(pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?)?$")],
+        _doc(
+            "Where blobs lie: empty for `ERRAND_DATA_DIR/blobs`, or `s3://bucket/prefix` (extra `s3`; key, region and "
+            "endpoint come from the usual `AWS_…` variables)."
+        ),
+    ] = ""
     admin_key: Annotated[str, _doc("The admin key `ek_…`; made at the first start when unset.")] = ""
     redis_prefix: Annotated[
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{0,64}$")],
@@ -147,6 +154,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_upload_bytes: Annotated[Annotated[int, Meta(ge=1_024, le=1 << 34)], _doc("Largest uploaded file.")] = (
         50 * 1024 * 1024
     )
+    max_batch_bytes: Annotated[
+        Annotated[int, Meta(ge=1_024, le=1 << 40)], _doc("Largest uploaded batch file (NDJSON).")
+    ] = 4 * 1024 * 1024 * 1024
     body_seconds: Annotated[Seconds, _doc("A request's body must have arrived within this time.")] = 30.0
     upload_seconds: Annotated[Seconds, _doc("An upload must have arrived within this time.")] = 600.0
     extract_seconds: Annotated[Seconds, _doc("CPU and wall time that reading one document may take.")] = 60.0

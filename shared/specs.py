@@ -166,7 +166,7 @@ class EmbeddingSource(EmbeddingOptions, frozen=True, kw_only=True):
     document_id: str | None = None
 
 
-class class IngestInput(Wire, frozen=True):
+class IngestInput(Wire, frozen=True):
     """Input of an `ingest` job, which `POST /api/documents` makes."""
 
     document_id: str

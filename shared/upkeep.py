@@ -7,11 +7,14 @@ import random
 from contextlib import suppress
 from typing import Final
 
+from shared.blobs import Blobs
 from shared.clock import monotonic_s
+from shared.errors import BlobsUnavailableError
 from shared.log import get_logger
 from shared.metrics import JOBS_REAPED
 from shared.redis import OUTAGE
 from shared.stores.jobs import JobsStore
+from shared.stores.outputs import OutputsStore
 
 log = get_logger()
 
@@ -63,3 +66,50 @@ class Upkeep:
                 async with asyncio.timeout(self._every_s * random.uniform(0.8, 1.2)):  # noqa: S311
                     await self._now.wait()
             self._now.clear()
+
+
+class Disposal:
+    """Deletes the blobs that nobody needs any more: on its own, so that a store which is slow or away holds up nothing
+    else. What was not deleted stays on the list; two processes may delete the same."""
+
+    def __init__(self, outputs: OutputsStore, blobs: Blobs) -> None:
+        self._outputs = outputs
+        self._blobs = blobs
+
+    async def empty(self) -> None:
+        """Deletes until the list is empty, or the store is away. Raises a member of OUTAGE."""
+        while keys := await self._outputs.discarded(BATCH):
+            gone = []
+            try:
+                for key in keys:
+                    if await self._delete(key):
+                        gone.append(key)
+            except BlobsUnavailableError:
+                return  # said in the log where it happened
+            finally:
+                await self._outputs.deleted(gone)
+            if not gone:
+                return
+
+    async def _delete(self, key: str) -> bool:
+        """Deletes a blob, or all below a prefix; whether the key is done with."""
+        try:
+            await self._blobs.delete_prefix(key)
+            await self._blobs.delete(key)
+        except ValueError:
+            log.error("blobs.not_a_key", key=key)
+        except OSError as error:
+            log.error("blobs.not_deleted", key=key, error=str(error))
+            return False
+        return True
+
+    async def run(self) -> None:
+        """Rounds for ever."""
+        while True:
+            try:
+                await self.empty()
+            except OUTAGE:
+                pass  # as in Upkeep
+            except Exception:
+                log.exception("disposal.failed")
+            await asyncio.sleep(SWEEP_EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311

@@ -286,6 +286,7 @@ def test_each_library_has_its_place() -> None:
         assert "openai" not in imported or place.startswith("worker/model/"), place
         assert "arq" not in imported or place == "worker/engine.py", place
         assert "aiohttp" not in imported or place.startswith("api/"), place
+        assert "obstore" not in imported or place == "shared/blobs/s3.py", place
         assert not imported & {"scripts", "tests", "pickle"}, place
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import start_http_server
 
-from shared.blobs import LocalBlobs
+from shared.blobs import blobs_of
 from shared.errors import ConfigurationError
 from shared.keys import Keys
 from shared.log import configure, get_logger
@@ -35,7 +35,7 @@ def build(
 ) -> Engine:
     """An engine with its connections; call it inside the loop that will run it. `handlers` by job type."""
     client = connect(settings.redis_url)
-    blobs = LocalBlobs(settings.data_dir / "blobs")
+    blobs = blobs_of(settings)
     documents = DocumentsStore(client, Keys(settings.redis_prefix))
     deps = Deps(
         settings=settings,

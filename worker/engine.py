@@ -29,8 +29,9 @@ from shared.settings import Settings
 from shared.specs import Lane
 from shared.stores.events import EventsStore
 from shared.stores.jobs import Claimed, JobsStore
+from shared.stores.outputs import OutputsStore
 from shared.subscriber import RECONNECT_S, Subscriber
-from shared.upkeep import Upkeep
+from shared.upkeep import Disposal, Upkeep
 from worker.context import Deps
 from worker.execution import Attempt, Handler
 from worker.scribe import Scribe
@@ -98,6 +99,7 @@ class Engine(Worker):
         self._deps = deps
         self._jobs = JobsStore(client, Keys(settings.redis_prefix))
         self._events = EventsStore(client, Keys(settings.redis_prefix))
+        self._outputs = OutputsStore(client, Keys(settings.redis_prefix))
         self._scribe = Scribe(self._events, self.worker_id)
         self._settler = Settler(self._jobs, self.worker_id)
         self._control = Keys(settings.redis_prefix).control_channel(self.worker_id)
@@ -130,6 +132,7 @@ class Engine(Worker):
         companions = [
             asyncio.create_task(heart.run(), name="heart"),
             asyncio.create_task(Upkeep(self._jobs, lease_s=self.settings.lease_seconds).run(), name="upkeep"),
+            asyncio.create_task(Disposal(self._outputs, self._deps.blobs).run(), name="disposal"),
             asyncio.create_task(LoopWatch().run(), name="loop-watch"),
             asyncio.create_task(self._announce(heart), name="announce"),
         ]

@@ -138,6 +138,7 @@ class Journal:
                 result=result,
                 wasted=usage.total if result is None else step.wasted_tokens,
                 keep_mark=step.once,
+                part=step.part,
             )
         )
 

@@ -10,14 +10,16 @@ import msgspec
 from aiohttp import BodyPartReader, web
 
 from api.admission import record_of, timing_of
-from api.keys import BLOBS, DOCUMENTS, JOBS, PRINCIPAL, REDIS, SETTINGS
+from api.keys import BLOBS, DOCUMENTS, JOBS, OUTPUTS, PRINCIPAL, REDIS, SETTINGS
 from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large, traceparent_of
+from shared.batch import HEAD_BYTES, MEDIA_TYPE, is_batch
 from shared.blobs import BlobMissingError, BlobTooLargeError, Stored
 from shared.documents import DocumentAccepted, DocumentStatus, Extracted, NewTextDocument
-from shared.errors import RefusedError
+from shared.errors import BlobsUnavailableError, RefusedError
 from shared.ids import new_id
 from shared.metrics import JOBS_ADMITTED
 from shared.redis import OUTAGE, redis_now_ms
+from shared.settings import Settings
 from shared.specs import IngestInput, IngestJob, Metadata
 from shared.stores.documents import document_view
 
@@ -30,19 +32,19 @@ async def create(request: web.Request) -> web.Response:
     query(request, ())
     document_id = new_id("doc", await redis_now_ms(request.app[REDIS]))
     blob = f"files/{request[PRINCIPAL].tenant}/{document_id}"
-    kept = False
+    kept, upload = False, Upload(request.app[SETTINGS])
     try:
         if request.content_type == "multipart/form-data":
             try:
                 async with asyncio.timeout(request.app[SETTINGS].upload_seconds):
-                    stored, fields, body = await _read_upload(request, blob)
+                    stored, fields, body = await _read_upload(request, blob, upload)
             except TimeoutError:
                 raise RefusedError("request_timeout", "The upload took too long.") from None
         else:
             new, body = await read_json(request, NewTextDocument)
             if not new.text.strip() or "\0" in new.text:
                 raise invalid("$.text", "holds a NUL character, or nothing but white space")
-            stored = await _store(request, blob, _one(new.text.encode("utf-8", "replace")))
+            stored = await _store(request, blob, _one(new.text.encode("utf-8", "replace")), upload.max_file_bytes)
             fields = {"title": new.title, "collection": new.collection, "metadata": new.metadata}
         accepted, replayed = await _admit(request, document_id, blob, stored, fields, body)
         kept = not replayed
@@ -51,7 +53,7 @@ async def create(request: web.Request) -> web.Response:
         raise
     finally:
         if not kept:
-            await request.app[BLOBS].delete(blob)
+            await _discard(request, blob)
     headers = {"Location": f"/api/documents/{accepted.document_id}"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -62,15 +64,51 @@ async def _one(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-async def _store(request: web.Request, blob: str, chunks: AsyncIterator[bytes]) -> Stored:
-    limit = request.app[SETTINGS].max_upload_bytes
+async def _discard(request: web.Request, blob: str) -> None:
+    """Deletes a blob, or has it deleted when its store can be reached again."""
+    try:
+        await request.app[BLOBS].delete(blob)
+    except BlobsUnavailableError:
+        await request.app[OUTPUTS].discard(blob)
+
+
+async def _store(request: web.Request, blob: str, chunks: AsyncIterator[bytes], limit: int) -> Stored:
     try:
         return await request.app[BLOBS].put_stream(blob, chunks, limit_bytes=limit)
     except BlobTooLargeError:
         raise too_large(limit) from None
 
 
-async def _read_upload(request: web.Request, blob: str) -> tuple[Stored, dict[str, Any], bytes]:
+class Upload:
+    """A file as it arrives: its first bytes say whether it is a batch file, and so how long it may be."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.max_file_bytes = settings.max_upload_bytes
+        self.max_bytes = max(settings.max_upload_bytes, settings.max_batch_bytes)
+        self._max_batch_bytes = settings.max_batch_bytes
+        self._head = b""
+        self._size = 0
+
+    @property
+    def is_batch(self) -> bool:
+        """What it is, now that it is all there."""
+        return is_batch(self._head, whole=self._size <= HEAD_BYTES)
+
+    async def bounded(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The chunks. Raises RefusedError `too_large` when there are more than a file of this kind may have."""
+        limit = min(self.max_file_bytes, self._max_batch_bytes)
+        async for chunk in chunks:
+            self._head += chunk[: HEAD_BYTES - len(self._head)]
+            self._size += len(chunk)
+            if self._size > limit:
+                so_far = is_batch(self._head, whole=False)
+                limit = self._max_batch_bytes if so_far else self.max_file_bytes
+                if self._size > limit:
+                    raise too_large(limit)
+            yield chunk
+
+
+async def _read_upload(request: web.Request, blob: str, upload: Upload) -> tuple[Stored, dict[str, Any], bytes]:
     """The file, stored as it arrives; the text fields beside it; and what an idempotency key is bound to."""
     stored: Stored | None = None
     fields: dict[str, Any] = {}
@@ -84,7 +122,7 @@ async def _read_upload(request: web.Request, blob: str) -> tuple[Stored, dict[st
         if part.name == "file":
             if stored is not None:
                 raise invalid("multipart.file", "given more than once")
-            stored = await _store(request, blob, _chunks(part, seconds))
+            stored = await _store(request, blob, upload.bounded(_chunks(part, seconds)), upload.max_bytes)
             fields["filename"] = _clean_name(part.filename)
         elif part.name in TEXT_FIELDS:
             if part.name in fields:
@@ -103,8 +141,16 @@ async def _read_upload(request: web.Request, blob: str) -> tuple[Stored, dict[st
     for name in ("title", "collection"):
         if name in fields and not 1 <= len(fields[name]) <= 256:
             raise invalid(f"multipart.{name}", "must have 1 to 256 characters")
-    if fields.pop("index", "true") not in ("true", "false"):
+    index = fields.pop("index", "true")
+    if index not in ("true", "false"):
         raise invalid("multipart.index", "must be true or false")
+    if upload.is_batch:
+        if index != "false":
+            raise invalid(
+                "multipart.index",
+                "this is a batch file (NDJSON), which is stored for batch jobs and not searched: send index=false",
+            )
+        fields["media_type"] = MEDIA_TYPE
     identity = msgspec.json.encode([stored.sha256, sorted(fields.items(), key=lambda item: item[0])])
     return stored, fields, identity
 
@@ -155,6 +201,7 @@ async def _admit(
     record = {
         "title": fields.get("title"),
         "filename": fields.get("filename"),
+        "media_type": fields.get("media_type"),
         "collection": fields.get("collection"),
         "metadata": msgspec.json.encode(fields.get("metadata") or {}).decode(),
         "file_blob": blob,
@@ -201,6 +248,10 @@ async def text(request: web.Request) -> web.Response:
     """GET /api/documents/{id}/text: the normalised text into which all offsets point."""
     query(request, ())
     row = await _record(request)
+    if row.get("media_type") == MEDIA_TYPE:
+        raise RefusedError(
+            "conflict", "The document is a batch file (NDJSON): it holds many texts, and is none itself."
+        )
     if row["status"] != DocumentStatus.READY:
         raise RefusedError("conflict", f"The document is {row['status']}; its text is there once it is ready.")
     try:
@@ -217,6 +268,6 @@ async def delete(request: web.Request) -> web.Response:
     tenant = request[PRINCIPAL].tenant
     await request.app[DOCUMENTS].delete(tenant, row["id"])
     # By its known name: the record may have been read just before the text was there.
-    await request.app[BLOBS].delete(f"texts/{tenant}/{row['id']}")
-    await request.app[BLOBS].delete(row["file_blob"])
+    await _discard(request, f"texts/{tenant}/{row['id']}")
+    await _discard(request, row["file_blob"])
     return web.Response(status=204)

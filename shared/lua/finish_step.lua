@@ -1,9 +1,11 @@
 -- finish_step: writes a call's result and usage and their events in one step. Usage is booked once per call id,
 -- also when the lease was lost meanwhile (then as wasted, and the result is not kept). Safe to repeat.
--- KEYS  1 job record   2 job journal   3 the job's calls under way
+-- KEYS  1 job record   2 job journal   3 the job's calls under way   4 the parts of its output
 -- ARGV  prefix, job, worker, lease, step, label, call (id of this call), result (JSON; absent = the call failed),
 --       tok_in, tok_out, tok_embed, estimated (bool), wasted (tokens of these that bought nothing),
---       keep_mark (bool: without a result the step stays marked as started)
+--       keep_mark (bool: without a result the step stays marked as started),
+--       part (number from 0) and part_value ('<size_bytes> <blob key>'): the part of the output that the result stands
+--       for; absent where there is none
 -- Returns 1 written   0 the lease is lost   2 this call was booked before
 -- Events job.usage, job.step
 --@include base
@@ -33,6 +35,7 @@ for i = 1, 6 do u[i] = tonumber(u[i] or '0') end
 local state = 'failed'
 if a.result then
   redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({result = a.result, tokens = total - a.wasted}))
+  if a.part then redis.call('HSET', KEYS[4], int(a.part), a.part_value) end
   state = 'finished'
 elseif not a.keep_mark then
   redis.call('HDEL', KEYS[2], a.step)

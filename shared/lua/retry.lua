@@ -1,5 +1,6 @@
--- retry: opens the next run of a job that ended without a result. Its journal is kept unless `from_start`.
--- KEYS  1 job record   2 job journal
+-- retry: opens the next run of a job that ended without a result. Its journal and output are kept unless
+-- `from_start`.
+-- KEYS  1 job record   2 job journal   3 the parts of its output
 -- ARGV  prefix, job, tenant, from_start (bool), record (map of fields to change, e.g. spec and model), expires_in_ms,
 --       class_ms
 -- Returns {'ok'}   {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
@@ -19,6 +20,11 @@ if a.from_start then
   for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
     if string.sub(name, 1, 5) ~= 'call:' then redis.call('HDEL', KEYS[2], name) end
   end
+  -- By their own keys: below the prefix the next run writes.
+  local trash = {}
+  for _, value in ipairs(redis.call('HVALS', KEYS[3])) do trash[#trash + 1] = string.match(value, '%S+$') end
+  with_all('SADD', P .. 'trash', trash)
+  redis.call('DEL', KEYS[3])
 end
 redis.call('ZREM', P .. 'retention', a.job)
 redis.call('HDEL', key, 'finished_ms', 'error', 'result', 'cancel_ms', 'cancelled_ms', 'cancel_tokens',

@@ -73,6 +73,10 @@ class DocumentsStore(RecordsStore):
             },
         )
 
+    async def set_batch_ready(self, document_id: str, items: int) -> bool:
+        """The batch file was read and has so many lines; False when it was deleted meanwhile."""
+        return await self._update(document_id, {"status": DocumentStatus.READY, "items": str(items), "error": ""})
+
     async def set_rejected(self, document_id: str, reason: str) -> None:
         """The document cannot be read, for the reason given."""
         await self._update(document_id, {"status": DocumentStatus.REJECTED, "error": reason})
@@ -103,10 +107,11 @@ def document_view(row: Fields) -> DocumentView:
         size_bytes=int(row["size_bytes"]),
         sha256=row["sha256"],
         status=DocumentStatus(row["status"]),
-        characters=int(row["characters"]) if ready else None,
+        characters=int(row["characters"]) if ready and "characters" in row else None,
         pages=pages or None,
         chunks=int(row.get("chunks", "0")),
-        skipped=msgspec.Raw(row["skipped"].encode()) if ready else msgspec.UNSET,
+        items=int(row["items"]) if ready and "items" in row else msgspec.UNSET,
+        skipped=msgspec.Raw(row["skipped"].encode()) if ready and "skipped" in row else msgspec.UNSET,
         error=row.get("error") or msgspec.UNSET,
         created_at=rfc3339(int(row["created_ms"])),
     )

@@ -139,9 +139,13 @@ class EventsStore:
         result: bytes | None,
         wasted: int = 0,
         keep_mark: bool = False,
+        part: tuple[int, str] | None = None,
     ) -> None:
         """Books a call and, with a result, journals it; once per `call` id. `wasted` tokens of its usage bought
-        nothing. Without a result the step may be begun anew, unless `keep_mark`. Raises LeaseLostError after booking.
+        nothing. Without a result the step may be begun anew, unless `keep_mark`. `part` (number, `<size_bytes> <blob
+        key>`) is the part of the job's output that the result stands for: it is kept when the result is.
+
+        Raises LeaseLostError after booking.
         """
         reply = await self.scripts.run(
             "finish_step",
@@ -149,6 +153,7 @@ class EventsStore:
                 self.keys.job(claimed.job_id),
                 self.keys.journal(claimed.job_id),
                 self.keys.open_calls(claimed.job_id),
+                self.keys.output(claimed.job_id),
             ],
             job=claimed.job_id,
             worker=worker,
@@ -163,6 +168,8 @@ class EventsStore:
             estimated=usage.estimated,
             wasted=wasted,
             keep_mark=keep_mark,
+            part=part[0] if part else None,
+            part_value=part[1] if part else None,
         )
         if int(reply) == 0:
             raise LeaseLostError(claimed.job_id)

@@ -9,7 +9,7 @@ import msgspec
 
 from shared.errors import LeaseLostError, RefusedError
 from shared.ids import is_id, random_part
-from shared.jobs import VIEW_FIELDS, JobRow, JobStatus, Outlook
+from shared.jobs import OUTPUT_TYPES, VIEW_FIELDS, JobRow, JobStatus, Outlook
 from shared.keys import Keys
 from shared.log import get_logger
 from shared.redis import Redis, Scripts
@@ -236,7 +236,7 @@ class JobsStore:
         """Opens the next run of a failed, cancelled or expired job. Raises RefusedError `conflict` otherwise."""
         reply = await self.scripts.run(
             "retry",
-            [self.keys.job(job_id), self.keys.journal(job_id)],
+            [self.keys.job(job_id), self.keys.journal(job_id), self.keys.output(job_id)],
             job=job_id,
             tenant=tenant,
             from_start=from_start,
@@ -376,8 +376,11 @@ class JobsStore:
         return [(job_id.decode(), status.decode()) for job_id, status in rows]
 
     async def sweep(self, limit: int = 100) -> int:
-        """Removes jobs whose retention is over; how many."""
-        return len(await self.scripts.run("sweep", [self.keys.retention], limit=limit, gone_s=TOMBSTONE_S))
+        """Removes jobs whose retention is over; how many. Their blobs are put on the list of what is to be deleted."""
+        swept = await self.scripts.run(
+            "sweep", [self.keys.retention], limit=limit, gone_s=TOMBSTONE_S, output_types=sorted(OUTPUT_TYPES)
+        )
+        return len(swept)
 
 
 def mismatch() -> RefusedError:

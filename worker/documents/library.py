@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
 
+from shared.batch import MAX_LINE_BYTES, MEDIA_TYPE, LineTooLong, lines, read_line
 from shared.blobs import BlobMissingError, Blobs
 from shared.documents import DocumentStatus, Extracted
 from shared.errors import DocumentRejected, InvalidInput, ReaderFailed, RefusedError
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
+from shared.stores.records import Fields
 from worker.documents.extract import Limits
 
+TELL_BYTES: Final = 32 * 1024 * 1024  # of a batch file, between two reports of progress
 PARALLEL: Final = 2  # readers at a time per worker; each may take ERRAND_EXTRACT_MEMORY_MB
+
+
+class Count(msgspec.Struct, frozen=True):
+    """The lines of a batch file that are not blank, and how many of them hold a text."""
+
+    items: int
+    good: int
 
 
 class Library:
@@ -36,6 +48,8 @@ class Library:
             row = await self._documents.record(tenant, document_id)
             if row["status"] == DocumentStatus.REJECTED and not again:
                 raise DocumentRejected(row.get("error", "The document could not be read."))
+            if row.get("media_type") == MEDIA_TYPE:
+                raise DocumentRejected("This is a batch file (NDJSON): it holds many texts and is no document to read.")
             if "text_blob" in row:
                 extracted = msgspec.json.decode(await self._blobs.get(row["text_blob"]), type=Extracted)
             else:
@@ -45,6 +59,54 @@ class Library:
         except BlobMissingError:
             raise InvalidInput(f"The document {document_id} was deleted.") from None
         return extracted, row.get("title") or extracted.title or row.get("filename")
+
+    async def is_batch(self, tenant: str, document_id: str) -> bool:
+        """Whether a document is a batch file. Raises InvalidInput when there is no such document."""
+        return (await self._record(tenant, document_id)).get("media_type") == MEDIA_TYPE
+
+    async def _record(self, tenant: str, document_id: str) -> Fields:
+        try:
+            return await self._documents.record(tenant, document_id)
+        except RefusedError as error:
+            raise InvalidInput(error.detail) from None
+
+    async def count_batch(self, tenant: str, document_id: str, progress: Callable[[float, int], None]) -> Count:
+        """Reads a batch file through once, and counts its lines; `progress` hears now and then how far it is: the
+        fraction (0..1), and the lines so far.
+
+        Raises InvalidInput when there is no such document, DocumentRejected when no line of it is good.
+        """
+        row = await self._record(tenant, document_id)
+        items = good = read = told = 0
+        first_fault = ""
+        size = int(row["size_bytes"])
+
+        async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+            nonlocal read, told
+            async for chunk in chunks:
+                read += len(chunk)
+                yield chunk
+                if read - told >= TELL_BYTES:
+                    told = read
+                    progress(min(1.0, read / size), items)
+
+        try:
+            async with aclosing(self._blobs.stream(row["file_blob"])) as stream:
+                async for line in lines(watched(stream), max_line_bytes=MAX_LINE_BYTES):
+                    items += 1
+                    if not (fault := _fault(line)):
+                        good += 1
+                    elif not first_fault:
+                        first_fault = f" Line {items}: {fault}"
+        except BlobMissingError:
+            raise InvalidInput(f"The document {document_id} was deleted.") from None
+        if not good:
+            reason = f"No line of this batch file can be used.{first_fault}"
+            await self._documents.set_rejected(document_id, reason)
+            raise DocumentRejected(reason)
+        if not await self._documents.set_batch_ready(document_id, items):
+            raise InvalidInput(f"The document {document_id} was deleted while it was read.")
+        return Count(items, good)
 
     async def _read(self, tenant: str, document_id: str, file_blob: str) -> Extracted:
         content = await self._blobs.get(file_blob)
@@ -89,6 +151,17 @@ class Library:
                     process.kill()
                     await process.wait()
         return _outcome(process.returncode or 0, output, noise)
+
+
+def _fault(line: bytes | LineTooLong) -> str:
+    """What is wrong with a line; empty when nothing is."""
+    if isinstance(line, LineTooLong):
+        return f"It has {line.size_bytes} bytes; at most {MAX_LINE_BYTES} are read."
+    try:
+        read_line(line)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _outcome(code: int, output: bytes, noise: bytes) -> Extracted:

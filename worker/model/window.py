@@ -20,7 +20,7 @@ FIRST: Final = 4  # calls at first; each answer adds one until the first refusal
 FIRST_HOLD_S: Final = 1.0
 LONGEST_HOLD_S: Final = 30.0
 FIRST_PAUSE_S: Final = 0.25  # after a refusal that leaves nothing under way and states no time
-LONGEST_PAUSE_S: Final = 30.0
+LONGEST_PAUSE_S: Final = 5.0
 LONGEST_WISH_S: Final = 120.0  # a Retry-After above this is cut
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from shared.batch import MAX_LINE_BYTES
 from shared.batch import lines as lines_of
 from shared.blobs import BlobMissingError
 from shared.clock import monotonic_s
@@ -27,7 +28,6 @@ from worker.journal import Step
 from worker.model.calls import Embedded, EmbeddingCall, Requests, estimate_text_tokens
 from worker.model.window import Window
 
-MAX_LINE_BYTES: Final = 256 * 1024
 LINES_AT_ONCE: Final = 256
 BYTES_AT_ONCE: Final = 1024 * 1024
 MEMORY_BYTES: Final = 192 * 1024 * 1024  # of batches under way, about
@@ -62,6 +62,7 @@ class _Done(msgspec.Struct, frozen=True):
 
 async def embed_batch(spec: EmbeddingSource, context: JobContext) -> EmbeddingResult:
     """Embeds all texts. The job fails when not one of them could be embedded. Raises JobError."""
+    context.report.progress(0.0, "embed", "Reading the input")
     with tempfile.TemporaryDirectory(prefix="errand-batch-") as folder:
         work = _Work(spec, context, await _plan(spec, context))
         planner = Planner(work.plan, Path(folder))

@@ -1,59 +1,17 @@
-"""Blobs: files and extracted texts, behind one interface; a local directory by default.
-
-A key is a path such as `files/ten_…/ab12…`. A blob is durable when `put` returns, and never changes.
-"""
+"""Blobs in a local directory."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO
 
-import msgspec
-
-from shared.errors import ErrandError
-
-_KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_.-]+)+")
-
-
-class BlobMissingError(ErrandError):
-    """There is no blob of this key."""
-
-
-class BlobTooLargeError(ErrandError):
-    """The content is longer than the given limit; nothing was kept."""
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """What was written: length and SHA-256 (hex) of the content."""
-
-    size_bytes: int
-    sha256: str
-
-
-class Blobs(Protocol):
-    """The interface that every place for blobs has."""
-
-    async def put_stream(self, key: str, chunks: AsyncIterator[bytes], *, limit_bytes: int) -> Stored:
-        """Writes content as it arrives, never whole in memory. Raises BlobTooLargeError."""
-        ...
-
-    async def put(self, key: str, content: bytes) -> None:
-        """Writes a blob, replacing one of the same key in one step."""
-        ...
-
-    async def get(self, key: str) -> bytes:
-        """A blob's content. Raises BlobMissingError."""
-        ...
-
-    async def delete(self, key: str) -> None:
-        """Removes a blob; no error when there is none."""
-        ...
+from shared.blobs.interface import CHUNK_BYTES, BlobMissingError, BlobTooLargeError, Stored, checked
 
 
 class LocalBlobs:
@@ -63,9 +21,7 @@ class LocalBlobs:
         self.root = root
 
     def _path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key) or ".." in key:
-            raise ValueError(f"not a blob key: {key!r}")
-        return self.root / key
+        return self.root / checked(key)
 
     def _aside(self) -> Path:
         folder = self.root / "incoming"
@@ -112,14 +68,63 @@ class LocalBlobs:
         except FileNotFoundError:
             raise BlobMissingError(key) from None
 
+    async def get_range(self, key: str, start: int, end: int) -> bytes:
+        """See Blobs."""
+
+        def read() -> bytes:
+            with self._path(key).open("rb") as file:
+                file.seek(start)
+                return file.read(max(0, end - start))
+
+        try:
+            return await asyncio.to_thread(read)
+        except FileNotFoundError:
+            raise BlobMissingError(key) from None
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+        """See Blobs."""
+        try:
+            file = await asyncio.to_thread(self._path(key).open, "rb")
+        except FileNotFoundError:
+            raise BlobMissingError(key) from None
+        with file:
+            await asyncio.to_thread(file.seek, start)
+            at = start
+            while end is None or at < end:
+                wanted = CHUNK_BYTES if end is None else min(CHUNK_BYTES, end - at)
+                if not (chunk := await asyncio.to_thread(file.read, wanted)):
+                    return
+                at += len(chunk)
+                yield chunk
+
+    async def size(self, key: str) -> int:
+        """See Blobs."""
+        try:
+            return (await asyncio.to_thread(self._path(key).stat)).st_size
+        except FileNotFoundError:
+            raise BlobMissingError(key) from None
+
     async def delete(self, key: str) -> None:
         """See Blobs."""
         await asyncio.to_thread(self._path(key).unlink, missing_ok=True)
 
+    async def delete_prefix(self, prefix: str) -> None:
+        """See Blobs. The emptied directories go too."""
+        await asyncio.to_thread(_clear, self._path(prefix))
 
-def _sync(file: object) -> None:
-    file.flush()  # type: ignore[attr-defined]
-    os.fsync(file.fileno())  # type: ignore[attr-defined]
+
+def _clear(folder: Path) -> None:
+    for where, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            (Path(where) / name).unlink(missing_ok=True)
+        # Another process may clear it too, or have written into it just now.
+        with suppress(OSError):
+            Path(where).rmdir()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _settle(aside: Path, path: Path) -> None:
