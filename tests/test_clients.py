@@ -644,6 +644,17 @@ async def test_an_api_that_is_cut_from_nginx_is_no_end(talk: Stack, model: Any, 
 
 
 @needs_nginx
+async def test_a_batch_file_passes_nginx_as_it_is_sent(edge: Stack, nginx: Nginx) -> None:
+    """Given 60 MB, more than a document may have, then nginx lets them pass; of any other call it does not."""
+    url = await nginx.start(edge.base)
+    content = b'"a text of a batch file"\n' * (60 * 1024 * 1024 // 25)
+    async with httpx.AsyncClient(headers=HEADERS, timeout=30) as client:
+        done = await client.post(f"{url}/api/documents", files={"file": content}, data={"index": "false"})
+        assert done.status_code == 202, done.text
+        assert (await client.post(f"{url}/api/jobs", content=content)).status_code == 413
+
+
+@needs_nginx
 async def test_a_websocket_passes_nginx_and_its_cuts(talk: Stack, model: Any, nginx: Nginx) -> None:
     job_id = await talk.submit(CHAT_JOB)
     async with CuttingProxy(await nginx.start(talk.base), *CUTS) as proxy:
