@@ -163,6 +163,19 @@ MUTANTS = (
     Mutant("window-collapses", "worker/model/window.py", "self.limit = max(self._floor, min(", "self.limit = max(1.0, min(", "test_upstream", "halves_at_most"),
     Mutant("thoughts-free", "worker/model/stream.py", "max(made, (self.total_tokens or 0) - given)", "made", "test_upstream", "normalised"),
     Mutant("calls-run-together", "worker/model/stream.py", "piece.id != found.id:", "False:", "test_upstream", "put_together"),
+    Mutant("part-unfenced", "shared/lua/finish_step.lua", "if not holds then return 0 end", "if a.part then redis.call('HSET', KEYS[4], int(a.part), a.part_value) end\nif not holds then return 0 end", "test_output", "kept_with_its_result"),
+    Mutant("gap-served", "api/handlers/output.py", "parts = contiguous(parts)", "pass", "test_output", "no_gap"),
+    Mutant("short-output", "api/handlers/output.py", "        if left:\n            raise BlobMissingError(part.blob)", "", "test_output", "missing_or_short"),
+    Mutant("validator-too-early", "api/handlers/output.py", "if row.is_final else None\n    if etag", "if row else None\n    if etag", "test_output", "no_gap"),
+    Mutant("if-range-ignored", "api/handlers/output.py", 'request.headers.get("If-Range", etag) == etag', "True", "test_output", "validator"),
+    Mutant("blobs-outlive", "shared/lua/sweep.lua", "with_all('SADD', P .. 'trash', trash)", "", "test_output", "die_with_their_job"),
+    Mutant("prefix-dropped-at-retry", "shared/lua/retry.lua", "string.match(value, '%S+$')", "string.match(value, '(outputs/[^/]+/[^/]+)')", "test_output", "from_the_start_drops"),
+    Mutant("trash-forgotten", "shared/upkeep.py", "                return  # said in the log where it happened", "                gone = keys", "test_output", "keeps_the_list"),
+    Mutant("prefix-too-wide", "shared/blobs/s3.py", '[entry["path"] for entry in page]', '[entry["path"] for entry in page] + [prefix + "2/0"]', "test_blobs", "prefix_is_deleted"),
+    Mutant("upload-unfinished", "shared/blobs/s3.py", "await writer.__aexit__(type(error), error, error.__traceback__)", "await writer.__aexit__(None, None, None)", "test_blobs", "too_large_or_cut"),
+    Mutant("document-unbounded", "api/handlers/documents.py", "if self._size > limit:\n                    raise", "if False:\n                    raise", "test_batch", "has_its_limit"),
+    Mutant("line-unbounded", "shared/batch.py", "        else:\n            pieces.clear()", "        else:\n            pieces.append(piece)", "test_batch", "endless_line"),
+    Mutant("batch-read-whole", "worker/documents/library.py", 'if row.get("media_type") == MEDIA_TYPE:\n                raise', "if False:\n                raise", "test_batch", "no_document_to_analyse"),
 )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ async def read(request: web.Request) -> web.StreamResponse:
     if not row.is_final:
         parts = contiguous(parts)
     total = sum(part.size_bytes for part in parts)
-    headers = {"Accept-Ranges": "bytes"}
+    headers = {"Accept-Ranges": "bytes", "X-Accel-Buffering": "no"}
     etag = etag_of(msgspec.json.encode(parts)) if row.is_final else None
     if etag is not None:
         headers["ETag"] = etag
