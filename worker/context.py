@@ -18,6 +18,7 @@ from worker.documents.library import Library
 from worker.journal import Journal, Step
 from worker.model.client import ChatCall, Completion, Model, Progress
 from worker.report import Report
+from worker.tools.registry import Toolbox
 
 
 class Deps(msgspec.Struct, frozen=True):
@@ -28,6 +29,7 @@ class Deps(msgspec.Struct, frozen=True):
     blobs: Blobs
     documents: DocumentsStore
     library: Library
+    tools: Toolbox
 
 
 class Finished(msgspec.Struct, frozen=True):

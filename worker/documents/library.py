@@ -12,9 +12,10 @@ from shared.blobs import BlobMissingError, Blobs
 from shared.documents import DocumentStatus, Extracted
 from shared.errors import DocumentRejected, InvalidInput, ReaderFailed, RefusedError
 from shared.settings import Settings
-from shared.stores.documents import DocumentsStore
+from shared.stores.documents import DocumentsStore, ReadyDocument
 from worker.documents.extract import Limits
 
+MAX_LISTED: Final = 1_000
 PARALLEL: Final = 2  # readers at a time per worker; each may take ERRAND_EXTRACT_MEMORY_MB
 
 
@@ -45,6 +46,17 @@ class Library:
         except BlobMissingError:
             raise InvalidInput(f"The document {document_id} was deleted.") from None
         return extracted, row.get("title") or extracted.title or row.get("filename")
+
+    async def ready(self, tenant: str, collection: str | None = None) -> tuple[list[ReadyDocument], bool]:
+        """The newest documents that were read, of one collection or of all; and whether there are more."""
+        return await self._documents.ready(tenant, collection=collection, limit=MAX_LISTED)
+
+    async def collection_of(self, tenant: str, document_id: str) -> str | None:
+        """The collection of a document. Raises InvalidInput when there is no such document."""
+        try:
+            return (await self._documents.record(tenant, document_id)).get("collection")
+        except RefusedError as error:
+            raise InvalidInput(error.detail) from None
 
     async def _read(self, tenant: str, document_id: str, file_blob: str) -> Extracted:
         content = await self._blobs.get(file_blob)
