@@ -42,8 +42,8 @@ EXTRAS = {
     "demo": ("documents", "local"),
     "chaos": ("documents", "local"),
     "errand": (),
-    "test": ("documents", "local", "dev"),
-    "run": ("documents", "local", "dev"),
+    "test": ("documents", "local", "mcp", "dev"),
+    "run": ("documents", "local", "mcp", "dev"),
 }
 MODULES = {
     "start": "scripts.stack",
@@ -247,7 +247,8 @@ def main() -> None:
         say("another command is setting up; waiting for it")
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        install(requirements(EXTRAS[command]))
+        # The extra for MCP servers is needed by who names some.
+        install(requirements(EXTRAS[command] + (("mcp",) if os.environ.get("ERRAND_MCP_SERVERS") else ())))
         if command != "errand":
             ensure_redis()
     except PermissionError as error:
