@@ -12,6 +12,7 @@ from shared.schemas import BadSchemaError, compile_schema
 from shared.settings import Settings
 from shared.specs import AgentJob, AnalysisJob, EmbeddingJob, ExtractTask, StoredEmbeddingJob, Submission, type_of
 from shared.stores.jobs import CLASS, Admitted
+from shared.toolnames import DEFAULTS, SEPARATOR, problem
 
 START_S: Final = 10.0  # a chat whose client waits: no worker takes it by then, 503
 CHARACTERS_PER_TOKEN: Final = 4  # first guess of a job's size, for fairness only; corrected by real tokens at settle
@@ -119,6 +120,26 @@ def documents_of(job: Submission) -> list[tuple[str, str]]:
             named = wanted.context.documents or ()
             return [(f"$.input.context.documents[{index}]", name) for index, name in enumerate(named)]
     return []
+
+
+def tool_problems(job: Submission, settings: Settings) -> list[tuple[str, str]]:
+    """What is wrong with the tools that an agent is to use, as (path, sentence)."""
+    if not isinstance(job, AgentJob):
+        return []
+    named = job.input.tools
+    found = [
+        (f"$.input.{member}[{index}]", text)
+        for member, names in (("tools", named or ()), ("approve", job.input.approve))
+        for index, name in enumerate(names)
+        if (text := problem(name, settings)) is not None
+    ]
+    offered = DEFAULTS if named is None else named
+    found += [
+        (f"$.input.approve[{index}]", f"the job does not use the tool {name!r}")
+        for index, name in enumerate(job.input.approve)
+        if name not in offered and f"{name.partition(SEPARATOR)[0]}{SEPARATOR}*" not in offered
+    ]
+    return found
 
 
 def schema_problems(job: Submission) -> list[tuple[str, str]]:

@@ -42,8 +42,8 @@ EXTRAS = {
     "demo": ("documents", "local"),
     "chaos": ("documents", "local"),
     "errand": (),
-    "test": ("documents", "local", "dev"),
-    "run": ("documents", "local", "dev"),
+    "test": ("documents", "local", "mcp", "dev"),
+    "run": ("documents", "local", "mcp", "dev"),
 }
 MODULES = {
     "start": "scripts.stack",
@@ -247,7 +247,10 @@ def main() -> None:
         say("another command is setting up; waiting for it")
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        install(requirements((*EXTRAS[command], *(("s3",) if os.environ.get("ERRAND_BLOBS") else ()))))
+        # What only some operators need: blobs in S3, servers of tools.
+        optional = (("s3", "ERRAND_BLOBS"), ("mcp", "ERRAND_MCP_SERVERS"))
+        asked_for = tuple(extra for extra, name in optional if os.environ.get(name))
+        install(requirements((*EXTRAS[command], *asked_for)))
         if command != "errand":
             ensure_redis()
     except PermissionError as error:

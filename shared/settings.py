@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from shared.errors import ConfigurationError
+from shared.mcp_servers import parse_servers
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -167,6 +168,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_document_characters: Annotated[
         Annotated[int, Meta(ge=1_000, le=1_000_000_000)], _doc("Most characters of a document's text.")
     ] = 20_000_000
+    search_characters: Annotated[
+        Annotated[int, Meta(ge=10_000, le=100_000_000)],
+        _doc("Most characters of documents that one `search_documents` of an agent looks through; also kept indexed."),
+    ] = 4_000_000
+    fetch_enabled: Annotated[bool, _doc("Whether agents may use `fetch_url`.")] = False
+    fetch_private_hosts: Annotated[
+        Annotated[str, Meta(pattern=r"^[^/@?#]*$")],
+        _doc("Hosts (`host` or `host:port`, commas between) that may be fetched although their address is private."),
+    ] = ""
+    fetch_seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=600)], _doc("Time that fetching a URL may take, its redirects included.")
+    ] = 20.0
+    fetch_bytes: Annotated[
+        Annotated[int, Meta(ge=1_024, le=1 << 30)], _doc("Largest content that is fetched, packed or unpacked.")
+    ] = 5 * 1024 * 1024
+    mcp_servers: Annotated[
+        str, _doc("MCP servers whose tools agents may use, a JSON object by name; see docs/agent-tools.md.")
+    ] = ""
     metrics_token: Annotated[str, _doc("Bearer token for `/metrics` from other hosts than loopback.")] = ""
 
     @classmethod
@@ -186,6 +205,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name in environ:
             if name.startswith("ERRAND_") and name not in known:
                 raise ConfigurationError(f"{name} is not a setting of Errand; see docs/reference/settings.md")
+        parse_servers(values.get("mcp_servers", ""))
         return cls(**values)
 
 

@@ -26,6 +26,7 @@ from worker.engine import Engine
 from worker.execution import Handler
 from worker.model.client import Model
 from worker.tasks import HANDLERS
+from worker.tools.registry import Toolbox
 
 log = get_logger()
 
@@ -37,12 +38,14 @@ def build(
     client = connect(settings.redis_url)
     blobs = blobs_of(settings)
     documents = DocumentsStore(client, Keys(settings.redis_prefix))
+    library = Library(settings, documents, blobs)
     deps = Deps(
         settings=settings,
         model=Model(settings),
         blobs=blobs,
         documents=documents,
-        library=Library(settings, documents, blobs),
+        library=library,
+        tools=Toolbox(settings, library),
     )
     return Engine(
         handlers,

@@ -25,6 +25,7 @@ from worker.model.client import Model
 from worker.model.discipline import Tries
 from worker.model.window import Window
 from worker.report import Report
+from worker.tools.registry import Toolbox
 
 YES: Final = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
 
@@ -37,6 +38,7 @@ class Deps(msgspec.Struct, frozen=True):
     blobs: Blobs
     documents: DocumentsStore
     library: Library
+    tools: Toolbox
 
 
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True):

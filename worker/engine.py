@@ -168,6 +168,7 @@ class Engine(Worker):
 
     async def close(self) -> None:
         """Closes the connections; arq's own would also write to its queue's keys."""
+        await self._deps.tools.close()
         await self._deps.model.close()
         await self._subscriber_client.aclose()
         await self._client.aclose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +15,15 @@ from shared.keys import Keys
 from shared.redis import Redis
 from shared.stores.jobs import Companion
 from shared.stores.records import Fields, RecordsStore
+
+MAX_SCANNED: Final = 20_000  # records of a tenant that are looked at for those of one collection
+
+
+class ReadyDocument(msgspec.Struct, frozen=True):
+    """A document that can be searched. `characters` is 0 where it is not known."""
+
+    id: str
+    characters: int = 0
 
 
 class DocumentsStore(RecordsStore):
@@ -56,6 +65,26 @@ class DocumentsStore(RecordsStore):
         ids, more = await self.page(self.keys.documents(tenant), limit=limit, after=after)
         rows = [await self.get(self.keys.document(document_id)) for document_id in ids]
         return [document_view(await self._with_fate(row)) for row in rows if row], more
+
+    async def ready(self, tenant: str, *, collection: str | None, limit: int) -> tuple[list[ReadyDocument], bool]:
+        """The newest `limit` documents that were read, of one collection or of all; and whether there may be more."""
+        found: list[ReadyDocument] = []
+        after, more, scanned = None, True, 0
+        while more and len(found) < limit and scanned < MAX_SCANNED:
+            ids, more = await self.page(self.keys.documents(tenant), limit=500, after=after)
+            async with self.client.pipeline(transaction=False) as pipe:
+                for document_id in ids:
+                    pipe.hmget(self.keys.document(document_id), ["status", "collection", "characters"])
+                rows = await pipe.execute()
+            for document_id, (status, named, characters) in zip(ids, rows, strict=True):
+                if status != b"ready" or (collection is not None and named != collection.encode()):
+                    continue
+                if len(found) == limit:
+                    return found, True
+                found.append(ReadyDocument(document_id, int(characters or 0)))
+            scanned += len(ids)
+            after = ids[-1] if ids else None
+        return found, more
 
     async def set_ready(self, document_id: str, extracted: Extracted, text_blob: str) -> bool:
         """The document was read; False when it was deleted meanwhile."""

@@ -15,10 +15,11 @@ from shared.blobs import BlobMissingError, Blobs
 from shared.documents import DocumentStatus, Extracted
 from shared.errors import DocumentRejected, InvalidInput, ReaderFailed, RefusedError
 from shared.settings import Settings
-from shared.stores.documents import DocumentsStore
+from shared.stores.documents import DocumentsStore, ReadyDocument
 from shared.stores.records import Fields
 from worker.documents.extract import Limits
 
+MAX_LISTED: Final = 1_000
 TELL_BYTES: Final = 32 * 1024 * 1024  # of a batch file, between two reports of progress
 PARALLEL: Final = 2  # readers at a time per worker; each may take ERRAND_EXTRACT_MEMORY_MB
 
@@ -107,6 +108,14 @@ class Library:
         if not await self._documents.set_batch_ready(document_id, items):
             raise InvalidInput(f"The document {document_id} was deleted while it was read.")
         return Count(items, good)
+
+    async def ready(self, tenant: str, collection: str | None = None) -> tuple[list[ReadyDocument], bool]:
+        """The newest documents that were read, of one collection or of all; and whether there are more."""
+        return await self._documents.ready(tenant, collection=collection, limit=MAX_LISTED)
+
+    async def collection_of(self, tenant: str, document_id: str) -> str | None:
+        """The collection of a document. Raises InvalidInput when there is no such document."""
+        return (await self._record(tenant, document_id)).get("collection")
 
     async def _read(self, tenant: str, document_id: str, file_blob: str) -> Extracted:
         content = await self._blobs.get(file_blob)

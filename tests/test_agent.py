@@ -1,0 +1,456 @@
+"""Agent runs: tools called, approved, repeated or broken off as they should be, and always an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import worker.tools.registry as registry_module
+from tests.conftest import Stack
+from tests.scripted_model import ScriptedModel, call
+from worker.agent.conversation import digest, fold, of_tool, tokens_of
+from worker.tools.base import Tool, ToolContext, ToolError
+
+REPORT = (
+    "The harbour was dredged in March to a depth of fourteen metres. The new crane lifts ninety tonnes. "
+    "Night work ends in June."
+)
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedModel]:
+    server = ScriptedModel()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def stack(make_stack: Any, scripted: ScriptedModel) -> Stack:
+    made: Stack = await make_stack(workers=("batch",), openai_base_url=f"{scripted.base}/v1")
+    return made
+
+
+def agent(goal: str = "What is 2 + 3?", **more: Any) -> dict[str, Any]:
+    given = more.pop("input", {})
+    return {"type": "agent", "input": {"goal": goal, **given}, **more}
+
+
+async def run(stack: Stack, **more: Any) -> dict[str, Any]:
+    view: dict[str, Any] = await stack.finished(await stack.submit(agent(**more)))
+    return view
+
+
+async def document(stack: Stack, text: str = REPORT) -> str:
+    made = await stack.call("POST", "/api/documents", {"text": text, "title": "Harbour report"})
+    await stack.finished(made.json["jobId"])
+    return str(made.json["documentId"])
+
+
+# -- the loop --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_agent_calls_tools_and_answers(stack: Stack, scripted: ScriptedModel) -> None:
+    """A thought, a call, its result, the answer: in the result, in the events, and back to the model as it was said."""
+    scripted.says(("I calculate it.", [call("calculate", {"expression": "2+3"})]), "It is 5.")
+    view = await run(stack)
+    assert view["status"] == "complete", view
+    result = view["result"]
+    assert (result["answer"], result["stopReason"], result["citations"]) == ("It is 5.", "answered", [])
+    first, last = result["steps"]
+    assert (first["n"], first["thought"], first["tool"], first["arguments"]) == (
+        1, "I calculate it.", "calculate", {"expression": "2+3"},
+    )  # fmt: skip
+    assert first["observation"] == "5"
+    assert "tool" not in last
+    assert first["tokens"] + last["tokens"] == view["usage"]["totalTokens"]
+    events = await stack.log(view["jobId"])
+    kinds = [event["type"] for event in events if event["type"] in ("delta", "tool.call", "tool.result")]
+    assert kinds[0] == "delta"
+    assert kinds.index("tool.call") < kinds.index("tool.result") < len(kinds) - 1
+    assert "".join(event["text"] for event in events if event["type"] == "delta") == "I calculate it.It is 5."
+    said = scripted.requests[1]["messages"]
+    assert said[2]["tool_calls"][0]["function"] == {"name": "calculate", "arguments": '{"expression": "2+3"}'}
+    assert said[3]["tool_call_id"] == said[2]["tool_calls"][0]["id"]
+    assert "5" in said[3]["content"]
+
+
+async def test_calls_of_one_step_run_side_by_side(
+    stack: Stack, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three that each wait for the others: they end, so they ran at once; results stand in the calls' order."""
+    arrived = asyncio.Barrier(3)
+
+    async def meet(arguments: dict[str, Any], _: ToolContext) -> str:
+        await arrived.wait()
+        return f"met {arguments['n']}"
+
+    add_tools(monkeypatch, tool("meet", meet))
+    scripted.says([call("meet", {"n": number}) for number in range(3)], "Done.")
+    view = await run(stack, input={"tools": ["meet"]}, timeoutSeconds=10)
+    assert [step.get("observation") for step in view["result"]["steps"]] == ["met 0", "met 1", "met 2", None]
+    assert [step["n"] for step in view["result"]["steps"]] == [1, 1, 1, 2]
+
+
+def tool(name: str, run: Any, **more: Any) -> Tool:
+    return Tool(name=name, description=name, parameters={"type": "object"}, run=run, **more)
+
+
+def add_tools(monkeypatch: pytest.MonkeyPatch, *tools: Tool) -> None:
+    """Tools of the test's own beside the built-in ones."""
+    import api.admission as admission_module
+
+    made = {one.name: one for one in tools}
+    resolve = registry_module.Toolbox.resolve
+
+    async def with_ours(self: Any, names: Any, *, has_documents: bool) -> list[Tool]:
+        rest = [name for name in names or () if name not in made]
+        found = await resolve(self, rest if names is not None else None, has_documents=has_documents)
+        return [made[name] for name in names or () if name in made] + found
+
+    monkeypatch.setattr(registry_module.Toolbox, "resolve", with_ours)
+    known = admission_module.problem
+    monkeypatch.setattr(
+        admission_module, "problem", lambda name, settings: None if name in made else known(name, settings)
+    )
+
+
+async def test_malformed_arguments_go_back_to_the_model_with_the_reason(stack: Stack, scripted: ScriptedModel) -> None:
+    """No JSON, a missing member, an unknown tool: three errors for the model, then it does it right."""
+    scripted.says(
+        [call("calculate", '{"expression": '), call("calculate", {"formula": "1"}), call("compute", {})],
+        [call("calculate", {"expression": "1+1"})],
+        "2",
+    )
+    view = await run(stack)
+    assert (view["status"], view["result"]["answer"]) == ("complete", "2")
+    broken, wrong, unknown, good = view["result"]["steps"][:4]
+    assert "no JSON" in broken["observation"]
+    assert broken["arguments"] == '{"expression": '
+    assert "expression" in wrong["observation"]
+    assert "calculate" in unknown["observation"]
+    assert good["observation"] == "2"
+    # What goes back into the conversation is JSON all the same: some servers refuse any other.
+    told = scripted.requests[1]["messages"][2]["tool_calls"][0]["function"]["arguments"]
+    assert told == '{"invalid":"{\\"expression\\": "}'
+
+
+async def test_a_repeated_call_is_noticed_and_circles_are_left(stack: Stack, scripted: ScriptedModel) -> None:
+    """The same call again is not made; after two steps of nothing else the agent must answer."""
+    same = [call("calculate", {"expression": "1+1"})]
+
+    def reply(body: dict[str, Any]) -> Any:
+        return "Two." if body.get("tool_choice") == "none" else same
+
+    scripted.says(reply)
+    view = await run(stack)
+    assert (view["result"]["stopReason"], view["result"]["answer"]) == ("repeatedCalls", "Two.")
+    observations = [step.get("observation") for step in view["result"]["steps"]]
+    assert observations[0] == "2"
+    assert all("already" in seen for seen in observations[1:3])
+    assert len(scripted.requests) == 4
+
+
+async def test_an_agent_out_of_steps_still_answers(stack: Stack, scripted: ScriptedModel) -> None:
+    """Three steps, each another call; then an answer without tools is asked for."""
+    numbers = iter(range(100))
+
+    def reply(body: dict[str, Any]) -> Any:
+        if body.get("tool_choice") == "none":
+            return "As far as I came."
+        return [call("calculate", {"expression": f"1+{next(numbers)}"})]
+
+    scripted.says(reply)
+    view = await run(stack, input={"maxSteps": 3})
+    assert (view["result"]["stopReason"], view["result"]["answer"]) == ("maxSteps", "As far as I came.")
+    assert [step["n"] for step in view["result"]["steps"]] == [1, 2, 3, 4]
+
+
+async def test_a_token_budget_leaves_room_for_an_answer(stack: Stack, scripted: ScriptedModel) -> None:
+    """The steps stop at the reserve; the last answer fits into it, and the budget is not passed."""
+    numbers = iter(range(1_000))
+
+    def reply(body: dict[str, Any]) -> Any:
+        if "tools" not in body:
+            return "What I have: some sums. " * 3
+        return ("I go on with it. " * 20, [call("calculate", {"expression": f"1+{next(numbers)}"})])
+
+    scripted.says(reply)
+    view = await run(stack, tokenBudget=4_000)
+    assert view["status"] == "complete", view
+    assert (view["result"]["stopReason"], view["result"]["answer"][:11]) == ("tokenBudget", "What I have")
+    assert view["usage"]["totalTokens"] <= 4_000
+    assert "1+0" in scripted.requests[-1]["messages"][1]["content"]
+
+
+async def test_an_agent_short_of_time_still_answers(stack: Stack, scripted: ScriptedModel) -> None:
+    """A model that takes too long for a step is stopped in time for the last answer."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        return {"delay_s": 30, "reply": "late"} if "tools" in body else "In time."
+
+    scripted.says(reply)
+    view = await run(stack, timeoutSeconds=2)
+    assert (view["status"], view["result"]["stopReason"]) == ("complete", "timeLimit"), view
+    assert view["result"]["answer"] == "In time."
+
+
+async def test_a_tool_that_fails_or_hangs_takes_nothing_down(
+    stack: Stack, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is what the model sees; a failed call may be made once more, not thrice."""
+    made = 0
+
+    async def broken(_: dict[str, Any], __: ToolContext) -> str:
+        nonlocal made
+        made += 1
+        raise ToolError("the disk is full")
+
+    async def hanging(_: dict[str, Any], __: ToolContext) -> str:
+        await asyncio.sleep(60)
+        return ""
+
+    add_tools(monkeypatch, tool("broken", broken), tool("hanging", hanging, timeout_s=0.2))
+    scripted.says(
+        [call("broken", {}), call("hanging", {})], [call("broken", {})], [call("broken", {})], "It cannot be done."
+    )
+    view = await run(stack, input={"tools": ["broken", "hanging"]})
+    seen = [step.get("observation", "") for step in view["result"]["steps"]]
+    assert "the disk is full" in seen[0]
+    assert "longer than 0.2 s" in seen[1]
+    assert "already" in seen[3]
+    assert made == 2
+
+
+# -- the journal -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_worker_costs_no_finished_step(
+    make_stack: Any, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the third step: the second worker replays two steps without asking the model or calling the tool."""
+    stack = await make_stack(openai_base_url=f"{scripted.base}/v1", lease_seconds=1)
+    calls: list[int] = []
+    blocked = asyncio.Event()
+
+    async def count(arguments: dict[str, Any], _: ToolContext) -> str:
+        calls.append(arguments["n"])
+        if arguments["n"] == 3 and len(calls) == 3:
+            blocked.set()
+            await asyncio.sleep(60)
+        return f"counted {arguments['n']}"
+
+    add_tools(monkeypatch, tool("count", count))
+    scripted.says(
+        [call("count", {"n": 1}, "a")], [call("count", {"n": 2}, "b")], [call("count", {"n": 3}, "c")], "Three."
+    )
+    first = await stack.start_worker("batch")
+    job = await stack.submit(agent(input={"tools": ["count"]}))
+    await asyncio.wait_for(blocked.wait(), 10)
+    stack.kill_worker(first)
+    await stack.start_worker("batch")
+    view = await stack.finished(job)
+    assert (view["status"], view["attempt"], view["result"]["answer"]) == ("complete", 2, "Three."), view
+    assert len(scripted.requests) == 4
+    assert calls == [1, 2, 3, 3]
+    assert view["usage"]["reusedTokens"] > 0
+    reused = {event["step"] for event in await stack.log(job) if event["type"] == "job.step" and event["reused"]}
+    assert {"step/1", "step/2", "step/3", "step/1/count.1", "step/2/count.1"} <= reused
+
+
+@pytest.mark.parametrize(("answer", "times"), [(True, 1), (False, 2)])
+async def test_a_call_that_must_not_happen_twice_is_asked_about(
+    make_stack: Any, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch, answer: bool, times: int
+) -> None:
+    """A worker lost in the middle of it: a person says whether it happened; then it is taken as done, or done."""
+    stack = await make_stack(openai_base_url=f"{scripted.base}/v1", lease_seconds=1)
+    sent = 0
+    blocked = asyncio.Event()
+
+    async def send(_: dict[str, Any], __: ToolContext) -> str:
+        nonlocal sent
+        sent += 1
+        if sent == 1:
+            blocked.set()
+            await asyncio.sleep(60)
+        return "sent"
+
+    add_tools(monkeypatch, tool("send", send, replay="never"))
+    scripted.says([call("send", {}, "a")], "Done.")
+    first = await stack.start_worker("batch")
+    job = await stack.submit(agent(input={"tools": ["send"]}))
+    await asyncio.wait_for(blocked.wait(), 10)
+    stack.kill_worker(first)
+    await stack.start_worker("batch")
+    waiting = (await stack.until(job, "waiting"))["waiting"]
+    assert "Did it happen?" in waiting["question"]
+    await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": waiting["requestId"], "value": answer})
+    view = await stack.finished(job)
+    assert (view["status"], sent) == ("complete", times), view
+    assert view["result"]["steps"][0]["observation"] == ("A person says that this was done." if answer else "sent")
+
+
+async def test_a_cancelled_call_that_must_not_happen_twice_stays_in_doubt(
+    make_stack: Any, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deploy in the middle of it: not simply done again."""
+    stack = await make_stack(openai_base_url=f"{scripted.base}/v1")
+    blocked = asyncio.Event()
+    sent = 0
+
+    async def send(_: dict[str, Any], __: ToolContext) -> str:
+        nonlocal sent
+        sent += 1
+        blocked.set()
+        await asyncio.sleep(60)
+        return "sent"
+
+    add_tools(monkeypatch, tool("send", send, replay="never"))
+    scripted.says([call("send", {}, "a")], "Done.")
+    first = await stack.start_worker("batch")
+    job = await stack.submit(agent(input={"tools": ["send"]}))
+    await asyncio.wait_for(blocked.wait(), 10)
+    await stack.stop_worker(first)
+    await stack.start_worker("batch")
+    assert (await stack.until(job, "waiting"))["waiting"]["kind"] == "input"
+    assert sent == 1
+
+
+# -- approval --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        (True, "4"),
+        ("yes", "4"),
+        (False, "A person declined this call."),
+        ({"approve": False, "reason": "too dear"}, "A person declined this call. They say: too dear"),
+        ({"approve": True, "arguments": {"expression": "3+3"}}, "6"),
+        ({"approve": True, "arguments": {"expr": "3+3"}}, "A person changed the arguments: "),
+        ("use 5 instead", "A person declined this call. They say: use 5 instead"),
+    ],
+)
+async def test_a_tool_that_needs_approval_waits_for_a_person(
+    make_stack: Any, scripted: ScriptedModel, answer: Any, seen: str
+) -> None:
+    """The job waits without a worker, survives a restart of it, and goes on with the answer; nothing is asked twice."""
+    stack = await make_stack(openai_base_url=f"{scripted.base}/v1")
+    scripted.says([call("current_time", {}), call("calculate", {"expression": "2+2"})], "Done.")
+    first = await stack.start_worker("batch")
+    job = await stack.submit(agent(input={"tools": ["calculate", "current_time"], "approve": ["calculate"]}))
+    waiting = await stack.until(job, "waiting")
+    assert '"expression":"2+2"' in waiting["waiting"]["question"]
+    assert not first.running
+    await stack.stop_worker(first)
+    body = {"requestId": waiting["waiting"]["requestId"], "value": answer}
+    assert (await stack.call("POST", f"/api/jobs/{job}/input", body)).status == 200
+    await stack.start_worker("batch")
+    view = await stack.finished(job)
+    assert view["status"] == "complete", view
+    assert view["result"]["steps"][1]["observation"].startswith(seen)
+    assert len(scripted.requests) == 2
+
+
+# -- long conversations ----------------------------------------------------------------------------------------------
+
+
+async def test_a_conversation_that_is_too_long_is_folded(make_stack: Any, scripted: ScriptedModel) -> None:
+    """Old results are folded with a note, the newest stays whole, and a warning says so."""
+    stack = await make_stack(workers=("batch",), openai_base_url=f"{scripted.base}/v1", context_tokens=4_500)
+    ids = [await document(stack, f"Part {n}. " + "The tide came in and went out. " * 120) for n in range(4)]
+    scripted.says(*[[call("read_document", {"documentId": name})] for name in ids], "Tides.")
+    view = await run(stack, input={"context": {"documents": ids}})
+    assert view["status"] == "complete", view
+    results = scripted.last_result()
+    assert "Folded to save room" in results[0]
+    assert "Folded" not in results[-1]
+    assert len(results[-1]) > 3_000
+    warnings = [event["code"] for event in await stack.log(view["jobId"]) if event["type"] == "job.warning"]
+    assert "conversation_folded" in warnings
+
+
+async def test_a_model_that_says_too_long_gets_a_shorter_conversation(stack: Stack, scripted: ScriptedModel) -> None:
+    """Its own limit is found by halving; the job does not fail."""
+    ids = [await document(stack, f"Part {n}. " + "The tide came in and went out. " * 200) for n in range(3)]
+
+    def reply(body: dict[str, Any]) -> Any:
+        if sum(len(message.get("content") or "") for message in body["messages"]) > 9_000:
+            return {"status": 400, "code": "context_length_exceeded"}
+        made = sum(message["role"] == "tool" for message in body["messages"])
+        return [call("read_document", {"documentId": ids[made]})] if made < 3 else "Tides."
+
+    scripted.says(reply)
+    view = await run(stack, input={"context": {"documents": ids}})
+    assert (view["status"], view["result"]["answer"]) == ("complete", "Tides."), view
+
+
+def test_folding_touches_the_oldest_results_only_as_far_as_needed() -> None:
+    """Pure: the same in, the same out; questions and calls stay; what cannot be folded stays."""
+    messages = [{"role": "user", "content": "u" * 4_000}]
+    messages += [of_tool(str(number), f"{number}" * 8_000) for number in range(3)]
+    whole = tokens_of(messages)
+    assert fold(messages, whole) == (messages, 0)
+    folded, count = fold(messages, whole - 1_000)
+    assert count == 1
+    assert folded[0] == messages[0]
+    assert folded[2:] == messages[2:]
+    assert tokens_of(folded) <= whole - 1_000
+    folded, count = fold(messages, 10)
+    assert count == 3
+    assert fold(messages, 10) == (folded, count)
+
+
+def test_a_digest_keeps_the_newest_and_stays_in_its_room() -> None:
+    """Fifty findings of 4,000 characters in 1,000 tokens."""
+    text = digest("Goal", [(f"call {number}", "x" * 4_000) for number in range(50)], 1_000)
+    assert len(text) <= 4_000
+    assert "call 49" in text
+    assert "call 0:" not in text
+
+
+# -- documents -------------------------------------------------------------------------------------------------------
+
+
+async def test_quotes_of_an_answer_are_proven(stack: Stack, scripted: ScriptedModel) -> None:
+    """A true quote is a citation with its place; an invented one is none."""
+    name = await document(stack)
+    scripted.says(
+        [call("search_documents", {"query": "crane"})],
+        'The report says: "The new crane lifts ninety tonnes." It also says "the crane was painted green in May".',
+    )
+    view = await run(stack, input={"context": {"documents": [name]}})
+    assert "ninety tonnes" in view["result"]["steps"][0]["observation"]
+    (citation,) = view["result"]["citations"]
+    start = REPORT.index("The new crane")
+    assert citation["documentId"] == name
+    assert REPORT[citation["start"] : citation["end"]] == citation["quote"]
+    assert citation["start"] == start
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"goal": ""}, "$.input.goal"),
+        ({"goal": "  "}, "$.input.goal"),
+        ({"tools": ["dance"]}, "$.input.tools[0]"),
+        ({"tools": ["calculate", "fetch_url"]}, "$.input.tools[1]"),
+        ({"tools": ["github__search"]}, "$.input.tools[0]"),
+        ({"approve": ["fetch_url"]}, "$.input.approve[0]"),
+        ({"tools": ["current_time"], "approve": ["calculate"]}, "$.input.approve[0]"),
+        ({"maxSteps": 0}, "$.input.maxSteps"),
+        ({"context": {"documents": ["doc_01M81SGW152PHX78GHNCJWQHRS"]}}, "$.input.context.documents[0]"),
+        ({"context": {"documents": []}}, "$.input.context.documents"),
+    ],
+)
+async def test_a_bad_submission_is_refused_by_its_path(edge: Stack, given: dict[str, Any], path: str) -> None:
+    """422, and the path of what is wrong."""
+    answer = await edge.call("POST", "/api/jobs", {"type": "agent", "input": {"goal": "g", **given}})
+    assert (answer.status, answer.json["code"]) == (422, "invalid_request"), answer.text
+    assert answer.json["errors"][0]["path"] == path, answer.text

@@ -1,0 +1,257 @@
+"""`agent`: a model that works towards a goal with tools, step by step, until it answers.
+
+A step is one call of the model and the calls of tools that it asks for. Whatever ends the run early (steps, tokens,
+time, a model that goes in circles), an answer from what was found is still attempted, inside a reserve that the steps
+before it cannot touch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from shared.clock import monotonic_s
+from shared.errors import BadOutput, BudgetExhausted, ContextTooLong, InvalidInput
+from shared.jobs import Output
+from shared.specs import AgentInput
+from worker.agent.acting import SHOWN_CHARACTERS, Actor, Observation
+from worker.agent.conversation import Message, digest, fold, of_model, of_tool, tokens_of
+from worker.agent.quotes import DocumentCitation, cite_answer
+from worker.context import Finished, JobContext
+from worker.model.calls import CHARACTERS_PER_TOKEN, ChatCall
+from worker.tasks.prompts import AGENT, AGENT_LAST
+from worker.tools.base import Tool, ToolContext
+
+BUDGET_SHARE: Final = 0.2  # of a token budget that is kept for the last answer
+LEAST_RESERVE: Final = 500
+MOST_RESERVE: Final = 4_000
+TIME_SHARE: Final = 0.2  # of the attempt's time
+MOST_TIME_S: Final = 30.0
+CIRCLES: Final = 2  # steps in a row that only repeat calls
+FOLDINGS: Final = 5  # each to half, when the model says that the conversation is too long
+ANSWER_TOKENS: Final = 2_000  # of room that folding leaves for the answer
+
+_DOCUMENT = re.compile(r"doc_[0-9A-HJKMNP-TV-Z]{26}")
+
+
+class AgentStep(Output, frozen=True, kw_only=True):
+    """One call of a tool, or the model's last words. Parallel calls share `n`; `tokens` and the model's part of `ms`
+    are with the first of them. `observation` is cut at 4,000 characters."""
+
+    n: int
+    thought: str | UnsetType = UNSET
+    tool: str | UnsetType = UNSET
+    arguments: dict[str, Any] | str | UnsetType = UNSET
+    observation: str | UnsetType = UNSET
+    tokens: int
+    ms: int
+
+
+class AgentResult(Output, frozen=True):
+    """`stopReason`: answered, maxSteps, tokenBudget, timeLimit or repeatedCalls. `citations` are quotes of the answer
+    that stand in the documents that were read."""
+
+    answer: str
+    citations: list[DocumentCitation]
+    steps: list[AgentStep]
+    stop_reason: str
+
+
+class _StopError(Exception):
+    """The steps end here, for this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+async def run_agent(spec: AgentInput, context: JobContext) -> AgentResult:
+    """Runs the loop. Raises JobError, and NeedsInput while a person is asked."""
+    named = tuple(spec.context.documents or ()) if spec.context is not None else ()
+    tools = await context.deps.tools.resolve(spec.tools, has_documents=spec.context is not None)
+    run = _Run(spec, context, tools, named)
+    reason = await run.steps()
+    answer = run.answer if reason == "answered" else await run.last_answer(reason)
+    citations = await cite_answer(answer, run.documents(), context)
+    context.report.progress(1.0, "answer", f"Answered after {run.turn} steps")
+    return AgentResult(answer=answer, citations=citations, steps=run.told, stop_reason=reason)
+
+
+class _Run:
+    """One attempt at a run. All that it decides follows from what is in the journal."""
+
+    def __init__(self, spec: AgentInput, context: JobContext, tools: Sequence[Tool], named: Sequence[str]) -> None:
+        self.told: list[AgentStep] = []
+        self.answer = ""
+        self.turn = 0
+        self._spec = spec
+        self._context = context
+        self._named = named
+        self._tools = [
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+            }
+            for tool in tools
+        ]
+        bound = ToolContext(
+            tenant=context.job.tenant,
+            library=context.deps.library,
+            settings=context.deps.settings,
+            documents=tuple(named),
+            collection=spec.context.collection if spec.context is not None else None,
+        )
+        self._actor = Actor(context, tools, spec.approve, bound)
+        self._messages: list[Message] = [
+            {"role": "system", "content": AGENT},
+            {"role": "user", "content": _goal(spec, named)},
+        ]
+        self._findings: list[tuple[str, str]] = []
+        self._folded = 0
+        self._circles = 0
+        budget = context.job.token_budget
+        self._reserve = 0 if budget is None else _between(LEAST_RESERVE, round(budget * BUDGET_SHARE), MOST_RESERVE)
+        self._steps_end_s = context.ends_s - min(MOST_TIME_S, context.job.timeout_s * TIME_SHARE)
+
+    async def steps(self) -> str:
+        """Step after step until the model answers; why it ended."""
+        try:
+            while self.turn < self._spec.max_steps:
+                self.turn += 1
+                share = (self.turn - 1) / self._spec.max_steps
+                self._context.report.progress(share, "step", f"Step {self.turn} of at most {self._spec.max_steps}")
+                if await self._step():
+                    return "answered"
+        except _StopError as stop:
+            return stop.reason
+        return "maxSteps"
+
+    async def _step(self) -> bool:
+        """Whether the model has answered."""
+        said = await self._ask()
+        if not said.tool_calls:
+            if not said.text.strip():
+                return self._nudge(said)
+            self.answer = said.text
+            self.told.append(AgentStep(n=self.turn, tokens=said.tokens, ms=said.ms))
+            return True
+        observations = await self._actor.act(self.turn, said.tool_calls, self._steps_end_s)
+        self._messages.append(of_model(said.text, said.tool_calls))
+        for place, seen in enumerate(observations):
+            self._messages.append(of_tool(seen.call.id, seen.text))
+            self._note(said, seen, is_first=place == 0)
+        self._circles = self._circles + 1 if all(seen.repeated for seen in observations) else 0
+        if self._circles >= CIRCLES:
+            raise _StopError("repeatedCalls")
+        return False
+
+    def _nudge(self, said: Finished) -> bool:
+        """A model that says nothing is asked once more."""
+        if self.told and self.told[-1].tool is UNSET:
+            raise BadOutput("The model gave no answer, also after it was asked again.")
+        self.told.append(AgentStep(n=self.turn, tokens=said.tokens, ms=said.ms))
+        self._messages.append({"role": "user", "content": "You said nothing. Answer the goal, or call a tool."})
+        return False
+
+    def _note(self, said: Finished, seen: Observation, *, is_first: bool) -> None:
+        arguments = seen.arguments if seen.arguments is not None else seen.call.arguments[:SHOWN_CHARACTERS]
+        self.told.append(
+            AgentStep(
+                n=self.turn,
+                thought=said.text if is_first and said.text else UNSET,
+                tool=seen.call.name,
+                arguments=arguments,
+                observation=seen.text[:SHOWN_CHARACTERS],
+                tokens=said.tokens if is_first else 0,
+                ms=seen.ms + (said.ms if is_first else 0),
+            )
+        )
+        if not seen.is_error and not seen.repeated:
+            self._findings.append((f"{seen.call.name} {seen.call.arguments}"[:500], seen.text))
+
+    async def _ask(self) -> Finished:
+        """The model's next words. Raises _StopError when tokens or time are up but for the reserve."""
+        most_tokens = self._context.deps.settings.context_tokens - ANSWER_TOKENS - self._tools_tokens()
+        for _ in range(FOLDINGS):
+            messages, folded = fold(self._messages, most_tokens)
+            if folded > self._folded:
+                self._context.report.event(
+                    "job.warning",
+                    code="conversation_folded",
+                    message=f"The conversation became too long for the model: {folded} tool results are folded.",
+                )
+            self._folded = max(folded, self._folded)
+            left_s = self._steps_end_s - monotonic_s()
+            if left_s <= 0:
+                raise _StopError("timeLimit")
+            try:
+                async with asyncio.timeout(left_s):
+                    return await self._context.complete(
+                        f"step/{self.turn}",
+                        ChatCall(messages, tools=self._tools or None),
+                        on_text=self._context.report.text,
+                        keep_back=self._reserve,
+                    )
+            except TimeoutError:
+                raise _StopError("timeLimit") from None
+            except BudgetExhausted:
+                raise _StopError("tokenBudget") from None
+            except ContextTooLong:
+                most_tokens = tokens_of(messages) // 2
+        raise InvalidInput("The goal alone is longer than the model can read.")
+
+    def _tools_tokens(self) -> int:
+        return len(msgspec.json.encode(self._tools)) // CHARACTERS_PER_TOKEN if self._tools else 0
+
+    async def last_answer(self, reason: str) -> str:
+        """An answer from what there is. Raises JobError."""
+        self._context.report.event("job.warning", code="agent_stopped", message=_STOPPED[reason])
+        budget = self._context.job.token_budget
+        left = None if budget is None else budget - self._context.tokens
+        room = min(left if left is not None else MOST_RESERVE * 2, self._context.deps.settings.context_tokens // 2)
+        if reason in ("maxSteps", "repeatedCalls") and (left is None or left > 2 * tokens_of(self._messages)):
+            messages, _ = fold(self._messages, self._context.deps.settings.context_tokens - ANSWER_TOKENS)
+            call = ChatCall(
+                [*messages, {"role": "user", "content": AGENT_LAST}], tools=self._tools or None, no_tools=True
+            )
+        else:
+            goal = self._spec.goal
+            found = digest(goal, self._findings, max(0, room - len(goal) // CHARACTERS_PER_TOKEN))
+            messages = [{"role": "system", "content": AGENT_LAST}, {"role": "user", "content": found}]
+            call = ChatCall(messages, max_tokens=None if left is None else max(1, left - tokens_of(messages) - 10))
+        said = await self._context.complete("last", call, on_text=self._context.report.text)
+        self.told.append(AgentStep(n=self.turn + 1, tokens=said.tokens, ms=said.ms))
+        if not said.text.strip():
+            raise BadOutput(f"The model gave no answer. {_STOPPED[reason]}")
+        return said.text
+
+    def documents(self) -> list[str]:
+        """The documents that the answer may quote: those that were named, and those that tools have shown."""
+        shown = (name for _, text in self._findings for name in _DOCUMENT.findall(text))
+        return list(dict.fromkeys([*self._named, *shown]))
+
+
+_STOPPED: Final = {
+    "maxSteps": "The steps that were allowed are used up; the answer rests on what was found by then.",
+    "tokenBudget": "The job's token budget is nearly used up; the answer rests on what was found by then.",
+    "timeLimit": "The time is nearly up; the answer rests on what was found by then.",
+    "repeatedCalls": "The model only repeated its calls; the answer rests on what was found by then.",
+}
+
+
+def _goal(spec: AgentInput, named: Sequence[str]) -> str:
+    about = ""
+    if named:
+        about = "\n\nDocuments that you may read: " + ", ".join(named)
+    elif spec.context is not None and spec.context.collection is not None:
+        about = f"\n\nYou may search the documents of the collection {spec.context.collection!r}."
+    return spec.goal + about
+
+
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))
