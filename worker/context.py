@@ -255,6 +255,20 @@ class JobContext:
             raise BudgetExhausted(f"The job's tokenBudget of {budget} is spent: {self.tokens} tokens were used.")
 
 
+class Bounded:
+    """The model for a task that makes many calls side by side: at most so many at a time, fewer when the model says 429."""
+
+    def __init__(self, context: JobContext, most: int) -> None:
+        self.settings = context.deps.settings
+        self._context = context
+        self._slots = asyncio.Semaphore(most)
+
+    async def complete(self, label: str, call: ChatCall, *, accept: Callable[[str], Any] | None = None) -> Finished:
+        """As that of JobContext."""
+        async with self._slots:
+            return await self._context.complete(label, call, accept=accept, windowed=True)
+
+
 def leave(window: Window, place: int, error: BaseException) -> None:
     """Tells a window how a call ended that was not served."""
     if isinstance(error, UpstreamRateLimited):

@@ -7,22 +7,22 @@ that they came from, so citations never rest on a combined answer.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from shared.documents import Extracted, Skipped, normalise
-from shared.errors import JobError, LeaseLostError, UpstreamRefused
+from shared.errors import UpstreamRefused
 from shared.jobs import Output
 from shared.specs import AnalysisInput, AnalysisTask, ExtractTask, KeyPointsTask, QuestionsTask, SummaryTask
-from worker.context import JobContext
+from worker.context import Bounded, JobContext
 from worker.documents.chunk import Part, split
 from worker.documents.cite import Citation, Prover
 from worker.tasks import notes as reading
 from worker.tasks.extraction import extract_data
 from worker.tasks.merging import merge_answers, merge_points, merge_summary
+from worker.tasks.side_by_side import side_by_side
 
 READING_SHARE: Final = 0.9  # of the progress bar; the rest is combining
 
@@ -79,13 +79,20 @@ async def analyse_document(spec: AnalysisInput, context: JobContext) -> Analysis
     document, title = await _open(spec, context)
     parts = split(document.text, context.deps.settings.chunk_characters)
     readable = [part for part in parts if part.text.strip()]
-    read, failed = await _read_all(readable, title, spec.tasks, document, context)
+    model = Bounded(context, context.deps.settings.map_concurrency)
+    read, failed = await _read_all(readable, title, spec.tasks, document, model, context)
     context.report.progress(READING_SHARE, "combine", "Combining the notes")
-    results = []
-    for index, task in enumerate(spec.tasks):
-        results.append(await _result(index, task, read, document, context))
-        share = READING_SHARE + (1 - READING_SHARE) * (index + 1) / len(spec.tasks)
-        context.report.progress(share, "combine", f"Finished task {index + 1} of {len(spec.tasks)}")
+    done = 0
+
+    async def combine(index: int, task: AnalysisTask) -> TaskResult:
+        nonlocal done
+        result = await _result(index, task, read, document, model)
+        done += 1
+        share = READING_SHARE + (1 - READING_SHARE) * done / len(spec.tasks)
+        context.report.progress(share, "combine", f"Finished task {index + 1} ({done} of {len(spec.tasks)})")
+        return result
+
+    results = await side_by_side(combine(index, task) for index, task in enumerate(spec.tasks))
     return AnalysisResult(tasks=results, coverage=_coverage(document, parts, failed))
 
 
@@ -101,65 +108,49 @@ async def _read_all(
     title: str | None,
     tasks: Sequence[AnalysisTask],
     document: Extracted,
+    model: Bounded,
     context: JobContext,
 ) -> tuple[list[reading.PartNotes], list[tuple[Part, str]]]:
     """The notes of all parts, in their order, read a few at a time; and the parts that the model refused."""
-    slots = asyncio.Semaphore(context.deps.settings.map_concurrency)
     done = 0
     failed: list[tuple[Part, str]] = []
 
     async def read(part: Part) -> reading.PartNotes | None:
         nonlocal done
-        async with slots:
-            label = f"read/{part.index + 1}"
-            try:
-                prover = Prover(part.text, part.start, document.pages)
-                return await reading.read_part(part, len(parts), title, tasks, prover, label, context)
-            except UpstreamRefused as error:
-                failed.append((part, error.message))
-                context.report.event(
-                    "job.warning", code="part_refused", message=f"Part {part.index + 1}: {error.message}"
-                )
-                return None
-            finally:
-                done += 1
-                context.report.progress(READING_SHARE * done / len(parts), "read", f"Read part {done} of {len(parts)}")
+        label = f"read/{part.index + 1}"
+        try:
+            prover = Prover(part.text, part.start, document.pages)
+            return await reading.read_part(part, len(parts), title, tasks, prover, label, model)
+        except UpstreamRefused as error:
+            failed.append((part, error.message))
+            context.report.event("job.warning", code="part_refused", message=f"Part {part.index + 1}: {error.message}")
+            return None
+        finally:
+            done += 1
+            context.report.progress(READING_SHARE * done / len(parts), "read", f"Read part {done} of {len(parts)}")
 
-    async with asyncio.TaskGroup() as group:
-        running = [group.create_task(_unwrapped(read(part))) for part in parts]
-    outcomes = [task.result() for task in running]
-    for outcome in outcomes:
-        if isinstance(outcome, JobError | LeaseLostError):
-            raise outcome
-    notes = [outcome for outcome in outcomes if isinstance(outcome, reading.PartNotes)]
+    outcomes = await side_by_side(read(part) for part in parts)
+    notes = [outcome for outcome in outcomes if outcome is not None]
     if not notes:
         raise UpstreamRefused(f"The model refused every part of the document: {failed[0][1] if failed else ''}")
     return notes, failed
 
 
-async def _unwrapped(work: Any) -> Any:
-    # An error that a retry may mend does not stop its neighbours: what they finish is journaled and not paid again.
-    try:
-        return await work
-    except (JobError, LeaseLostError) as error:
-        return error
-
-
 async def _result(
-    index: int, task: AnalysisTask, read: list[reading.PartNotes], document: Extracted, context: JobContext
+    index: int, task: AnalysisTask, read: list[reading.PartNotes], document: Extracted, model: Bounded
 ) -> TaskResult:
     label = f"combine/{index + 1}"
     match task:
         case SummaryTask():
-            text, cited = await merge_summary(reading.of_task(read, index), label, context)
+            text, cited = await merge_summary(reading.of_task(read, index), label, model)
             return TaskResult(kind="summary", answer=text, citations=_unique(cited))
         case KeyPointsTask():
-            points = await merge_points(reading.of_task(read, index), label, context)
+            points = await merge_points(reading.of_task(read, index), label, model)
             cited = [msgspec.structs.replace(found, item=number) for number, point in enumerate(points)
                      for found in point.citations]  # fmt: skip
             return TaskResult(kind="keyPoints", points=[point.text for point in points], citations=_unique(cited))
         case QuestionsTask():
-            answers = await merge_answers(task.questions, reading.of_task(read, index), label, context)
+            answers = await merge_answers(task.questions, reading.of_task(read, index), label, model)
             cited = [msgspec.structs.replace(found, item=number) for number, answer in enumerate(answers)
                      for found in answer.citations]  # fmt: skip
             pairs = [
@@ -168,7 +159,7 @@ async def _result(
             ]
             return TaskResult(kind="questions", answers=pairs, citations=_unique(cited))
         case ExtractTask():
-            data, cited = await extract_data(task, reading.of_task(read, index), document, label, context)
+            data, cited = await extract_data(task, reading.of_task(read, index), document, label, model)
             return TaskResult(kind="extract", data=data, citations=_unique(cited))
 
 

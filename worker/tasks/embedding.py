@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from shared.clock import monotonic_s
 from shared.errors import InvalidInput, JobError, LeaseLostError, UpstreamRefused
 from shared.jobs import Output
 from shared.specs import EmbeddingSource
+from shared.stores.outputs import part_key
 from worker.batch.parts import Failure, Found, Parts, render
 from worker.batch.plan import Batch, Plan, Planner
 from worker.context import JobContext, leave
@@ -140,10 +142,11 @@ class _Work:
     async def _read(self, group: asyncio.TaskGroup, planner: Planner) -> None:
         blobs, blob = self._context.deps.blobs, self._spec.blob
         self._total_bytes = await blobs.size(blob)
-        async for lines in _some(lines_of(blobs.stream(blob), max_line_bytes=MAX_LINE_BYTES)):
-            await self._start(group, await asyncio.to_thread(planner.add, lines))
-            if self._error is not None:
-                return
+        async with aclosing(blobs.stream(blob)) as stream:
+            async for lines in _some(lines_of(stream, max_line_bytes=MAX_LINE_BYTES)):
+                await self._start(group, await asyncio.to_thread(planner.add, lines))
+                if self._error is not None:
+                    return
         await self._start(group, planner.rest())
 
     async def _start(self, group: asyncio.TaskGroup, batches: Sequence[Batch]) -> None:
@@ -250,8 +253,7 @@ class _Work:
                 found[entry.index - first] = await self._like(batch, entry.like, found)
         rows = [row for row in found if row is not None]
         lines = [render(entry, row) for entry, row in zip(batch.entries, rows, strict=True)]
-        # The lease is in the name: a worker that lost it cannot write over what its successor has written.
-        key = f"outputs/{job.tenant}/{job.job_id}/{batch.number:06d}-{job.run}-{job.lease}"
+        key = part_key(job.tenant, job.job_id, batch.number)
         part = await self._parts.write(batch.number, key, lines)
         step.part = (batch.number, f"{part.size_bytes} {key}")
         failures = [row for row in rows if isinstance(row, Failure)]

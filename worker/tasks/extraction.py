@@ -13,7 +13,7 @@ from shared.documents import Extracted
 from shared.errors import BadOutput, InvalidInput
 from shared.schemas import BadSchemaError, compile_schema, violations
 from shared.specs import ExtractTask
-from worker.context import JobContext
+from worker.context import Bounded
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
 from worker.tasks.notes import Note, parse_object
@@ -24,7 +24,7 @@ WRAPPER = "data"
 
 
 async def extract_data(
-    task: ExtractTask, notes: Sequence[Note], document: Extracted, label: str, context: JobContext
+    task: ExtractTask, notes: Sequence[Note], document: Extracted, label: str, model: Bounded
 ) -> tuple[Any, list[Citation]]:
     """The data and a citation per value that stands in the text, its JSON path as `item`.
 
@@ -34,7 +34,7 @@ async def extract_data(
         validator = compile_schema(task.schema)
     except BadSchemaError as error:
         raise InvalidInput(f"The schema of the extract task is not valid: {error}") from None
-    if len(document.text) <= context.deps.settings.chunk_characters:
+    if len(document.text) <= model.settings.chunk_characters:
         source = fenced("document", document.text)
     else:
         facts = "\n\n".join(f"{note.about}: {note.text}\n(“{note.citations[0].quote}”)" for note in notes)
@@ -50,7 +50,7 @@ async def extract_data(
         return answer.get(WRAPPER) if wrapped else answer
 
     call = ChatCall(list(messages), schema=asked, temperature=0.0)
-    answer = parsed((await context.complete(label, call, accept=parse_object)).text)
+    answer = parsed((await model.complete(label, call, accept=parse_object)).text)
     wrong = violations(validator, answer)
     if wrong:
         shown = msgspec.json.encode(answer).decode()
@@ -66,7 +66,7 @@ async def extract_data(
             if still := violations(validator, parsed(text)):
                 raise BadOutput(f"The extracted data does not fit the schema, also after one repair: {still[0]}")
 
-        finished = await context.complete(
+        finished = await model.complete(
             f"{label}/repair", ChatCall(messages, schema=asked, temperature=0.0), accept=accept
         )
         answer = parsed(finished.text)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from worker.context import JobContext
+from worker.context import Bounded
 from worker.documents.cite import Citation
 from worker.model.calls import ChatCall
 from worker.tasks.notes import Note, object_schema, parse_object
 from worker.tasks.prompts import MERGE, fenced
+from worker.tasks.side_by_side import side_by_side
 
 MAX_POINTS: Final = 10
 NUMBERS: Final = {
@@ -19,7 +20,7 @@ NUMBERS: Final = {
 }
 
 
-async def merge_summary(notes: Sequence[Note], label: str, context: JobContext) -> tuple[str, list[Citation]]:
+async def merge_summary(notes: Sequence[Note], label: str, model: Bounded) -> tuple[str, list[Citation]]:
     """One summary from the parts' summaries, and its citations. No call when there is only one. Raises JobError."""
     if not notes:
         return "", []
@@ -36,11 +37,11 @@ async def merge_summary(notes: Sequence[Note], label: str, context: JobContext) 
         text = str(entry.get("summary") or "").strip()
         return [Note(text, _cited(entry, group, default_all=True))] if text else []
 
-    merged = await _merge(notes, "Write one summary of the whole document.", schema, build, label, context, single=True)
+    merged = await _merge(notes, "Write one summary of the whole document.", schema, build, label, model, single=True)
     return merged[0].text, list(merged[0].citations)
 
 
-async def merge_points(notes: Sequence[Note], label: str, context: JobContext) -> list[Note]:
+async def merge_points(notes: Sequence[Note], label: str, model: Bounded) -> list[Note]:
     """The most important points, without repetition. No call when they are few already. Raises JobError."""
     if len(notes) <= MAX_POINTS:
         return list(notes)
@@ -60,12 +61,11 @@ async def merge_points(notes: Sequence[Note], label: str, context: JobContext) -
         ]
 
     wish = f"Choose the {MAX_POINTS} most important points; join those that say the same."
-    return (await _merge(notes, wish, schema, build, label, context))[:MAX_POINTS]
+    return (await _merge(notes, wish, schema, build, label, model))[:MAX_POINTS]
 
 
-async def merge_answers(questions: Sequence[str], notes: Sequence[Note], label: str, context: JobContext) -> list[Note]:
+async def merge_answers(questions: Sequence[str], notes: Sequence[Note], label: str, model: Bounded) -> list[Note]:
     """One answer per question, with an empty text where no part answers it. Raises JobError."""
-    answers = []
     schema = object_schema(
         {"answer": {"type": "string", "description": "The answer to the question"}, "sources": NUMBERS}
     )
@@ -74,13 +74,14 @@ async def merge_answers(questions: Sequence[str], notes: Sequence[Note], label: 
         text = str(entry.get("answer") or "").strip()
         return [Note(text, _cited(entry, group, default_all=True))] if text else []
 
-    for number, question in enumerate(questions, 1):
+    async def answer(number: int, question: str) -> Note:
         about = [note for note in notes if note.about == number]
         if len(about) > 1:
             wish = f"Answer this question from the notes: {question}"
-            about = await _merge(about, wish, schema, build, f"{label}/{number}", context, single=True)
-        answers.append(about[0] if about else Note(""))
-    return answers
+            about = await _merge(about, wish, schema, build, f"{label}/{number}", model, single=True)
+        return about[0] if about else Note("")
+
+    return await side_by_side(answer(number, question) for number, question in enumerate(questions, 1))
 
 
 async def _merge(
@@ -89,7 +90,7 @@ async def _merge(
     schema: dict[str, Any],
     build: Callable[[dict[str, Any], Sequence[Note]], list[Note]],
     label: str,
-    context: JobContext,
+    model: Bounded,
     *,
     single: bool = False,
 ) -> list[Note]:
@@ -97,34 +98,54 @@ async def _merge(
 
     Falls back to the notes themselves where a model's answer is empty, so that nothing read is lost.
     """
-    size = context.deps.settings.chunk_characters
+    size = model.settings.chunk_characters
     level = 0
     current = list(notes)
     while True:
         groups = _groups(current, size)
-        merged: list[Note] = []
-        for index, group in enumerate(groups):
-            if len(group) == 1:
-                merged += group
-                continue
-            # Each level at least halves the notes, so that it ends; on the last one there are MAX_POINTS.
-            most = 1 if single else min(MAX_POINTS, max(1, len(group) // 2) if len(groups) > 1 else MAX_POINTS)
-            listed = "\n".join(f"[{n}] {note.text[: size // 2]}" for n, note in enumerate(group, 1))
-            call = ChatCall(
-                messages=[
-                    {"role": "system", "content": MERGE},
-                    {"role": "user", "content": f"{fenced('notes', listed)}\n\n{wish}"},
-                ],
-                schema=schema,
-                strict=True,
-                temperature=0.0,
+        alone = len(groups) == 1 and level == 0
+        merged = [
+            note
+            for notes_of_group in await side_by_side(
+                _combine(group, len(groups), wish, schema, build,
+                         label if alone else f"{label}/{level + 1}.{index + 1}", model, single)
+                for index, group in enumerate(groups)
             )
-            step = label if len(groups) == 1 and level == 0 else f"{label}/{level + 1}.{index + 1}"
-            finished = await context.complete(step, call, accept=parse_object)
-            merged += (build(parse_object(finished.text), group) or list(group))[:most]
+            for note in notes_of_group
+        ]  # fmt: skip
         if len(groups) == 1:
             return merged
         current, level = merged, level + 1
+
+
+async def _combine(
+    group: Sequence[Note],
+    groups: int,
+    wish: str,
+    schema: dict[str, Any],
+    build: Callable[[dict[str, Any], Sequence[Note]], list[Note]],
+    step: str,
+    model: Bounded,
+    single: bool,
+) -> list[Note]:
+    """The notes that a group becomes."""
+    if len(group) == 1:
+        return list(group)
+    # Each level at least halves the notes, so that it ends; on the last one there are MAX_POINTS.
+    most = 1 if single else min(MAX_POINTS, max(1, len(group) // 2) if groups > 1 else MAX_POINTS)
+    room = model.settings.chunk_characters // 2
+    listed = "\n".join(f"[{n}] {note.text[:room]}" for n, note in enumerate(group, 1))
+    call = ChatCall(
+        messages=[
+            {"role": "system", "content": MERGE},
+            {"role": "user", "content": f"{fenced('notes', listed)}\n\n{wish}"},
+        ],
+        schema=schema,
+        strict=True,
+        temperature=0.0,
+    )
+    finished = await model.complete(step, call, accept=parse_object)
+    return (build(parse_object(finished.text), group) or list(group))[:most]
 
 
 def _groups(notes: Sequence[Note], size: int) -> list[list[Note]]:

@@ -9,7 +9,7 @@ import msgspec
 
 from shared.errors import BadOutput
 from shared.specs import AnalysisTask, ExtractTask, KeyPointsTask, QuestionsTask, SummaryTask
-from worker.context import JobContext
+from worker.context import Bounded
 from worker.documents.chunk import Part
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
@@ -46,7 +46,7 @@ async def read_part(
     tasks: Sequence[AnalysisTask],
     prover: Prover,
     label: str,
-    context: JobContext,
+    model: Bounded,
 ) -> PartNotes:
     """One call for all tasks that read notes. Raises JobError."""
     asked = {
@@ -68,7 +68,7 @@ async def read_part(
         strict=True,
         temperature=0.0,
     )
-    finished = await context.complete(label, call, accept=parse_object)
+    finished = await model.complete(label, call, accept=parse_object)
     answer = parse_object(finished.text)
     return PartNotes(part, [_notes(task, answer.get(f"task{index + 1}"), prover) for index, task in enumerate(tasks)])
 
