@@ -123,6 +123,7 @@ class Job:
     reused: int = 0
     calls: dict[str, Call] = field(default_factory=dict)
     steps: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)  # of its output
     log: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # type, and members that must be in the data
     checked: int = 0  # events of the log that were compared
 
@@ -167,6 +168,7 @@ class Model:
         self.tenants = tenants
         self.jobs: dict[str, Job] = {}
         self.gone: dict[str, str] = {}
+        self.trash: set[str] = set()
         self.served: dict[str, dict[str, float]] = {lane: {} for lane in LANES}
         self.floor: dict[str, float] = dict.fromkeys(LANES, 0)
         self.order: dict[str, set[str]] = {lane: set() for lane in LANES}
@@ -716,6 +718,7 @@ class Machine(RuleBasedStateMachine):
         job = self.model.jobs.get(claim.job_id)
         result = json.dumps({"call": call}).encode() if works else None
         wasted = 0 if works else usage.total
+        part = (LABELS.index(step), f"7 outputs/{claim.tenant}/{claim.job_id}/{call}")
         for _ in range(2 if twice else 1):
             booked = job is None or job.calls[call].state == "exact"
             lost = False
@@ -730,6 +733,7 @@ class Machine(RuleBasedStateMachine):
                         usage=usage,
                         result=result,
                         wasted=wasted,
+                        part=part,
                     )
                 )
             except LeaseLostError:
@@ -743,6 +747,7 @@ class Machine(RuleBasedStateMachine):
                 if holds:
                     if result is not None:
                         job.steps[step] = (result, usage.total)
+                        job.parts[str(part[0])] = part[1]
                     else:
                         job.steps.pop(step, None)
                     if usage.total:
@@ -937,6 +942,8 @@ class Machine(RuleBasedStateMachine):
         job.result = job.error = job.cancel_tokens = None
         if from_start:
             job.steps.clear()
+            self.model.trash |= {value.split()[1] for value in job.parts.values()}
+            job.parts.clear()
         score, queued = (int(part) for part in self.raw("HMGET", self.keys.job(job.id), "score", "queued_ms"))
         assert score == queued + class_ms
         job.score = score
@@ -977,7 +984,10 @@ class Machine(RuleBasedStateMachine):
             self.raw("ZADD", self.keys.retention, 1, job_id)
         assert self.do(self.store.sweep()) == len(jobs)
         for job_id in jobs:
-            self.model.gone[job_id] = self.model.jobs.pop(job_id).tenant
+            removed = self.model.jobs.pop(job_id)
+            self.model.gone[job_id] = removed.tenant
+            if removed.parts:
+                self.model.trash.add(f"outputs/{removed.tenant}/{job_id}")
             for act in (self.store.view, self.store.cancel):
                 with pytest.raises(RefusedError) as refused:
                     self.do(act(self.model.gone[job_id], job_id))
@@ -1030,13 +1040,15 @@ class Machine(RuleBasedStateMachine):
             self.check_log(job, found.get(f"log:{job.id}", [0]))
             calls = {name: str(call.est) for name, call in job.calls.items() if call.state == "open"}
             assert pairs(found.get(f"open:{job.id}", [])) == calls
+            assert pairs(found.get(f"output:{job.id}", [])) == job.parts
+        assert set(found.get("trash", [])) == self.model.trash
         for lane in LANES:
             self.check_lane(lane, found)
         self.check_sets(found)
         kept = {job.id for job in jobs}
         for name in found:
             kind, _, rest = name.partition(":")
-            if kind in ("job", "log", "journal", "open"):
+            if kind in ("job", "log", "journal", "open", "output"):
                 assert rest in kept, f"{name} was left behind"
 
     def check_job(self, job: Job, row: dict[str, str]) -> None:

@@ -256,7 +256,7 @@ class JobContext:
 
 
 class Bounded:
-    """The model for a task that makes many calls side by side: at most so many at a time, fewer when the model says 429."""
+    """The model for a task with many calls side by side: at most so many at a time, fewer when it says 429."""
 
     def __init__(self, context: JobContext, most: int) -> None:
         self.settings = context.deps.settings
