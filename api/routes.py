@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, chat, documents, jobs, ops, output
+from api.handlers import admin, chat, documents, jobs, judging, ops, output
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
@@ -117,6 +117,12 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=("invalid_request",),
     ),
     Route(
+        "POST", "/api/jobs/estimate", judging.estimate, "What a job would use, before it is submitted", Scope.JOBS,
+        {200: ("Tokens, limits and start; nothing is spent.", judging.Estimate)},
+        body=PublicJob,
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "request_timeout"),
+    ),
+    Route(
         "GET", "/api/jobs/{id}", jobs.show, "Read a job", Scope.JOBS,
         {200: ("The job.", JobView), 304: ("Unchanged.", None)},
         parameters=(WAIT, _h("If-None-Match", "the ETag of an earlier answer")),
@@ -134,6 +140,14 @@ ROUTES: Final[tuple[Route, ...]] = (
         {202: ("Queued again; finished steps are reused.", JobView)},
         body=jobs.RetryRequest,
         problems=("not_found", "gone", "conflict", "invalid_request"),
+    ),
+    Route(
+        "POST", "/api/jobs/{id}/feedback", judging.feedback, "Say what you think of a job's result", Scope.JOBS,
+        {201: ("It is noted.", judging.FeedbackGiven)},
+        body=judging.NewFeedback,
+        parameters=(IDEMPOTENCY,),
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found", "gone",
+                  "conflict", "idempotency_mismatch", "request_timeout"),
     ),
     Route(
         "GET", "/api/jobs/{id}/stream", jobs.stream, "A job's events, as they happen", Scope.JOBS,

@@ -38,7 +38,7 @@ VIEW_FIELDS: Final = (
     "seq", "run", "attempt", "max_attempts", "created_ms", "queued_ms", "started_ms", "finished_ms", "expires_ms",
     "due_ms", "progress", "tok_in", "tok_out", "tok_embed", "tok_reused", "tok_wasted", "cost_nano", "estimated",
     "error", "waiting", "wait_reason", "cancel_ms", "cancelled_ms", "cancel_tokens", "upstream_closed_ms",
-    "timeout_ms", "grace_ms", "result",
+    "timeout_ms", "grace_ms", "fb_count", "fb_milli", "result",
 )  # fmt: skip
 
 
@@ -118,6 +118,13 @@ class CancellationView(Output, frozen=True):
     upstream_closed_ms: int | None
 
 
+class FeedbackView(Output, frozen=True):
+    """What was said of the result: how often, and the mean score (-1 to 1)."""
+
+    count: int
+    score: float
+
+
 class Links(Output, frozen=True, kw_only=True):
     """Paths of the job's resources on the same host; `output` for types that have one."""
 
@@ -152,6 +159,7 @@ class JobView(Output, frozen=True, kw_only=True):
     error: JobErrorView | UnsetType = UNSET
     waiting: WaitingView | UnsetType = UNSET
     cancellation: CancellationView | UnsetType = UNSET
+    feedback: FeedbackView | UnsetType = UNSET
     links: Links
 
 
@@ -286,8 +294,14 @@ def view_of(row: JobRow) -> JobView:
         error=msgspec.json.decode(error, type=JobErrorView) if error else UNSET,
         waiting=waiting_of(row) if status is JobStatus.WAITING else UNSET,
         cancellation=cancellation_of(row, usage) if "cancel_ms" in row.fields else UNSET,
+        feedback=feedback_of(row.number("fb_count"), row.number("fb_milli")) if "fb_count" in row.fields else UNSET,
         links=links_of(row.job_id, row.text("type") or ""),
     )
+
+
+def feedback_of(count: int, total_milli: int) -> FeedbackView:
+    """The feedback of a job, from the sum of its scores in thousandths."""
+    return FeedbackView(count=count, score=round(total_milli / 1000 / count, 3))
 
 
 def waiting_of(row: JobRow) -> WaitingView:

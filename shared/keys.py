@@ -31,6 +31,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "a large result: number of the part, from 0 → `<size_bytes> <blob key>`"),
     KeyKind("trash", "set", "while not empty", "sweep, retry, API", "upkeep",
             "blob keys and prefixes that are to be deleted; a member goes when its blobs are gone"),
+    KeyKind("feedback:{jobId}", "list", "as the record", "feedback", "-",
+            "what was said of the job's result, the newest hundred: score, comment, at, key"),
     KeyKind("jobs:{tenantId}", "zset", "as its members", "admit, sweep", "list",
             "all job ids of a tenant, score 0, so in order of creation"),
     KeyKind("gone:{jobId}", "string", "30 days", "sweep", "view", "tenant of a job whose retention is over: 410, then 404"),
@@ -107,6 +109,10 @@ class Keys(msgspec.Struct, frozen=True):
     def trash(self) -> str:
         """Blobs that are to be deleted."""
         return f"{self.prefix}trash"
+
+    def feedback(self, job_id: str) -> str:
+        """What was said of a job's result."""
+        return f"{self.prefix}feedback:{job_id}"
 
     def jobs(self, tenant: str) -> str:
         """The index of a tenant's jobs."""

@@ -21,7 +21,8 @@ for _, job_id in ipairs(ids) do
     redis.call('SET', P .. 'gone:' .. job_id, tenant, 'EX', a.gone_s)
     redis.call('ZREM', P .. 'jobs:' .. tenant, job_id)
   end
-  redis.call('DEL', key, P .. 'log:' .. job_id, P .. 'journal:' .. job_id, P .. 'open:' .. job_id, output)
+  redis.call('DEL', key, P .. 'log:' .. job_id, P .. 'journal:' .. job_id, P .. 'open:' .. job_id, P .. 'feedback:' .. job_id,
+    output)
   redis.call('ZREM', KEYS[1], job_id)
 end
 return ids
