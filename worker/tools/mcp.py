@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import IO, Any, Final, TypeVar
 
@@ -154,9 +154,10 @@ async def _over_stdio(name: str, server: McpServer, on_end: Callable[[], None]) 
                 handing, handed = anyio.create_memory_object_stream[Any](0)
 
                 async def hand_on() -> None:
-                    async with handing:
-                        async for message in read:
-                            await handing.send(message)
+                    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                        async with handing:
+                            async for message in read:
+                                await handing.send(message)
                     on_end()
 
                 group.start_soon(hand_on)
