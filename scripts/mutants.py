@@ -171,11 +171,11 @@ MUTANTS = (
     Mutant("any-port-open", "worker/fetch.py", "if not private and port not in PORTS:", "if False:", "test_fetch", "no_plain_web_address"),
     Mutant("mcp-left-running", "worker/engine.py", "        await self._deps.tools.close()\n", "", "test_mcp", "takes_its_servers"),
     Mutant("mcp-not-restarted", "worker/tools/mcp.py", "if self._connection is None or self._connection.broken:\n            self._connection = C", "if self._connection is None:\n            self._connection = C", "test_mcp", "started_again or idle"),
-    Mutant("mcp-death-unseen", "worker/tools/mcp.py", "                    on_end()\n", "", "test_mcp", "idle"),
-    Mutant("mcp-environment-ours", "worker/tools/mcp.py", "env=server.env)", "env={**os.environ, **server.env})", "test_mcp", "none_of_our_keys"),
-    Mutant("mcp-noise-unread", "worker/tools/mcp.py", "        while piece := await reader.read(4_096):", "        while piece := await asyncio.sleep(60, b''):", "test_mcp", "noisy"),
+    Mutant("mcp-death-unseen", "worker/tools/mcp_connection.py", "                    on_end()\n", "", "test_mcp", "idle"),
+    Mutant("mcp-environment-ours", "worker/tools/mcp_connection.py", "env=server.env)", "env={**os.environ, **server.env})", "test_mcp", "none_of_our_keys"),
+    Mutant("mcp-noise-unread", "worker/tools/mcp_connection.py", "        while piece := await reader.read(4_096):", "        while piece := await asyncio.sleep(60, b''):", "test_mcp", "noisy"),
     Mutant("mcp-error-hidden", "worker/tools/mcp.py", "is_error=result.is_error)", "is_error=False)", "test_mcp", "told_to_the_model"),
-    Mutant("mcp-secret-told", "worker/tools/mcp.py", 'cannot be run."', 'cannot be run: {server.command}."', "test_mcp", "cannot_be_used"),
+    Mutant("mcp-secret-told", "worker/tools/mcp_connection.py", 'cannot be run."', 'cannot be run: {server.command}."', "test_mcp", "cannot_be_used"),
 )  # fmt: skip
 
 
