@@ -122,6 +122,13 @@ def documents_of(job: Submission) -> list[tuple[str, str]]:
     return []
 
 
+def url_problems(job: Submission, settings: Settings) -> list[tuple[str, str]]:
+    """What is wrong with the URL that a document is to be fetched from, as (path, sentence)."""
+    if not isinstance(job, AnalysisJob) or job.input.document.url is None or settings.fetch_enabled:
+        return []
+    return [("$.input.document.url", "fetching is switched off on this installation (ERRAND_FETCH_ENABLED)")]
+
+
 def tool_problems(job: Submission, settings: Settings) -> list[tuple[str, str]]:
     """What is wrong with the tools that an agent is to use, as (path, sentence)."""
     if not isinstance(job, AgentJob):

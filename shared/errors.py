@@ -14,6 +14,7 @@ ErrandError
     ├── BadOutput            bad_output            the model's answer has not the asked form
     ├── InvalidInput         invalid_input         the job asks for what cannot be done
     ├── DocumentRejected     document_rejected     the document cannot be read
+    ├── ToolFailed           tool_failed           the server of a tool that the job needs could not be reached
     ├── BudgetExhausted      budget_exhausted      the job's token budget is spent
     ├── JobTimeout           timeout               the attempt took longer than timeoutSeconds
     ├── WorkerLost           worker_lost           three workers died with this job
@@ -140,6 +141,13 @@ class DocumentRejected(JobError):  # noqa: N818
 class ReaderFailed(DocumentRejected):
     """The reader of a document died or took too long: perhaps of the document, perhaps of the machine; tried again."""
 
+    retryable = True
+
+
+class ToolFailed(JobError):  # noqa: N818
+    """The server of a tool that the job needs could not be started or reached."""
+
+    code = "tool_failed"
     retryable = True
 
 

@@ -172,7 +172,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=10_000, le=100_000_000)],
         _doc("Most characters of documents that one `search_documents` of an agent looks through; also kept indexed."),
     ] = 4_000_000
-    fetch_enabled: Annotated[bool, _doc("Whether agents may use `fetch_url`.")] = False
+    fetch_enabled: Annotated[bool, _doc("Whether agents may use `fetch_url`, and documents be given by URL.")] = False
     fetch_private_hosts: Annotated[
         Annotated[str, Meta(pattern=r"^[^/@?#]*$")],
         _doc("Hosts (`host` or `host:port`, commas between) that may be fetched although their address is private."),

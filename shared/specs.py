@@ -58,15 +58,16 @@ class ChatInput(Wire, frozen=True, kw_only=True):
 
 
 class DocumentSource(Wire, frozen=True, kw_only=True):
-    """The document to analyse: exactly one of `text` and `documentId`; `title` goes with `text`."""
+    """The document to analyse: exactly one of `text`, `documentId` and `url`; `title` goes with `text` and `url`."""
 
     text: Annotated[str, Meta(min_length=1)] | None = None
     title: ShortText | None = None
     document_id: str | None = None
+    url: Annotated[str, Meta(min_length=1, max_length=4_096, pattern=r"^https?://")] | None = None
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.document_id is None):
-            raise ValueError("exactly one of `text` and `documentId` is needed")
+        if sum(given is not None for given in (self.text, self.document_id, self.url)) != 1:
+            raise ValueError("exactly one of `text`, `documentId` and `url` is needed")
         if self.text is not None and "\0" in self.text:
             raise ValueError("`text` holds a NUL character")
         if self.text is not None and not self.text.strip():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from shared.documents import normalise
 from tests import files
@@ -14,6 +16,10 @@ from tests.test_documents import ingested
 
 SAMPLE = Path(__file__).parent.parent / "scripts/samples/harbour-report.md"
 QUESTIONS = ["What does the new crane cost?", "What colour is the moon of Jupiter?"]
+REPORT = (
+    "The harbour was dredged in March to a depth of fourteen metres. The new crane lifts ninety tonnes. "
+    "Night work ends in June.\n\n"
+)
 SCHEMA = {
     "type": "object",
     "properties": {"invoice": {"type": "string"}, "total": {"type": "number"}},
@@ -177,3 +183,85 @@ async def test_an_empty_text_is_refused(edge: Stack, text: str) -> None:
     answer = await edge.call("POST", "/api/jobs", analysis(text))
     assert answer.status == 422
     assert answer.json["errors"][0]["path"].startswith("$.input.document")
+
+
+# -- documents by URL ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[dict[str, Any]]:
+    """A page on loopback: its `text` and `status` can be set; `hits` counts its readers."""
+    state: dict[str, Any] = {"text": REPORT, "status": 200, "hits": 0}
+
+    async def answer(_: web.Request) -> web.Response:
+        state["hits"] += 1
+        return web.Response(text=state["text"], status=state["status"])
+
+    app = web.Application()
+    app.router.add_get("/report", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    state["url"] = f"http://127.0.0.1:{runner.addresses[0][1]}/report"
+    yield state
+    await runner.cleanup()
+
+
+def by_url(page: dict[str, Any], **more: Any) -> dict[str, Any]:
+    source = {"url": page["url"], "title": "Report"}
+    return {
+        "type": "document-analysis",
+        "input": {"document": source, "tasks": [{"kind": "summary"}, {"kind": "keyPoints"}]},
+        **more,
+    }
+
+
+async def test_a_document_is_analysed_by_its_url_and_fetched_once(
+    make_stack: Any, model: DevModel, page: dict[str, Any]
+) -> None:
+    """The second attempt reads what the first one fetched, also when the page has changed."""
+    stack = await make_stack(workers=("batch",), fetch_enabled=True, fetch_private_hosts="127.0.0.1")
+    await model.faults({"kind": "status", "status": 500})
+
+    job = await stack.submit(by_url(page))
+    view = await stack.finished(job)
+    assert (view["status"], view["attempt"], page["hits"]) == ("complete", 2, 1), view
+    for task in view["result"]["tasks"]:
+        for citation in task["citations"]:
+            assert REPORT[citation["start"] : citation["end"]] == citation["quote"]
+
+
+async def test_a_page_that_cannot_be_had_is_told_apart(make_stack: Any, page: dict[str, Any]) -> None:
+    """Gone: rejected at once. Out of order: tried again, then failed. A private address: refused."""
+    stack = await make_stack(workers=("batch",), fetch_enabled=True, fetch_private_hosts="127.0.0.1")
+    page["status"] = 404
+    view = await stack.finished(await stack.submit(by_url(page)))
+    assert (view["error"]["code"], view["attempt"]) == ("document_rejected", 1), view
+    assert "404" in view["error"]["message"]
+    page["status"] = 503
+    view = await stack.finished(await stack.submit(by_url(page, maxAttempts=2)))
+    assert (view["error"]["code"], view["attempt"]) == ("document_rejected", 2), view
+    guarded = await make_stack(workers=("batch",), fetch_enabled=True)
+    view = await guarded.finished(await guarded.submit(by_url(page)))
+    assert (view["error"]["code"], view["attempt"]) == ("document_rejected", 1), view
+    assert "not fetched from" in view["error"]["message"]
+
+
+async def test_a_url_is_refused_where_fetching_is_switched_off(edge: Stack, page: dict[str, Any]) -> None:
+    """422 with the path and the name of the setting."""
+    answer = await edge.call("POST", "/api/jobs", by_url(page))
+    assert (answer.status, answer.json["errors"][0]["path"]) == (422, "$.input.document.url")
+    assert "ERRAND_FETCH_ENABLED" in answer.json["detail"]
+
+
+# -- many parts ------------------------------------------------------------------------------------------------------
+
+
+async def test_429s_slow_the_reading_down_and_do_not_fail_it(make_stack: Any, model: DevModel) -> None:
+    """Six refusals among many parts: one attempt, nothing wasted, the whole document read."""
+    stack = await make_stack(workers=("batch",), chunk_characters=500, map_concurrency=8)
+    await model.faults({"kind": "status", "status": 429, "times": 6, "retryAfter": 0.1})
+    view = await stack.finished(await stack.submit(analysis(REPORT * 20)))
+    assert (view["status"], view["attempt"], view["usage"]["wastedTokens"]) == ("complete", 1, 0), view
+    coverage = view["result"]["coverage"]
+    assert (coverage["readCharacters"], coverage["failed"], coverage["skipped"]) == (len(REPORT * 20), [], [])

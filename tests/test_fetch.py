@@ -17,6 +17,7 @@ from aiohttp import web
 from shared.settings import Settings
 from tests import files
 from tests.conftest import Stack
+from worker.documents.web import WebPages
 from worker.fetch import Fetched, Fetcher, FetchFailedError, FetchRefusedError, is_public, literal, private_hosts
 from worker.tools.base import ToolContext, call_tool
 from worker.tools.web import fetch_url
@@ -330,8 +331,8 @@ async def test_the_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monk
 
 
 async def test_an_agent_gets_the_text_of_a_page(stack: Stack, site: Site) -> None:
-    tool = fetch_url(fetcher(site), SETTINGS)
     library = stack.engines[0]._deps.library
+    tool = fetch_url(WebPages(fetcher(site), library), SETTINGS)
     context = ToolContext(tenant="ten_x", library=library, settings=SETTINGS)
 
     async def told(path: str) -> tuple[bool, str]:

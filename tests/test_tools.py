@@ -181,7 +181,7 @@ async def test_a_tool_that_takes_too_long_is_stopped_and_says_so() -> None:
 
     async def slow(arguments: dict[str, Any], context: ToolContext) -> str:
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(2)
         finally:
             stopped.set()
         return ""

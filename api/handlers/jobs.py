@@ -17,6 +17,7 @@ from api.admission import (
     schema_problems,
     timing_of,
     tool_problems,
+    url_problems,
 )
 from api.batches import stored_form
 from api.keys import AUDIENCE, BLOBS, DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS, TICKETS
@@ -109,7 +110,8 @@ async def submit(request: web.Request) -> web.StreamResponse:
 async def check(request: web.Request, job: Submission, root: str = "$") -> None:
     """What the Structs cannot check: schemas, documents and prompts that a job names. `root` is the job's JSON path.
     Raises RefusedError."""
-    problems = schema_problems(job) + tool_problems(job, request.app[SETTINGS])
+    settings = request.app[SETTINGS]
+    problems = schema_problems(job) + tool_problems(job, settings) + url_problems(job, settings)
     if job.prompt is not None:
         problems.append(("$.prompt.name", f"there is no prompt {job.prompt.name!r}"))
     for path, document_id in documents_of(job):

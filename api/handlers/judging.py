@@ -20,6 +20,7 @@ from shared.specs import AgentJob, AnalysisJob, ChatJob, EmbeddingJob, PublicJob
 from shared.stores.feedback import Foreseen, foresee, give_feedback
 
 CHARACTERS_PER_BYTE = 0.8  # of a file that was not read yet: a guess
+GUESSED_CHARACTERS = 20_000  # of a page that is still to be fetched: a guess too
 
 
 class NewFeedback(Wire, frozen=True):
@@ -127,7 +128,7 @@ async def _tokens(request: web.Request, job: Any) -> Tokens:
         case AgentJob():
             return of_agent(job)
         case AnalysisJob(input=wanted):
-            characters = len(wanted.document.text or "")
+            characters = len(wanted.document.text or "") if wanted.document.url is None else GUESSED_CHARACTERS
             if wanted.document.document_id is not None:
                 row = await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, wanted.document.document_id)
                 if row["status"] == DocumentStatus.READY:

@@ -19,6 +19,7 @@ from shared.specs import AnalysisInput, AnalysisTask, ExtractTask, KeyPointsTask
 from worker.context import Bounded, JobContext
 from worker.documents.chunk import Part, split
 from worker.documents.cite import Citation, Prover
+from worker.journal import Step
 from worker.tasks import notes as reading
 from worker.tasks.extraction import extract_data
 from worker.tasks.merging import merge_answers, merge_points, merge_summary
@@ -100,7 +101,22 @@ async def _open(spec: AnalysisInput, context: JobContext) -> tuple[Extracted, st
     source = spec.document
     if source.document_id is not None:
         return await context.deps.library.load(context.job.tenant, source.document_id)
+    if source.url is not None:
+        extracted = await _fetch(source.url, context)
+        return extracted, source.title or extracted.title
     return Extracted("text/plain", normalise(source.text or ""), [], []), source.title
+
+
+async def _fetch(url: str, context: JobContext) -> Extracted:
+    """A page, as it was at the first attempt that reached it: later ones read what that one has journaled."""
+
+    async def make(_: Step) -> bytes:
+        context.report.progress(0.0, "prepare", "Fetching the document")
+        extracted, _where = await context.deps.tools.pages.read(url)
+        return msgspec.json.encode(extracted)
+
+    journaled, _ = await context.journal.step("fetch", url.encode(), 0, make)
+    return msgspec.json.decode(journaled, type=Extracted)
 
 
 async def _read_all(

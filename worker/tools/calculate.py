@@ -173,10 +173,6 @@ def _sum(*values: Fraction) -> Fraction:
     return total
 
 
-def _divided_down(left: Fraction, right: Fraction) -> Fraction:
-    return Fraction(left // right)
-
-
 # name → function, fewest and most arguments (None: any number)
 _FUNCTIONS: Final[dict[str, tuple[Callable[..., Fraction], int, int | None]]] = {
     "abs": (abs, 1, 1),
@@ -201,7 +197,7 @@ _OPERATIONS: Final[dict[type[ast.operator], Callable[[Fraction, Fraction], Fract
     ast.Sub: lambda left, right: left - right,
     ast.Mult: lambda left, right: left * right,
     ast.Div: lambda left, right: left / right,
-    ast.FloorDiv: _divided_down,
+    ast.FloorDiv: lambda left, right: Fraction(left // right),
     ast.Mod: lambda left, right: left % right,
     ast.Pow: _power,
 }

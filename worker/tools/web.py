@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from shared.settings import Settings
-from worker.fetch import Fetcher, FetchFailedError, FetchRefusedError
-from worker.tools.base import Tool, ToolContext, ToolError
-
-_READABLE: Final = frozenset(
-    (
-        "application/json application/xml application/xhtml+xml application/pdf application/octet-stream "
-        "application/markdown application/vnd.openxmlformats-officedocument.wordprocessingml.document"
-    ).split()
-)
+from worker.documents.web import WebPages
+from worker.tools.base import Tool, ToolContext
 
 
-def fetch_url(fetcher: Fetcher, settings: Settings) -> Tool:
-    """The tool over this worker's fetcher."""
+def fetch_url(pages: WebPages, settings: Settings) -> Tool:
+    """The tool over this worker's reader of pages."""
 
-    async def run(arguments: dict[str, Any], context: ToolContext) -> str:
-        try:
-            found = await fetcher.fetch(arguments["url"])
-        except (FetchRefusedError, FetchFailedError) as error:
-            raise ToolError(str(error)) from None
-        if found.status >= 400:
-            raise ToolError(f"{found.url} answered with status {found.status}.")
-        kind = found.media_type
-        if not (kind.startswith("text/") or kind in _READABLE or kind.endswith(("+json", "+xml"))):
-            raise ToolError(f"{found.url} is {kind[:80]}; only HTML, PDF, DOCX, Markdown, JSON and text are read.")
-        extracted = await context.library.extract(found.content)
+    async def run(arguments: dict[str, Any], _: ToolContext) -> str:
+        extracted, url = await pages.read(arguments["url"])
         title = f"{extracted.title}\n" if extracted.title else ""
-        return f"{title}{found.url}\n\n{extracted.text}"
+        return f"{title}{url}\n\n{extracted.text}"
 
     return Tool(
         name="fetch_url",
