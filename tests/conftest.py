@@ -102,11 +102,19 @@ class DevModel:
     async def pace(self, **pace: float) -> None:
         await self._call("POST", "/dev/pace", pace)
 
+    async def limits(self, **limits: Any) -> None:
+        await self._call("POST", "/dev/limits", limits)
+
+    async def profile(self, name: str) -> None:
+        await self._call("POST", "/dev/profile", {"profile": name})
+
     async def stats(self, *, calls: bool = False) -> dict[str, Any]:
         return await self._call("GET", "/dev/stats" + ("?calls" if calls else ""))
 
     async def reset(self) -> None:
         await self.faults()
+        await self.limits()
+        await self.profile("openai")
         await self.pace(tokensPerSecond=0, firstTokenSeconds=0)
         await self._call("DELETE", "/dev/stats")
 
