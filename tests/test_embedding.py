@@ -130,6 +130,21 @@ async def test_requests_are_packed_by_items_and_by_tokens(make_stack: Any, model
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 
+async def test_a_refused_request_is_split_until_the_text_is_found(make_stack: Any, model: DevModel) -> None:
+    """One text of 64 is too long for the model: it alone has an error, all others their vector, each paid once."""
+    stack = await make_stack(workers=("batch",))
+    texts = some_texts(64)
+    texts[37] = "endless " * 9_000
+    view = await stack.finished(await stack.submit(embedding(texts)))
+    assert (view["status"], view["result"]["failed"]) == ("complete", 1), view
+    lines = await output(stack, view["jobId"])
+    assert [line["index"] for line in lines if "error" in line] == [37]
+    assert lines[37]["error"]["code"] == "upstream_refused"
+    assert sorted(await embedded(model)) == sorted(texts[:37] + texts[38:])
+    stats = await model.stats()
+    assert view["usage"]["embeddingTokens"] == stats["inputTokens"]
+
+
 async def test_a_job_whose_every_request_is_refused_fails_soon(make_stack: Any, model: DevModel) -> None:
     """More dimensions than the model has: not one request per text is made to find that out."""
     stack = await make_stack(workers=("batch",))
