@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -75,15 +76,18 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Planner:
-    """Takes lines in their order, gives batches. Not for two threads at a time."""
+    """Takes lines in their order, gives batches. For one thread at a time, but `close` may come from another: a task
+    that is cancelled leaves its thread at work, and SQLite does not survive a table that is closed under its hands."""
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self._plan = plan
+        self._at_work = threading.Lock()
         self._table = sqlite3.connect(directory / "seen.sqlite", check_same_thread=False, isolation_level=None)
         for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE_KIB}", "locking_mode=EXCLUSIVE"):
             self._table.execute(f"PRAGMA {pragma}")
         self._table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, batch INT, line INT) WITHOUT ROWID")
         self.lines = 0
+        self._is_closed = False
         self._number = 0
         self._begin()
 
@@ -94,17 +98,22 @@ class Planner:
         self._bytes = 0
 
     def close(self) -> None:
-        """Lets go of the table."""
-        self._table.close()
+        """Lets go of the table, when nobody is at work on it."""
+        with self._at_work:
+            self._table.close()
+            self._is_closed = True
 
     def add(self, lines: Sequence[bytes | LineTooLong]) -> list[Batch]:
         """The batches that these lines fill."""
-        done = []
-        self._table.execute("BEGIN")
-        for line in lines:
-            if self._add(line):
-                done.append(self._end())
-        self._table.execute("COMMIT")
+        done: list[Batch] = []
+        with self._at_work:
+            if self._is_closed:
+                return done
+            self._table.execute("BEGIN")
+            for line in lines:
+                if self._add(line):
+                    done.append(self._end())
+            self._table.execute("COMMIT")
         return done
 
     def rest(self) -> list[Batch]:
