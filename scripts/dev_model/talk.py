@@ -13,11 +13,13 @@ from scripts.extractive.filling import spaced
 from scripts.extractive.reading import words
 
 _TAG = re.compile(r"</?[A-Za-z][\w-]*(?:\s[^<>]*)?>")
-_ANSWER_NOW = re.compile(
-    r"\b(?:final answer|answer)\b[^.?!]*\bnow\b|\bnow\b[^.?!]*\banswer\b|\bno (?:more|further) tools?\b"
+_NO_TOOLS = re.compile(
+    r"\bno (?:more|further) tools?\b"
     r"|(?:do not|don['’]t|without) (?:call|us)(?:e|ing)? (?:any |more |further )*tools?\b",
     re.IGNORECASE,
 )
+_ANSWER_NOW = re.compile(r"\banswer\b[^.?!]*\bnow\b|\bnow\b[^.?!]*\banswer\b|\bfinal answer\b", re.IGNORECASE)
+DEMAND_CHARACTERS = 2_000  # of a message's end, where it says what is to be done
 _FAILED = re.compile(
     r"^\W*(?:error|invalid|failed|failure|exception|bad request)\b|[\"']error[\"']\s*:\s*[^nf\s]", re.IGNORECASE
 )
@@ -73,9 +75,11 @@ class Talk:
         self.choice = body.get("tool_choice") or "auto"
         self.parallel = body.get("parallel_tool_calls") is not False
         self.texts = [(role, _plain(text_of(entry.get("content")), role)) for role, entry in messages]
-        spoken = [at for at, (role, _) in enumerate(messages) if role in ("user", "system", "developer") and at]
+        spoken = [
+            at for at, (role, _) in enumerate(messages) if role == "user" or (role in ("system", "developer") and at)
+        ]
         last = spoken[-1] if spoken else None
-        self.must_answer = last is not None and bool(_ANSWER_NOW.search(self.texts[last][1]))
+        self.must_answer = last is not None and _demands_an_answer(self.texts, last)
         if self.must_answer and last is not None and any(role == "user" for role, _ in self.texts[:last]):
             asking = [pair for at, pair in enumerate(self.texts) if at != last]  # the demand is not the question
         else:
@@ -90,6 +94,13 @@ class Talk:
     def results(self) -> list[Made]:
         """The calls of this question that were answered."""
         return [call for call in self.made if call.result is not None]
+
+
+def _demands_an_answer(texts: list[tuple[str, str]], last: int) -> bool:
+    text = texts[last][1][-DEMAND_CHARACTERS:]
+    # A first question may speak of answers; after calls of tools it is a demand.
+    called = any(role == "tool" for role, _ in texts[:last])
+    return bool(_NO_TOOLS.search(text) or (called and _ANSWER_NOW.search(text)))
 
 
 def _made(messages: list[dict[str, Any]]) -> list[Made]:
