@@ -198,6 +198,27 @@ MUTANTS = (
     Mutant("mcp-noise-unread", "worker/tools/mcp_connection.py", "        while piece := await reader.read(4_096):", "        while piece := await asyncio.sleep(60, b''):", "test_mcp", "noisy"),
     Mutant("mcp-error-hidden", "worker/tools/mcp.py", "is_error=result.is_error)", "is_error=False)", "test_mcp", "told_to_the_model"),
     Mutant("mcp-secret-told", "worker/tools/mcp_connection.py", 'cannot be run."', 'cannot be run: {server.command}."', "test_mcp", "cannot_be_used"),
+    # The three jobs
+    Mutant("texts-paid-twice", "worker/batch/plan.py", "if added.rowcount == 0:", "if False:", "test_embedding", "identical_texts"),
+    Mutant("split-gives-up", "worker/tasks/embedding.py", "if error.status not in SPLITTABLE:", "if True:", "test_embedding", "split_until"),
+    Mutant("splits-for-ever", "worker/tasks/embedding.py", "self._refused_in_a_row >= GIVE_UP_AFTER:", "False:", "test_embedding", "fails_soon"),
+    Mutant("refused-not-asked-again", "worker/tasks/embedding.py", "if done.again and done.run < context.job.run:", "if False:", "test_embedding", "only_for_items"),
+    Mutant("models-mixed", "api/handlers/jobs.py", "isinstance(job, StoredEmbeddingJob) and", "False and", "test_embedding", "never_mixed"),
+    Mutant("order-of-arrival", "worker/model/vectors.py", "at = place if entry.index is None else entry.index", "at = place", "test_upstream", "do_not_fit"),
+    Mutant("plan-by-chance", "worker/batch/plan.py", "digest = hashlib.sha256(msgspec.json.encode([self.number, more]))", "digest = hashlib.sha256(bytes(id(self)))", "test_journal", "killed and embedding"),
+    Mutant("table-closed-at-work", "worker/batch/plan.py", "            if self._is_closed:\n                return done\n", "", "test_embedding", "closed_under"),
+    Mutant("input-orphaned", "api/handlers/jobs.py", "if made is not None and admitted.replayed:", "if False:", "test_embedding", "no_second_input"),
+    Mutant("calls-one-by-one", "worker/agent/acting.py", "AT_A_TIME: Final = 8", "AT_A_TIME: Final = 1", "test_agent", "side_by_side"),
+    Mutant("repeats-made", "worker/agent/acting.py", "if same and not (same[-1][1] and len(same) < TIMES_ALIKE):", "if False:", "test_agent", "repeated_call"),
+    Mutant("no-reserve", "worker/tasks/agent.py", "self._reserve = 0 if budget is None", "self._reserve = 0 if True", "test_agent", "token_budget"),
+    Mutant("no-time-reserve", "worker/tasks/agent.py", "context.ends_s - min(MOST_TIME_S, context.job.timeout_s * TIME_SHARE)", "context.ends_s + 60", "test_agent", "short_of_time"),
+    Mutant("approval-skipped", "worker/agent/acting.py", "(waiting if self._needs_approval(tool) else ready)", "ready", "test_agent", "needs_approval"),
+    Mutant("done-twice", "shared/lua/begin_step.lua", "if a.once and entry.call", "if false and entry.call", "test_agent", "must_not_happen_twice"),
+    Mutant("doubt-forgotten", "shared/lua/finish_step.lua", "elseif not a.keep_mark then", "else", "test_agent", "stays_in_doubt"),
+    Mutant("folds-the-newest", "worker/agent/conversation.py", "for place, message in enumerate(found):", "for place, message in reversed(list(enumerate(found))):", "test_agent", "folded or folding"),
+    Mutant("broken-arguments-sent", "worker/agent/conversation.py", 'return msgspec.json.encode({"invalid": arguments}).decode()', "return arguments", "test_agent", "malformed"),
+    Mutant("page-fetched-again", "worker/tasks/analysis.py", "extracted = await _fetch(source.url, context)", "extracted, _ = await context.deps.tools.pages.read(source.url)", "test_analysis", "fetched_once"),
+    Mutant("feedback-twice", "shared/lua/feedback.lua", "local again = replay(KEYS[3])", "local again = nil", "test_estimates", "counted_and_shown"),
 )  # fmt: skip
 
 

@@ -340,3 +340,11 @@ def test_a_plan_keeps_answers_small() -> None:
     assert Plan.of(4_096, "float", most_items=512, most_tokens=1).items == 16
     assert 16 < Plan.of(1_024, "float", most_items=512, most_tokens=1).items < 64
     assert Plan.of(None, "float", most_items=8, most_tokens=1).items == 8
+
+
+def test_a_table_is_not_closed_under_the_hands_of_its_thread(tmp_path: Path) -> None:
+    """A task that is cancelled leaves its thread at work: what comes after the closing is nothing."""
+    planner = Planner(Plan(items=16, tokens=10_000, lines=50, answer_bytes=1), tmp_path)
+    assert len(planner.add([b'"a %d"' % number for number in range(16)])) == 1
+    planner.close()
+    assert planner.add([b'"b"']) == []
