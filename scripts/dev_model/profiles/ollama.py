@@ -12,14 +12,14 @@ KINDS = {400: "invalid_request_error", 404: "not_found_error"}
 
 
 class Ollama(OpenAI):
-    """Ollama as of 0.4.7 to 0.5.1, which many still run.
+    """An older Ollama, from 0.4.7 on, with its faults: later ones have mended most of them.
 
     - the role in each delta; `fp_ollama`: https://github.com/ollama/ollama/pull/5915
     - a tool call whole in one delta, `index: 0` in all of them: https://github.com/ollama/ollama/issues/15457
       (before 0.4.7 there was no index: https://github.com/ollama/ollama/issues/7881)
     - a stream with tool calls finishes as `stop`: https://github.com/ollama/ollama/pull/7963
-    - no usage in streams, floats for `encoding_format: base64`: both came later, as the code tells in
-      https://github.com/ollama/ollama/blob/main/openai/openai.go
+    - no usage in streams, floats for `encoding_format: base64`: assumed of servers before either was there; today's
+      code has both, https://github.com/ollama/ollama/blob/main/openai/openai.go and middleware/openai.go
     - JSON in a code fence, from models that its grammar does not hold: https://github.com/ollama/ollama/issues/15595
     """
 

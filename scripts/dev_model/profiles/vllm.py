@@ -22,6 +22,7 @@ class Vllm(OpenAI):
       https://github.com/vllm-project/vllm/issues/9693, https://github.com/InternLM/lmdeploy/issues/3412
     - `stop_reason`, `token_ids`, `prompt_logprobs`, `kv_transfer_params`, all null: the response models of
       https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/openai/chat_completion/protocol.py
+    - the type of a 429 is assumed: vLLM itself never refuses for its load
     - errors are flat, their `code` is the status as a number: https://github.com/meta-llama/llama-verifications/issues/58
     """
 
