@@ -146,12 +146,15 @@ async def test_a_refused_request_is_split_until_the_text_is_found(make_stack: An
 
 
 async def test_a_job_whose_every_request_is_refused_fails_soon(make_stack: Any, model: DevModel) -> None:
-    """More dimensions than the model has: not one request per text is made to find that out."""
+    """Whatever it is that the model refuses: not one request per text is made to find that out."""
     stack = await make_stack(workers=("batch",))
     view = await stack.finished(await stack.submit(embedding(some_texts(500), input={"dimensions": 4_096})))
     assert (view["status"], view["error"]["code"]) == ("failed", "upstream_refused"), view
     assert "dimensions" in view["error"]["message"]
-    assert (await model.stats())["calls"] < 40
+    await model.faults({"kind": "status", "status": 400, "times": 10_000, "path": "embeddings"})
+    view = await stack.finished(await stack.submit(embedding(some_texts(500))))
+    assert (view["status"], view["error"]["code"]) == ("failed", "upstream_refused"), view
+    assert (await model.stats())["calls"] < 100
 
 
 async def test_a_job_without_one_good_text_fails_and_its_output_says_why(stack: Stack) -> None:
