@@ -42,7 +42,7 @@ PART_FILL: Final = 0.85  # of its bound that a part is long: it ends with a sent
 
 STEP_PROMPT: Final = 700  # the agent's prompt and its tools
 STEP_OUT: Final = 80  # a call of a tool, or a thought
-RESULT_TOKENS: Final = (40, 600, 5_000)  # a tool's result
+RESULT_TOKENS: Final = (40, 600, 2_500)  # a tool's result
 STEPS: Final = (1, 4)  # low and expected; the high end is `maxSteps` and a last answer
 
 

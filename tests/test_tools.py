@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from shared.documents import Extracted
 from shared.errors import ConfigurationError, InvalidInput
 from shared.mcp_servers import parse_servers
 from shared.settings import Settings
 from shared.toolnames import BUILT_IN, problems
 from tests.conftest import Stack
 from worker.documents.library import Library
-from worker.documents.passages import Passages, terms
+from worker.documents.passages import Index, Passages, rank, terms
 from worker.tools.base import (
     ArgumentsError,
     Tool,
@@ -333,6 +334,21 @@ async def tenant_of(stack: Stack) -> str:
     keys = await stack.client.zrange(f"{stack.settings.redis_prefix}tenants", 0, -1)  # type: ignore[misc]
     assert len(keys) == 1
     return str(keys[0].decode())
+
+
+def test_words_that_many_passages_have_still_count() -> None:
+    """Given a document in which most passages speak of the crane, when its cost is looked for, then the passage with
+    both words comes before those with one of them; and the commonest words alone find nothing else."""
+    sections = [f"The crane was moved to berth {number}. " + "It stands there still, by the quay. " * 30
+                for number in range(4)]  # fmt: skip
+    sections.append("The crane costs ninety thousand francs. " + "It stands there still, by the quay. " * 30)
+    sections.append("Energy costs fell. " + "Nobody knows the reason for that. " * 30)
+    index = Index(Extracted("text/plain", "\n\n".join(sections), [], []), "Report")
+    hits = rank([("doc_1", index)], "What does the crane cost?", 5)
+    assert "ninety thousand" in hits[0].part.text
+    assert {hit.part.text.split(".")[0].strip() for hit in hits[:2]} == {
+        "The crane costs ninety thousand francs", "Energy costs fell",
+    }  # fmt: skip
 
 
 async def test_passages_are_found_by_their_words_best_first(stack: Stack) -> None:

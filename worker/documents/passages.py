@@ -91,14 +91,18 @@ def rank(indexes: Sequence[tuple[str, Index]], query: str, limit: int) -> list[H
     found_in = {
         term: sum(len(index.postings[term]) // 2 for _, index in indexes if term in index.postings) for term in wanted
     }
-    telling = [term for term in wanted if 0 < found_in[term] <= passages / 2] or [t for t in wanted if found_in[t]]
+    known = [term for term in wanted if found_in[term]]
+    # All words count, but a passage is found by one that not every second passage has, if there is such a word.
+    telling = {term for term in known if found_in[term] <= passages / 2} or set(known)
     scored: list[tuple[float, int, int]] = []
     for place, (_, index) in enumerate(indexes):
         scores: dict[int, float] = {}
-        for term in telling:
+        for term in sorted(known, key=lambda term: term not in telling):
             weight = math.log(1 + (passages - found_in[term] + 0.5) / (found_in[term] + 0.5))
             postings = index.postings.get(term, array("I"))
             for number, count in zip(postings[::2], postings[1::2], strict=True):
+                if term not in telling and number not in scores:
+                    continue
                 held_back = K1 * (1 - B + B * index.lengths[number] / max(length, 1))
                 scores[number] = scores.get(number, 0.0) + weight * count * (K1 + 1) / (count + held_back)
         scored += [(-score, place, number) for number, score in scores.items()]
