@@ -161,6 +161,8 @@ MUTANTS = (
     Mutant("shown-text-repeated", "worker/context.py", "if shown or not await", "if not await", "test_upstream", "was_shown"),
     Mutant("pause-ignored", "worker/model/window.py", " and monotonic_s() >= self._paused_until_s", "", "test_upstream", "wished_for"),
     Mutant("window-collapses", "worker/model/window.py", "self.limit = max(self._floor, min(", "self.limit = max(1.0, min(", "test_upstream", "halves_at_most"),
+    Mutant("jobs-queue-up", "worker/model/window.py", "self._waiting.setdefault(owner, deque())", 'self._waiting.setdefault("", deque())', "test_upstream", "take_turns"),
+    Mutant("place-leaks", "worker/model/window.py", "                    self._leave()  # the place was given in the same moment", "                    pass", "test_upstream", "no_place_leaks or gives_it_back"),
     Mutant("thoughts-free", "worker/model/stream.py", "max(made, (self.total_tokens or 0) - given)", "made", "test_upstream", "normalised"),
     Mutant("calls-run-together", "worker/model/stream.py", "piece.id != found.id:", "False:", "test_upstream", "put_together"),
     Mutant("part-unfenced", "shared/lua/finish_step.lua", "if not holds then return 0 end", "if a.part then redis.call('HSET', KEYS[4], int(a.part), a.part_value) end\nif not holds then return 0 end", "test_output", "kept_with_its_result"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 import struct
 from typing import Any
 
@@ -193,6 +194,58 @@ async def test_a_cancelled_wait_for_a_place_gives_it_back() -> None:
     waiting[1].cancel()
     assert await asyncio.wait_for(waiting[2], 1) > 0
     assert window.in_flight == 1
+
+
+async def test_jobs_take_turns_at_a_window() -> None:
+    """A hundred calls of one job wait; the first call of another job waits for one place, not for a hundred."""
+    window = Window(1)
+    place = await window.enter("a")
+    order: list[str] = []
+
+    async def call(owner: str) -> None:
+        mine = await window.enter(owner)
+        order.append(owner)
+        window.left(mine)
+
+    calls = [asyncio.create_task(call("a")) for _ in range(100)]
+    await asyncio.sleep(0)
+    calls += [asyncio.create_task(call(owner)) for owner in "bbc"]
+    await asyncio.sleep(0)
+    window.served(place)
+    await asyncio.gather(*calls)
+    assert order[:7] in (["a", "b", "c", "a", "b", "a", "a"], ["b", "c", "a", "b", "a", "a", "a"])
+    assert (window.in_flight, len(order)) == (0, 103)
+
+
+async def test_no_place_leaks_whatever_becomes_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand calls that are served, refused, or cancelled while they wait or run, by chance: all places free."""
+    monkeypatch.setattr(window_module, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(window_module, "FIRST_PAUSE_S", 0.01)
+    chance = random.Random(7)
+    window = Window(8)
+
+    async def call(owner: str) -> None:
+        place = await window.enter(owner)
+        try:
+            await asyncio.sleep(chance.random() / 500)
+        except asyncio.CancelledError:
+            window.left(place)
+            raise
+        if chance.random() < 0.1:
+            window.refused(place, None)
+        else:
+            window.served(place)
+
+    calls = []
+    for number in range(2_000):
+        calls.append(asyncio.create_task(call(str(number % 5))))
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+            chance.choice(calls).cancel()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert window.in_flight == 0
+    assert await asyncio.wait_for(window.enter(), 6) > 0
 
 
 # -- tries -----------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class JobContext:
         if not windowed:
             return await self.step(label, identity, estimate_tokens(call), lambda _, made: ask(made), keep_back)
         window = self.deps.model.discipline.of(tries.model).window
-        place = await window.enter()
+        place = await window.enter(self.job.job_id)
         try:
             result = await self.step(label, identity, estimate_tokens(call), lambda _, made: ask(made), keep_back)
         except BaseException as error:

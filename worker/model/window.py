@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from contextlib import suppress
+from collections import OrderedDict, deque
 from typing import Final
 
 from shared.clock import monotonic_s
@@ -32,7 +31,7 @@ class Window:
         self.limit = float(min(FIRST, most))
         self.in_flight = 0
         self._most = most
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # by owner, whose turn it is first
         self._ramping = True
         self._entered = 0  # numbers the calls
         self._decreased_at = 0  # calls up to this number cannot halve the bound again
@@ -44,20 +43,18 @@ class Window:
         self._alarm: asyncio.TimerHandle | None = None
         self.refused_since_s: float | None = None  # monotonic; None when the last that ended was served
 
-    async def enter(self) -> int:
-        """Waits for a place, first come, first served; returns its number."""
+    async def enter(self, owner: str = "") -> int:
+        """Waits for a place and returns its number. Owners (jobs) take turns; within one it is first come, first
+        served."""
         if self._waiting or not self._is_free():
             mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(mine)
+            self._waiting.setdefault(owner, deque()).append(mine)
             self._admit()
             try:
                 await mine
             except asyncio.CancelledError:
                 if mine.done() and not mine.cancelled():
                     self._leave()  # the place was given in the same moment
-                else:
-                    with suppress(ValueError):  # one that is cancelled may have been passed over already
-                        self._waiting.remove(mine)
                 raise
         else:
             self.in_flight += 1
@@ -110,10 +107,15 @@ class Window:
 
     def _admit(self) -> None:
         while self._waiting and self._is_free():
-            first = self._waiting.popleft()
-            if not first.done():
-                self.in_flight += 1
-                first.set_result(None)
+            owner, queue = self._waiting.popitem(last=False)
+            while queue:
+                first = queue.popleft()
+                if not first.done():  # else it was cancelled
+                    self.in_flight += 1
+                    first.set_result(None)
+                    break
+            if queue:
+                self._waiting[owner] = queue
         left_s = self._paused_until_s - monotonic_s()
         if self._waiting and left_s > 0 and self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_later(left_s + 0.001, self._wake)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,6 @@ from worker.batch.plan import Batch, Plan, Planner
 from worker.context import JobContext, leave
 from worker.journal import Step
 from worker.model.calls import Embedded, EmbeddingCall, Requests, estimate_text_tokens
-from worker.model.window import Window
 
 LINES_AT_ONCE: Final = 256
 BYTES_AT_ONCE: Final = 1024 * 1024
@@ -208,9 +207,9 @@ class _Work:
         return done
 
     async def _step(self, label: str, batch: Batch, identity: bytes, before: _Done | None) -> tuple[_Done, bool]:
-        context = self._context
+        context, spec = self._context, self._spec
         window = context.deps.model.discipline.of(context.job.model).window
-        place: int | None = await window.enter()
+        place: int | None = await window.enter(context.job.job_id)
         requests = Requests(batch.tokens)
 
         def take() -> int | None:
@@ -220,7 +219,7 @@ class _Work:
 
         async def make(step: Step, _: Any) -> bytes:
             try:
-                return await self._make(step, batch, before, _Asking(self, window, take, requests))
+                return await self._make(step, batch, before, _Asking(context, spec, self, take, requests))
             finally:
                 step.wasted_tokens = requests.wasted_tokens
 
@@ -297,10 +296,19 @@ class _Work:
 class _Asking:
     """The requests of one batch, one after another."""
 
-    def __init__(self, work: _Work, window: Window, take: Any, requests: Requests) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        spec: EmbeddingSource,
+        work: _Work,
+        take: Callable[[], int | None],
+        requests: Requests,
+    ) -> None:
+        """`take` gives the place in the window that the batch has already, once."""
         self.dimensions: int | None = None
+        self._context = context
+        self._spec = spec
         self._work = work
-        self._window = window
         self._take = take
         self._requests = requests
 
@@ -324,27 +332,28 @@ class _Asking:
 
     async def _request(self, texts: list[str]) -> Embedded:
         """One request, repeated as `worker.model.discipline` says. Raises JobError."""
-        context, spec = self._work._context, self._work._spec
+        context, spec = self._context, self._spec
         model = context.deps.model
+        window = model.discipline.of(context.job.model).window
         tries = model.discipline.tries(context.job.model, windowed=True, alone=True)
         call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
         estimate = sum(map(estimate_text_tokens, texts))
         while True:
             place = self._take()
             if place is None:
-                place = await self._window.enter()
+                place = await window.enter(context.job.job_id)
             progress = self._requests.begin(estimate)
             try:
                 answer = await model.embed(context.job.model, call, progress)
             except BaseException as error:
-                leave(self._window, place, error)
+                leave(window, place, error)
                 if not isinstance(error, JobError):
                     raise  # what was used so far is booked as it stands
                 self._requests.end(wasted=True)
                 if not await context.try_again(tries, error):
                     raise
                 continue
-            self._window.served(place)
+            window.served(place)
             self._requests.end(wasted=False)
             self._work.taken()
             return answer
