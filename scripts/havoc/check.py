@@ -50,8 +50,23 @@ def check_job(seen: Seen, found: Violations) -> None:
         found.add("a stream repeated or lost events", job)
     if view["status"] == "failed" and view["error"]["code"] not in EXPECTED_ERRORS:
         found.add("a job failed by our fault", f"{job}: {view['error']['code']}")
+    if view["status"] == "complete" and view["type"] == "batch-embedding":
+        check_output(seen, found)
     if view["status"] == "complete" and view["type"] == "chat" and shown_text(events) != view["result"]["text"]:
         found.add("the streamed text is not the result", job)
+
+
+def check_output(seen: Seen, found: Violations) -> None:
+    """A batch's output: each text's vector once, in their order, and the same for the same text."""
+    texts = seen.body["input"]["texts"]
+    if [line["index"] for line in seen.output] != list(range(len(texts))):
+        found.add("an output is not whole", f"{seen.job_id}: {len(seen.output)} lines for {len(texts)} texts")
+        return
+    vectors: dict[str, Any] = {}
+    for text, line in zip(texts, seen.output, strict=True):
+        if "embedding" not in line or vectors.setdefault(text, line["embedding"]) != line["embedding"]:
+            found.add("an output has a wrong line", f"{seen.job_id}: {str(line)[:80]}")
+            return
 
 
 def check_log(seen: Seen, found: Violations) -> None:
@@ -171,5 +186,5 @@ def check_tokens(jobs: list[Seen], calls: dict[str, list[dict[str, Any]]], found
         elif abs(booked - served) > slack:
             found.add("tokens out of bound", f"{seen.job_id}: booked {booked}, the model counted {served}")
     if abs(rest_booked - rest_served) > rest_slack:
-        found.add("tokens out of bound", f"analyses: booked {rest_booked}, the model counted {rest_served}")
+        found.add("tokens out of bound", f"longer jobs: booked {rest_booked}, the model counted {rest_served}")
     return booked_sum, served_sum + sum(tokens_of(call) for call in calls.get("", ())), exact

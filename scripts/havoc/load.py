@@ -34,6 +34,7 @@ class Seen(msgspec.Struct):
     gaps: int = 0
     view: dict[str, Any] | None = None  # at the end
     events: list[dict[str, Any]] = []  # at the end
+    output: list[dict[str, Any]] = []  # of a batch, at the end
 
 
 class Clients:
@@ -83,10 +84,17 @@ class Clients:
         return " ".join(self.chance.choice(WORDS) for _ in range(words))
 
     def body(self, ref: str) -> dict[str, Any]:
-        """A job: mostly chats, some documents."""
+        """A job: mostly chats, some documents, agents and batches."""
         priority = self.chance.choice(["high", "normal", "normal", "low"])
         common = {"priority": priority, "metadata": {"ref": ref}, "maxAttempts": 20}
-        if self.chance.random() < 0.1:
+        dice = self.chance.random()
+        if dice < 0.06:
+            goal = f"{ref}: " + " ".join(f"{n}. Calculate {self.chance.randint(2, 999)} * 7.5." for n in range(1, 4))
+            return {"type": "agent", "input": {"goal": goal, "tools": ["calculate"]}, **common}
+        if dice < 0.12:
+            texts = [f"{ref}: {self.text(12)} {number % 120}" for number in range(120)]
+            return {"type": "batch-embedding", "input": {"texts": texts + texts[:20], "dimensions": 64}, **common}
+        if dice < 0.22:
             parts = "\n\n".join(f"{ref}: part {n}. {self.text(60)}." for n in range(3))
             return {
                 "type": "document-analysis",
@@ -182,6 +190,8 @@ class Clients:
                 if status != 200:
                     seen.view = None
                 after = 0
+                if seen.body["type"] == "batch-embedding":
+                    seen.output = await self._output(seen)
                 while True:
                     status, page = await self.call(
                         "GET", f"/api/jobs/{seen.job_id}/events?limit=1000&after={after}", seen.api_key
@@ -194,6 +204,15 @@ class Clients:
                     after = page["next"]
 
         await asyncio.gather(*(read(seen) for seen in self.jobs if seen.job_id))
+
+    async def _output(self, seen: Seen) -> list[dict[str, Any]]:
+        """The lines of a batch's output."""
+        assert self._session is not None
+        headers = {"Authorization": f"Bearer {seen.api_key}"}
+        url = f"{self.chance.choice(self.urls)}/api/jobs/{seen.job_id}/output"
+        async with self._session.get(url, headers=headers) as answer:
+            assert answer.status == 200, await answer.text()
+            return [json.loads(line) for line in (await answer.text()).splitlines()]
 
     async def list_ids(self, api_key: str) -> list[tuple[str, str]]:
         """(job id, ref) of every job that the tenant has."""
@@ -224,7 +243,7 @@ def model_calls(stats: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The model's own record of calls, by the ref in their messages."""
     found: dict[str, list[dict[str, Any]]] = {}
     for call in stats.get("list", ()):
-        text = json.dumps(call["body"].get("messages", ""))
+        text = json.dumps(call["body"].get("messages") or call["body"].get("input", ""))
         at = text.find("ref")
         ref = text[at : text.find("x", at) + 1] if at >= 0 else ""
         found.setdefault(ref, []).append(call)
