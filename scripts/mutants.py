@@ -202,8 +202,8 @@ MUTANTS = (
     Mutant("mcp-secret-told", "worker/tools/mcp_connection.py", 'cannot be run."', 'cannot be run: {server.command}."', "test_mcp", "cannot_be_used"),
     # The three jobs
     Mutant("texts-paid-twice", "worker/batch/plan.py", "if added.rowcount == 0:", "if False:", "test_embedding", "identical_texts"),
-    Mutant("split-gives-up", "worker/tasks/embedding.py", "if error.status not in SPLITTABLE:", "if True:", "test_embedding", "split_until"),
-    Mutant("splits-for-ever", "worker/tasks/embedding.py", "self._refused_in_a_row >= GIVE_UP_AFTER:", "False:", "test_embedding", "fails_soon"),
+    Mutant("split-gives-up", "worker/batch/asking.py", "if error.status not in SPLITTABLE:", "if True:", "test_embedding", "split_until"),
+    Mutant("splits-for-ever", "worker/batch/asking.py", "self._refused >= GIVE_UP_AFTER:", "False:", "test_embedding", "fails_soon"),
     Mutant("refused-not-asked-again", "worker/tasks/embedding.py", "if done.again and done.run < context.job.run:", "if False:", "test_embedding", "only_for_items"),
     Mutant("models-mixed", "api/handlers/jobs.py", "isinstance(job, StoredEmbeddingJob) and", "False and", "test_embedding", "never_mixed"),
     Mutant("order-of-arrival", "worker/model/vectors.py", "at = place if entry.index is None else entry.index", "at = place", "test_upstream", "do_not_fit"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -23,18 +23,17 @@ from shared.errors import InvalidInput, JobError, LeaseLostError, UpstreamRefuse
 from shared.jobs import Output
 from shared.specs import EmbeddingSource
 from shared.stores.outputs import part_key
+from worker.batch.asking import Asking, Verdict
 from worker.batch.parts import Failure, Found, Parts, render
 from worker.batch.plan import Batch, Plan, Planner
-from worker.context import JobContext, leave
+from worker.context import JobContext
 from worker.journal import Step
-from worker.model.calls import Embedded, EmbeddingCall, Requests, estimate_text_tokens
+from worker.model.calls import Requests
 
 LINES_AT_ONCE: Final = 256
 BYTES_AT_ONCE: Final = 1024 * 1024
 MEMORY_BYTES: Final = 192 * 1024 * 1024  # of batches under way, about
 LEAST_ALIVE: Final = 4
-SPLITTABLE: Final = frozenset({400, 413, 422})  # one text of many may be the reason
-GIVE_UP_AFTER: Final = 8  # single texts refused and none ever taken: it is not the texts
 TELL_EVERY_S: Final = 0.5
 
 
@@ -118,8 +117,7 @@ class _Work:
         self._parts = Parts(context.deps.blobs)
         self._ended: dict[int, asyncio.Future[None]] = {}
         self._error: JobError | LeaseLostError | None = None
-        self._taken = False  # whether the model has taken any text of this job
-        self._refused_in_a_row = 0
+        self._verdict = Verdict()
         self._read_bytes = 0
         self._total_bytes = 0
         self._told_at_s = 0.0
@@ -178,7 +176,7 @@ class _Work:
             if self.dimensions is not None and self.dimensions != done.dimensions:
                 raise UpstreamRefused(f"The model changed its dimensions from {self.dimensions} to {done.dimensions}.")
             self.dimensions = done.dimensions
-            self._taken = True
+            self._verdict.taken()
         self._read_bytes += batch.input_bytes
         self._tell()
 
@@ -219,7 +217,7 @@ class _Work:
 
         async def make(step: Step, _: Any) -> bytes:
             try:
-                return await self._make(step, batch, before, _Asking(context, spec, self, take, requests))
+                return await self._make(step, batch, before, Asking(context, spec, self._verdict, take, requests))
             finally:
                 step.wasted_tokens = requests.wasted_tokens
 
@@ -233,7 +231,7 @@ class _Work:
                 window.left(place)
         return msgspec.json.decode(journaled, type=_Done), reused
 
-    async def _make(self, step: Step, batch: Batch, before: _Done | None, asking: _Asking) -> bytes:
+    async def _make(self, step: Step, batch: Batch, before: _Done | None, asking: Asking) -> bytes:
         """Makes a batch's part; with `before`, only the lines that failed then."""
         job = self._context.job
         found: list[Found | None] = [None] * len(batch.entries)
@@ -281,82 +279,6 @@ class _Work:
         if self._error is not None:
             raise self._error
         return await self._parts.line(number, line)
-
-    def refusal(self, error: UpstreamRefused) -> None:
-        """One text alone was refused. Raises the error when it does not seem to be the text's fault."""
-        self._refused_in_a_row += 1
-        if not self._taken and self._refused_in_a_row >= GIVE_UP_AFTER:
-            raise error
-
-    def taken(self) -> None:
-        """The model took a request."""
-        self._taken = True
-
-
-class _Asking:
-    """The requests of one batch, one after another."""
-
-    def __init__(
-        self,
-        context: JobContext,
-        spec: EmbeddingSource,
-        work: _Work,
-        take: Callable[[], int | None],
-        requests: Requests,
-    ) -> None:
-        """`take` gives the place in the window that the batch has already, once."""
-        self.dimensions: int | None = None
-        self._context = context
-        self._spec = spec
-        self._work = work
-        self._take = take
-        self._requests = requests
-
-    async def vectors(self, texts: list[str]) -> list[Found]:
-        """A vector or a failure for each text. A request that is refused is split until the text is found that it is
-        refused for."""
-        if not texts:
-            return []
-        try:
-            answer = await self._request(texts)
-        except UpstreamRefused as error:
-            if error.status not in SPLITTABLE:
-                raise
-            if len(texts) == 1:
-                self._work.refusal(error)
-                return [Failure(error.code, error.message)]
-            middle = len(texts) // 2
-            return [*await self.vectors(texts[:middle]), *await self.vectors(texts[middle:])]
-        self.dimensions = answer.dimensions
-        return list(answer.vectors)
-
-    async def _request(self, texts: list[str]) -> Embedded:
-        """One request, repeated as `worker.model.discipline` says. Raises JobError."""
-        context, spec = self._context, self._spec
-        model = context.deps.model
-        window = model.discipline.of(context.job.model).window
-        tries = model.discipline.tries(context.job.model, windowed=True, alone=True)
-        call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
-        estimate = sum(map(estimate_text_tokens, texts))
-        while True:
-            place = self._take()
-            if place is None:
-                place = await window.enter(context.job.job_id)
-            progress = self._requests.begin(estimate)
-            try:
-                answer = await model.embed(context.job.model, call, progress)
-            except BaseException as error:
-                leave(window, place, error)
-                if not isinstance(error, JobError):
-                    raise  # what was used so far is booked as it stands
-                self._requests.end(wasted=True)
-                if not await context.try_again(tries, error):
-                    raise
-                continue
-            window.served(place)
-            self._requests.end(wasted=False)
-            self._work.taken()
-            return answer
 
 
 def _again(row: Found) -> bool:
