@@ -355,6 +355,8 @@ async def embeddings(request: web.Request) -> web.Response:
         if (refusal := faulty_status(fault)) is not None:
             call["inputTokens"], call["status"] = 0, refusal.status
             return refusal
+        if fault.get("kind") == "stall":
+            await asyncio.sleep(fault.get("seconds", 3600))
         vectors = await asyncio.to_thread(request.app[EMBEDDER].embed, texts)
         data = []
         for index, vector in enumerate(vectors):

@@ -28,13 +28,13 @@ from worker.batch.plan import Batch, Plan, Planner
 from worker.context import JobContext, leave
 from worker.journal import Step
 from worker.model.calls import Embedded, EmbeddingCall, Requests, estimate_text_tokens
-from worker.model.window import Window
 
 LINES_AT_ONCE: Final = 256
 BYTES_AT_ONCE: Final = 1024 * 1024
 MEMORY_BYTES: Final = 192 * 1024 * 1024  # of batches under way, about
 LEAST_ALIVE: Final = 4
 SPLITTABLE: Final = frozenset({400, 413, 422})  # one text of many may be the reason
+READY: Final = 8  # batches begun beyond those at the model: a place that comes free waits for no journal
 GIVE_UP_AFTER: Final = 8  # single texts refused and none ever taken: it is not the texts
 TELL_EVERY_S: Final = 0.5
 
@@ -127,6 +127,7 @@ class _Work:
         per_batch = 2 * (plan.answer_bytes + plan.tokens * 4)
         alive = min(context.deps.settings.model_max_in_flight, max(LEAST_ALIVE, MEMORY_BYTES // per_batch))
         self._alive = asyncio.Semaphore(alive)
+        self.ready = asyncio.Semaphore(READY)
 
     async def run(self, planner: Planner) -> None:
         """Works through the input. An error stops the reading; what is under way ends first, and is kept."""
@@ -209,29 +210,23 @@ class _Work:
 
     async def _step(self, label: str, batch: Batch, identity: bytes, before: _Done | None) -> tuple[_Done, bool]:
         context = self._context
-        window = context.deps.model.discipline.of(context.job.model).window
-        place: int | None = await window.enter()
         requests = Requests(batch.tokens)
-
-        def take() -> int | None:
-            nonlocal place
-            taken, place = place, None
-            return taken
+        asking = _Asking(self, requests)
 
         async def make(step: Step, _: Any) -> bytes:
             try:
-                return await self._make(step, batch, before, _Asking(self, window, take, requests))
+                return await self._make(step, batch, before, asking)
             finally:
                 step.wasted_tokens = requests.wasted_tokens
 
+        await self.ready.acquire()
         try:
             journaled, reused = await context.step(label, identity, batch.tokens, make, progress=requests)
         except JobError as error:
             error.step = error.step or label
             raise
         finally:
-            if place is not None:
-                window.left(place)
+            asking.left_the_ready()
         return msgspec.json.decode(journaled, type=_Done), reused
 
     async def _make(self, step: Step, batch: Batch, before: _Done | None, asking: _Asking) -> bytes:
@@ -297,17 +292,23 @@ class _Work:
 class _Asking:
     """The requests of one batch, one after another."""
 
-    def __init__(self, work: _Work, window: Window, take: Any, requests: Requests) -> None:
+    def __init__(self, work: _Work, requests: Requests) -> None:
         self.dimensions: int | None = None
         self._work = work
-        self._window = window
-        self._take = take
         self._requests = requests
+        self._is_ready = True
+
+    def left_the_ready(self) -> None:
+        """It is at the model, or needs it no more: another may get ready."""
+        if self._is_ready:
+            self._is_ready = False
+            self._work.ready.release()
 
     async def vectors(self, texts: list[str]) -> list[Found]:
         """A vector or a failure for each text. A request that is refused is split until the text is found that it is
         refused for."""
         if not texts:
+            self.left_the_ready()
             return []
         try:
             answer = await self._request(texts)
@@ -326,25 +327,25 @@ class _Asking:
         """One request, repeated as `worker.model.discipline` says. Raises JobError."""
         context, spec = self._work._context, self._work._spec
         model = context.deps.model
+        window = model.discipline.of(context.job.model).window
         tries = model.discipline.tries(context.job.model, windowed=True, alone=True)
         call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
         estimate = sum(map(estimate_text_tokens, texts))
         while True:
-            place = self._take()
-            if place is None:
-                place = await self._window.enter()
+            place = await window.enter()
+            self.left_the_ready()
             progress = self._requests.begin(estimate)
             try:
                 answer = await model.embed(context.job.model, call, progress)
             except BaseException as error:
-                leave(self._window, place, error)
+                leave(window, place, error)
                 if not isinstance(error, JobError):
                     raise  # what was used so far is booked as it stands
                 self._requests.end(wasted=True)
                 if not await context.try_again(tries, error):
                     raise
                 continue
-            self._window.served(place)
+            window.served(place)
             self._requests.end(wasted=False)
             self._work.taken()
             return answer
