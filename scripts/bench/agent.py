@@ -124,8 +124,8 @@ async def run(arguments: argparse.Namespace) -> None:
                     cpu.append((jiffies([stack.worker.pid]) - before) * 1000 / calls)
         await client.close()
     print(
-        f"agent of {arguments.steps} steps and an answer, model {arguments.latency_ms:g} ms a call, {arguments.runs} runs, "
-        "appendfsync always: time a step beside the model's"
+        f"agent of {arguments.steps} steps and an answer, model {arguments.latency_ms:g} ms a call, "
+        f"{arguments.runs} runs, appendfsync always: time a step beside the model's"
     )
     for name, times in found.items():
         more = f"   {statistics.median(cpu):.1f} ms CPU of the worker" if name == "errand" else ""

@@ -1,4 +1,4 @@
-"""Analysis of a long PDF: how much of the model's concurrency is used, while parts are read and while notes are combined.
+"""Analysis of a long PDF: how much of the model's concurrency is used while parts are read and notes are combined.
 
     ./scripts/run python -m scripts.bench.analysis [--bounds 4 16] [--rounds 2] [--pages 300] [--call-seconds 1]
 
@@ -29,7 +29,9 @@ from scripts.bench.jobs import Stack, seconds, took_s, whole_stack
 from scripts.bench.models import Limits
 from worker.tasks.prompts import READ_PART
 
-SUBJECTS = "the harbour|the ferry|the northern pier|the lighthouse|the grain store|the pilot|the customs office".split("|")
+SUBJECTS = "the harbour|the ferry|the northern pier|the lighthouse|the grain store|the pilot|the customs office".split(
+    "|"
+)
 VERBS = "handled|refused|repaired|weighed|counted|delayed|sold".split("|")
 THINGS = "crates of oranges|tonnes of grain|coils of rope|barrels of oil|bales of cotton|sheets of copper".split("|")
 PLACES = "in the old dock|at the east quay|before the storm|after the strike|under the new rules|by night".split("|")
@@ -137,8 +139,8 @@ async def run(arguments: argparse.Namespace) -> None:
     """The table."""
     limits = Limits(arguments.call_seconds)
     print(
-        f"a PDF of {arguments.pages} pages, four tasks, {arguments.call_seconds:g} s a call, appendfsync always: share of "
-        "the bound's time in which the model worked"
+        f"a PDF of {arguments.pages} pages, four tasks, {arguments.call_seconds:g} s a call, appendfsync always: "
+        "share of the bound's time in which the model worked"
     )
     for bound in arguments.bounds:
         async with whole_stack(ERRAND_MAP_CONCURRENCY=str(bound)) as (stack, _):

@@ -247,6 +247,15 @@ async def kill(arguments: argparse.Namespace) -> None:
     print(f"  {fsync_probe()}")
 
 
+async def half_done(stack: Stack, requests: int) -> dict[str, Any]:
+    """The upstream's books when half of the requests were served."""
+    while True:
+        books: dict[str, Any] = await stack.books()
+        if books["served"] >= requests / 2:
+            return books
+        await asyncio.sleep(0.01)
+
+
 def resident_mb(pid: int, name: str) -> float:
     """`VmRSS` of a process, or `VmHWM`, the most it ever was."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
