@@ -15,6 +15,8 @@ import pytest
 from shared.batch import LineTooLong
 from tests.conftest import ADMIN_KEY, DevModel, Stack
 from worker.batch.plan import Plan, Planner
+from worker.model.window import FIRST
+from worker.tasks.embedding import READY
 
 MODEL = {"model": "errand-dev-embedding"}
 
@@ -248,6 +250,26 @@ async def test_the_output_can_be_read_while_the_job_runs(make_stack: Any, model:
     assert (await stack.call("GET", f"/api/jobs/{job}")).json["status"] == "processing"
     answer = await stack.call("DELETE", f"/api/jobs/{job}?wait=10")
     assert answer.json["status"] == "cancelled"
+
+
+async def test_a_few_batches_are_begun_before_there_is_a_place_for_them(make_stack: Any, model: DevModel) -> None:
+    """The first calls hang: READY more are in the journal already, so that the model waits for no journal;
+    no more of them, since a lost worker is charged for what it began. A cancel charges for none of these."""
+    stack = await make_stack(workers=("batch",), embedding_items=16)
+    await model.faults({"kind": "stall", "path": "embeddings", "seconds": 30, "times": FIRST})
+
+    async def begun() -> int:
+        return sum(event["type"] == "job.step" and event["state"] == "started" for event in await stack.log(job))
+
+    job = await stack.submit(embedding(some_texts(1_600)))
+    async with asyncio.timeout(10):
+        while await begun() < 1 + FIRST + READY:  # the plan, those at the model, those that are ready
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    assert await begun() == 1 + FIRST + READY
+    answer = await stack.call("DELETE", f"/api/jobs/{job}?wait=10")
+    assert answer.json["status"] == "cancelled"
+    assert len((await model.stats(calls=True))["list"]) == FIRST
 
 
 async def test_a_token_budget_stops_a_batch(make_stack: Any, model: DevModel) -> None:

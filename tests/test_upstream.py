@@ -409,6 +409,31 @@ def test_vectors_come_out_as_asked_whatever_the_model_sent() -> None:
         assert (found.dimensions, found.usage) == (2, CallUsage(0, 0, 9))
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"[1,-2.5e-7,0.1]", b"[1]", b"[1 ,2]", b"[1,\n2]", b"[1e5,2E-3,1E2]", b"[-0.0,1e+2]", b"[]", b"[ ]", b"[01]",
+        b'["1",2]', b"[null,1]", b"[true]", b"[false,1]", b"[[1],2]", b"[[]]", b"[{},1]", b'["a,b"]', b"[1,,2]",
+        b"[1e999,1]",
+    ],
+)  # fmt: skip
+def test_arrays_pass_unread_only_when_reading_them_would_have_let_them_pass(sent: bytes) -> None:
+    """Whatever stands in the array, the outcome is that of decoding all its numbers."""
+    try:
+        numbers: list[float] | None = msgspec.json.decode(sent, type=list[float]) or None
+    except msgspec.DecodeError:
+        numbers = None
+    body = b'{"data":[{"index":0,"embedding":%s}]}' % sent
+    if numbers is None:
+        with pytest.raises((BadOutput, msgspec.DecodeError)):
+            decode_vectors(body, EmbeddingCall(["a"]), Progress(1))
+        return
+    found = decode_vectors(body, EmbeddingCall(["a"]), Progress(1))
+    assert found.dimensions == len(numbers)
+    assert msgspec.json.decode(found.vectors[0], type=list[float]) == numbers
+    assert not {32, 9, 10, 13} & set(found.vectors[0])
+
+
 def test_vectors_that_do_not_fit_the_call_are_refused() -> None:
     """Too few, other dimensions, numbered twice, no vectors at all; an answer without usage is estimated."""
     call = EmbeddingCall(["a", "b"], dimensions=2)

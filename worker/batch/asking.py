@@ -42,21 +42,28 @@ class Asking:
         context: JobContext,
         spec: EmbeddingSource,
         verdict: Verdict,
-        take: Callable[[], int | None],
         requests: Requests,
+        on_placed: Callable[[], None],
     ) -> None:
-        """`take` gives the place in the window that the batch has already, once."""
+        """`on_placed` is called once: the batch is at the model, or needs it no more, and another may get ready."""
         self.dimensions: int | None = None
         self._context = context
         self._spec = spec
         self._verdict = verdict
-        self._take = take
         self._requests = requests
+        self._on_placed: Callable[[], None] | None = on_placed
+
+    def leave_the_ready(self) -> None:
+        """See `on_placed`."""
+        if self._on_placed is not None:
+            self._on_placed()
+            self._on_placed = None
 
     async def vectors(self, texts: list[str]) -> list[Found]:
         """A vector or a failure for each text. A request that is refused is split until the text is found that it is
         refused for."""
         if not texts:
+            self.leave_the_ready()
             return []
         try:
             answer = await self._request(texts)
@@ -80,9 +87,8 @@ class Asking:
         call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
         estimate = sum(map(estimate_text_tokens, texts))
         while True:
-            place = self._take()
-            if place is None:
-                place = await window.enter(context.job.job_id)
+            place = await window.enter(context.job.job_id)
+            self.leave_the_ready()
             progress = self._requests.begin(estimate)
             try:
                 answer = await model.embed(context.job.model, call, progress)

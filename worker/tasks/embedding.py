@@ -34,6 +34,7 @@ LINES_AT_ONCE: Final = 256
 BYTES_AT_ONCE: Final = 1024 * 1024
 MEMORY_BYTES: Final = 192 * 1024 * 1024  # of batches under way, about
 LEAST_ALIVE: Final = 4
+READY: Final = 8  # batches begun beyond those at the model: a place that comes free waits for no journal
 TELL_EVERY_S: Final = 0.5
 
 
@@ -124,6 +125,7 @@ class _Work:
         per_batch = 2 * (plan.answer_bytes + plan.tokens * 4)
         alive = min(context.deps.settings.model_max_in_flight, max(LEAST_ALIVE, MEMORY_BYTES // per_batch))
         self._alive = asyncio.Semaphore(alive)
+        self._ready = asyncio.Semaphore(READY)
 
     async def run(self, planner: Planner) -> None:
         """Works through the input. An error stops the reading; what is under way ends first, and is kept."""
@@ -205,30 +207,23 @@ class _Work:
         return done
 
     async def _step(self, label: str, batch: Batch, identity: bytes, before: _Done | None) -> tuple[_Done, bool]:
-        context, spec = self._context, self._spec
-        window = context.deps.model.discipline.of(context.job.model).window
-        place: int | None = await window.enter(context.job.job_id)
-        requests = Requests(batch.tokens)
-
-        def take() -> int | None:
-            nonlocal place
-            taken, place = place, None
-            return taken
+        context, requests = self._context, Requests(batch.tokens)
+        asking = Asking(context, self._spec, self._verdict, requests, self._ready.release)
 
         async def make(step: Step, _: Any) -> bytes:
             try:
-                return await self._make(step, batch, before, Asking(context, spec, self._verdict, take, requests))
+                return await self._make(step, batch, before, asking)
             finally:
                 step.wasted_tokens = requests.wasted_tokens
 
+        await self._ready.acquire()
         try:
             journaled, reused = await context.step(label, identity, batch.tokens, make, progress=requests)
         except JobError as error:
             error.step = error.step or label
             raise
         finally:
-            if place is not None:
-                window.left(place)
+            asking.leave_the_ready()
         return msgspec.json.decode(journaled, type=_Done), reused
 
     async def _make(self, step: Step, batch: Batch, before: _Done | None, asking: Asking) -> bytes:
