@@ -184,14 +184,14 @@ async def test_a_question_without_a_terminal_names_the_command_that_answers(
 
 async def test_a_question_on_a_terminal_is_asked_and_the_run_goes_on(agents: Stack, scripted: ScriptedModel) -> None:
     """An empty line is no answer; what the first part of the run said is not said again after it."""
-    scripted.says(("I will add.", SUM), "It is 5.")
-    terminal = await Terminal.of(agents, "agent", "Sum?", "--tool", "calculate", "--approve", "calculate")
+    scripted.says(("I will add.", [call("current_time", {}), *SUM]), "It is 5.")
+    terminal = await Terminal.of(agents, "agent", "Sum?", "--approve", "calculate")
     await terminal.until("> ")
     terminal.type("\n")
     terminal.type("yes\n")
     assert await terminal.ended() == 0, terminal.seen
     assert terminal.seen.count("I will add.") == terminal.seen.count("It is 5.") == 1, terminal.seen
-    assert "← 5" in terminal.seen
+    assert terminal.seen.count("→ current_time") == terminal.seen.count("← 5") == 1, terminal.seen
 
 
 async def test_ctrl_c_at_a_question_and_in_a_run_leaves_the_job(agents: Stack, scripted: ScriptedModel) -> None:
@@ -284,6 +284,14 @@ async def test_wrong_usage_of_embed_is_2(stack: Stack, tmp_path: Path) -> None:
         ran = await errand(stack, "embed", *arguments)
         assert (ran.code, ran.err.count("\n")) == (2, 1), ran.err
     assert source.read_bytes() == ndjson(2)
+
+
+async def test_an_upload_that_is_refused_half_way_says_why(make_stack: Any) -> None:
+    """Some megabytes more than may be: the answer is told, not that there is no API."""
+    stack = await make_stack(max_batch_bytes=100_000, max_upload_bytes=100_000)
+    ran = await errand(stack, "embed", "-", "--lines", given=b"The crane lifts ninety tonnes.\n" * 400_000)
+    assert ran.code == 1, ran.err
+    assert "100000 bytes" in ran.err
 
 
 async def test_an_output_that_is_cut_is_resumed_where_it_was(stack: Stack, tmp_path: Path) -> None:
