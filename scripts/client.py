@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ class ApiError(Exception):
 
 class UnreachableError(Exception):
     """There is no API at this address."""
+
+
+@dataclass
+class Place:
+    """How far an output has been read. `is_whole`: the job has ended, and that was all."""
+
+    at: int = 0
+    is_whole: bool = False
 
 
 def default_key() -> str | None:
@@ -74,12 +83,16 @@ class Client:
 
     async def upload(self, path: Path, **fields: str) -> Any:
         """Stores a file as a document."""
+        with path.open("rb") as file:
+            return await self.upload_content(file, path.name, **fields)
+
+    async def upload_content(self, content: Any, filename: str, **fields: str) -> Any:
+        """Stores an open file, or pieces of bytes as they come, as a document."""
         form = aiohttp.FormData()
         for name, value in fields.items():
             form.add_field(name, value)
-        with path.open("rb") as file:
-            form.add_field("file", file, filename=path.name)
-            return await self.call("POST", "/api/documents", data=form)
+        form.add_field("file", content, filename=filename)
+        return await self.call("POST", "/api/documents", data=form)
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
         """A job's events to the final one; a broken connection is resumed after the last event seen."""
@@ -108,6 +121,36 @@ class Client:
                 if failures > 6:
                     raise UnreachableError(f"the stream of {job_id} cannot be resumed: {error}") from None
                 await asyncio.sleep(min(0.2 * 2**failures, 3))
+
+    async def output(self, job_id: str, place: Place, *, follow: bool = True) -> AsyncIterator[bytes]:
+        """A job's output from `place` on, which moves along; a broken connection is resumed there. With `follow` to the
+        job's end, else what is there now."""
+        assert self._session is not None
+        failures = 0
+        while not place.is_whole:
+            wait_s = min(0.2 * 2**failures, 3)
+            try:
+                address, headers = f"{self.url}/api/jobs/{job_id}/output", {"Range": f"bytes={place.at}-"}
+                async with self._session.get(address, headers=headers) as response:
+                    if response.status in (502, 503):
+                        raise aiohttp.ClientPayloadError(f"HTTP {response.status}")
+                    if response.status != 416 and (response.status >= 400 or (response.status == 200 and place.at)):
+                        raise ApiError(_problem(response.status, await response.read()))
+                    wait_s = float(response.headers.get("Retry-After", 1))
+                    if response.status != 416:
+                        async for piece in response.content.iter_any():
+                            place.at, failures = place.at + len(piece), 0
+                            yield piece
+                    # Only a job that has not ended asks to come again.
+                    place.is_whole = "Retry-After" not in response.headers
+                    if not follow:
+                        return
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+                failures += 1
+                if failures > 6:
+                    raise UnreachableError(f"the output of {job_id} cannot be resumed: {error}") from None
+            if not place.is_whole:
+                await asyncio.sleep(min(wait_s, 5))
 
     async def chat(self, body: dict[str, Any]) -> AsyncIterator[str]:
         """A chat's text as it is made; a broken connection is resumed after the last frame seen. Raises ApiError."""

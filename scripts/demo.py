@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from scripts.children import say
 from scripts.client import ApiError, Client, UnreachableError
+from scripts.results import result_text
 from scripts.stack import AlreadyRunningError, Stack, install_signals
 from shared.errors import ConfigurationError
 from shared.settings import Settings
@@ -32,11 +31,6 @@ def tasks_for(path: Path, questions: list[str]) -> list[dict[str, Any]]:
     """Summary, key points and questions."""
     asked = questions or QUESTIONS.get(path, DEFAULT_QUESTIONS)
     return [{"kind": "summary"}, {"kind": "keyPoints"}, {"kind": "questions", "questions": asked}]
-
-
-def width() -> int:
-    """Columns of the terminal, within reason."""
-    return max(60, min(shutil.get_terminal_size().columns, 110))
 
 
 def show_event(event: dict[str, Any]) -> None:
@@ -62,43 +56,10 @@ def show_event(event: dict[str, Any]) -> None:
             print(f"  {at}  {event['type'].partition('.')[2]}")
 
 
-def wrapped(text: str, indent: str = "  ") -> str:
-    """Text within the terminal's width."""
-    return textwrap.fill(text, width(), initial_indent=indent, subsequent_indent=indent)
-
-
-def show_citations(citations: list[dict[str, Any]], item: Any = None) -> None:
-    """The proven quotes of a task (or of one of its items)."""
-    for citation in citations:
-        if item is None or citation.get("item") == item:
-            page = f", page {citation['page']}" if citation.get("page") else ""
-            quote = " ".join(citation["quote"].split())
-            print(wrapped(f"“{quote}”  [{citation['start']}–{citation['end']}{page}]", "      "))
-
-
 def show_result(job: dict[str, Any]) -> None:
-    """The whole result, to read."""
-    for task in job["result"]["tasks"]:
-        citations = task.get("citations", [])
-        match task["kind"]:
-            case "summary":
-                print("\nSummary\n" + wrapped(task["answer"]))
-                show_citations(citations)
-            case "keyPoints":
-                print("\nKey points")
-                for number, point in enumerate(task["points"]):
-                    print(wrapped(f"• {point}"))
-                    show_citations(citations, number)
-            case "questions":
-                print("\nQuestions")
-                for number, pair in enumerate(task["answers"]):
-                    print(wrapped(pair["question"]))
-                    print(wrapped(pair["answer"] or "The document does not say.", "    "))
-                    show_citations(citations, number)
-    coverage, usage = job["result"]["coverage"], job["usage"]
-    print(f"\nRead {coverage['readCharacters']} of {coverage['totalCharacters']} characters.", end=" ")
-    for span in [*coverage["failed"], *coverage["skipped"]]:
-        print(f"\n  not read: {span['reason']}" + (f" (page {span['page']})" if "page" in span else ""), end=" ")
+    """The whole result, to read, and what it took."""
+    usage = job["usage"]
+    print(result_text(job))
     print(f"Used {usage['totalTokens']} tokens ({usage['inputTokens']} in, {usage['outputTokens']} out).")
 
 

@@ -1,0 +1,1 @@
+"""The commands of `./scripts/errand`, a module per subject. Each has `register`, which names its commands."""

@@ -1,0 +1,78 @@
+"""What the commands' arguments have in common."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from scripts.client import Client
+from scripts.commands.printing import usage_error
+
+Command = Callable[[Client, argparse.Namespace], Awaitable[int]]
+
+
+class Commands:
+    """Where each module hangs its commands."""
+
+    def __init__(self, top: Any, common: argparse.ArgumentParser) -> None:
+        """`top` are the top parser's subparsers; every command has the arguments of `common`."""
+        self.top = top
+        self._common = common
+
+    def group(self, name: str, help_text: str) -> Any:
+        """A command that has commands of its own."""
+        parser = self.top.add_parser(name, help=help_text)
+        return parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(self, place: Any, name: str, run: Command, help_text: str | None = None) -> argparse.ArgumentParser:
+        """A command in a group, or in `top`. Its description is the docstring of `run`."""
+        made: argparse.ArgumentParser = place.add_parser(
+            name,
+            parents=[self._common],
+            help=help_text or (run.__doc__ or "").rstrip("."),
+            description=run.__doc__,
+        )
+        made.set_defaults(run=run)
+        return made
+
+
+def positive(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
+
+
+def read_json_argument(text: str) -> Any:
+    """JSON from the argument itself, from `@file`, or from standard input (`-`)."""
+    try:
+        if text == "-":
+            return json.load(sys.stdin)
+        if text.startswith("@"):
+            return json.loads(Path(text[1:]).read_text())
+        return json.loads(text)
+    except (ValueError, OSError) as error:
+        raise SystemExit(usage_error(f"{text[:60]}: {error}")) from None
+
+
+def as_answer(text: str) -> Any:
+    """What a person answers: JSON, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def job_path(job_id: str) -> str:
+    """The job's path, whatever the id holds."""
+    return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+def without_none(**members: Any) -> dict[str, Any]:
+    """The members that were given."""
+    return {name: value for name, value in members.items() if value is not None}
