@@ -342,6 +342,9 @@ async def test_a_call_that_takes_too_long_in_all_is_closed(make_stack: Any, mode
         ({"prompt_tokens": 10, "total_tokens": 10}, CallUsage(10, 0)),
         ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
         ({"prompt_tokens": None, "completion_tokens": None}, None),
+        ({"prompt_tokens": 12.0, "completion_tokens": 3.5, "total_tokens": 15.5}, CallUsage(12, 4)),
+        ({"prompt_tokens": 12, "completion_tokens": 2**62}, CallUsage(12, 0)),
+        ({"prompt_tokens": "many", "completion_tokens": 3}, CallUsage(0, 3)),
     ],
 )
 def test_usage_is_normalised(stated: dict[str, int], booked: CallUsage | None) -> None:
@@ -386,6 +389,13 @@ def test_tool_calls_are_put_together_however_they_come() -> None:
         '{"function":{"arguments":"}"}}',
         '{"id":"b","function":{"name":"g","arguments":{"z":3}}}',
     )
+    no_ids = tool_deltas(
+        '{"index":0,"function":{"name":"f","arguments":"{\\"x\\":"}}',
+        '{"index":0,"function":{"arguments":"1}"}}',
+        '{"index":0,"function":{"name":"g","arguments":"{"}}',
+        '{"index":0,"function":{"name":"g","arguments":"}"}}',
+    )
+    assert [call[1:] for call in no_ids] == [("f", '{"x":1}'), ("g", "{}")]
     assert no_index == [("a", "f", "{}"), ("b", "g", '{"z":3}')]
 
 
@@ -432,6 +442,24 @@ def test_arrays_pass_unread_only_when_reading_them_would_have_let_them_pass(sent
     assert found.dimensions == len(numbers)
     assert msgspec.json.decode(found.vectors[0], type=list[float]) == numbers
     assert not {32, 9, 10, 13} & set(found.vectors[0])
+
+
+def test_chunks_of_many_tokens_are_not_counted_as_one() -> None:
+    """A server that sends 200 tokens at a time and is cut off: what it made is what it is charged for."""
+    progress = Progress(10)
+    progress.dispatched = True
+    answer = Assembler("m", progress)
+    for _ in range(5):
+        answer.take(msgspec.json.encode({"choices": [{"delta": {"content": "word " * 200}}]}))
+    assert progress.usage() == CallUsage(10, 1_250, 0, estimated=True)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_what_is_no_number_is_no_vector(encoding: Any) -> None:
+    """NaN in base64 would become null in an array."""
+    packed = base64.b64encode(struct.pack("<2f", float("nan"), 1.0)).decode()
+    with pytest.raises(BadOutput):
+        decode_vectors(vector_answer([packed]), EmbeddingCall(["a"], encoding=encoding), Progress(1))
 
 
 def test_vectors_that_do_not_fit_the_call_are_refused() -> None:

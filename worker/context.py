@@ -20,7 +20,7 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.jobs import Claimed
 from worker.documents.library import Library
 from worker.journal import Journal, Step, UnsureError, step_name
-from worker.model.calls import ChatCall, Completion, Progress, ToolCall, estimate_tokens
+from worker.model.calls import ChatCall, Completion, Progress, Requests, ToolCall, estimate_tokens
 from worker.model.client import Model
 from worker.model.discipline import Tries
 from worker.model.window import Window
@@ -83,15 +83,17 @@ class JobContext:
         accept: Callable[[str], Any] | None = None,
         windowed: bool = False,
         keep_back: int = 0,
+        known_by: bytes | None = None,
     ) -> Finished:
         """One model call as a journaled step `label`, repeated as `worker.model.discipline` says.
 
         `on_text` gets the answer as it comes, also when it comes from the journal. `accept` looks at the whole answer
         and raises BadOutput when it has not the asked form: then it is booked, but not journaled, so that a retry asks
         again. `windowed`: it is one of many, and keeps to what the model takes without saying 429. `keep_back` tokens
-        of the job's budget are not for this call. Raises JobError with `step` set, and LeaseLostError.
+        of the job's budget are not for this call. `known_by`: what the journal knows it by, when that is not the whole
+        call. Raises JobError with `step` set, and LeaseLostError.
         """
-        identity = msgspec.json.encode([self.job.model, call])
+        identity = msgspec.json.encode([self.job.model, call if known_by is None else msgspec.Raw(known_by)])
         tries = self.deps.model.discipline.tries(self.job.model, windowed=windowed)
         shown = False
 
@@ -185,15 +187,16 @@ class JobContext:
         `make` returns the JSON to journal. Raises what it raises; BudgetExhausted, LeaseLostError.
         """
         progress = progress or Progress(estimate)
-        self._check_budget(progress.input_tokens, keep_back)
 
-        with self._open(progress) as close:
-
-            async def call(step: Step) -> bytes:
+        async def call(step: Step) -> bytes:
+            # Here, not before: what is in the journal costs nothing more.
+            self._check_budget(progress.input_tokens, keep_back)
+            with self._open(progress) as close:
                 step.usage, step.on_spent = progress.usage, close
                 return await make(step, progress)
 
-            return await self.journal.step(label, identity, progress.input_tokens, call)
+        embeds = isinstance(progress, Requests)
+        return await self.journal.step(label, identity, progress.input_tokens, call, embeds=embeds)
 
     @contextmanager
     def _open(self, progress: Progress) -> Iterator[Callable[[], None]]:

@@ -59,20 +59,21 @@ class Journal:
         tokens: int,
         call: Callable[[Step], Awaitable[bytes]],
         *,
+        embeds: bool = False,
         once: bool = False,
         again_after: str | None = None,
     ) -> tuple[bytes, bool]:
         """The result of a step, and whether it came from the journal.
 
-        `label` names its place, `identity` is hashed as its input, `tokens` estimates the input. `call` makes the
-        call and returns the JSON to journal; it sets `step.usage`. With `once` a step that was begun and not finished
-        is not begun again, unless it was begun as the call `again_after`.
+        `label` names its place, `identity` is hashed as its input, `tokens` estimates the input (which
+        it `embeds`). `call` makes the call and returns the JSON to journal; it sets `step.usage`. With `once` a step
+        that was begun and not finished is not begun again, unless it was begun as the call `again_after`.
 
         Raises what `call` raises, UnsureError, and LeaseLostError.
         """
         name = step_name(label, identity)
         call_id = secrets.token_hex(8)
-        begin = asyncio.create_task(self._begin(name, label, call_id, tokens, once, again_after))
+        begin = asyncio.create_task(self._begin(name, label, call_id, tokens, embeds, once, again_after))
         step = Step(once)
         result: bytes | None = None
         begun = False
@@ -112,12 +113,12 @@ class Journal:
             raise
 
     async def _begin(
-        self, name: str, label: str, call_id: str, tokens: int, once: bool, again_after: str | None
+        self, name: str, label: str, call_id: str, tokens: int, embeds: bool, once: bool, again_after: str | None
     ) -> bytes | None:
         known = await self._steadily(
             lambda: self._store.begin_step(
-                self._claimed, self._worker, step=name, label=label, call=call_id, tokens=tokens, once=once,
-                again_after=again_after,
+                self._claimed, self._worker, step=name, label=label, call=call_id, tokens=tokens, embeds=embeds,
+                once=once, again_after=again_after,
             )
         )  # fmt: skip
         if isinstance(known, Unsure):

@@ -17,8 +17,9 @@ local booked = redis.call('HGET', KEYS[2], 'call:' .. a.call)
 if booked == 'exact' then return 2 end
 if booked then
   -- The call was taken for lost and an estimate was booked: take that back.
-  redis.call('HINCRBY', KEYS[1], 'tok_in', int(0 - tonumber(booked)))
-  redis.call('HINCRBY', KEYS[1], 'tok_wasted', int(0 - tonumber(booked)))
+  local tokens, field = estimate_of(booked)
+  redis.call('HINCRBY', KEYS[1], field, int(0 - tonumber(tokens)))
+  redis.call('HINCRBY', KEYS[1], 'tok_wasted', int(0 - tonumber(tokens)))
   redis.call('HINCRBY', KEYS[1], 'estimated', -1)
 end
 redis.call('HDEL', KEYS[3], a.call)

@@ -96,10 +96,12 @@ class EventsStore:
         label: str,
         call: str,
         tokens: int,
+        embeds: bool = False,
         once: bool = False,
         again_after: str | None = None,
     ) -> bytes | Unsure | None:
-        """The journaled result of a step, or None after it was marked as started. `tokens` estimates its input. With
+        """The journaled result of a step, or None after it was marked as started. `tokens` estimates its input, which
+        is to be embedded when it `embeds`. With
         `once` a step that was started before, other than as the call `again_after`, is Unsure and left as it is.
 
         Raises LeaseLostError.
@@ -118,6 +120,7 @@ class EventsStore:
             label=label,
             call=call,
             tokens=tokens,
+            embeds=embeds,
             once=once,
             again_after=again_after,
         )

@@ -33,7 +33,7 @@ def _json(arguments: str) -> str:
     try:
         if isinstance(msgspec.json.decode(arguments), dict):
             return arguments
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
         pass
     return msgspec.json.encode({"invalid": arguments}).decode()
 

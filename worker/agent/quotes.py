@@ -17,7 +17,8 @@ MOST_DOCUMENTS: Final = 50
 MOST_QUOTES: Final = 100
 LEAST_LETTERS: Final = 12  # a shorter quote is a name or a word
 
-_QUOTED = re.compile(r"“([^”]+)”|\"([^\"\n]+)\"|«([^»]+)»|„([^“”]+)[“”]")
+# No quote holds its own opening mark, and none is endless: else many marks would take the square of their number.
+_QUOTED = re.compile(r"“([^“”]{1,4000})”|\"([^\"\n]{1,4000})\"|«([^«»]{1,4000})»|„([^„“”]{1,4000})[“”]")
 
 
 class DocumentCitation(Output, frozen=True, omit_defaults=True):
@@ -30,14 +31,21 @@ class DocumentCitation(Output, frozen=True, omit_defaults=True):
     page: int | None = None
 
 
-async def cite_answer(answer: str, documents: Sequence[str], context: JobContext) -> list[DocumentCitation]:
-    """The citations, in the order of the answer; a quote that stands in no document is none."""
-    quotes = []
+def quotes_of(answer: str) -> list[str]:
+    """What stands between quotation marks and is more than a name, each once."""
+    quotes: dict[str, None] = {}
     for match in _QUOTED.finditer(answer):
         quote = next(group for group in match.groups() if group)
         if sum(character.isalnum() for character in quote) >= LEAST_LETTERS:
-            quotes.append(quote)
-    quotes = list(dict.fromkeys(quotes))[:MOST_QUOTES]
+            quotes[quote] = None
+            if len(quotes) == MOST_QUOTES:
+                break
+    return list(quotes)
+
+
+async def cite_answer(answer: str, documents: Sequence[str], context: JobContext) -> list[DocumentCitation]:
+    """The citations, in the order of the answer; a quote that stands in no document is none."""
+    quotes = await asyncio.to_thread(quotes_of, answer)
     if not quotes:
         return []
     found: dict[str, DocumentCitation] = {}

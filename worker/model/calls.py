@@ -9,6 +9,7 @@ import msgspec
 from shared.stores.events import CallUsage
 
 CHARACTERS_PER_TOKEN: Final = 4  # for estimates only; usage that the provider states wins
+CHUNK_CHARACTERS: Final = 16  # a server whose chunks are longer on average sends several tokens in one
 MESSAGE_FRAME: Final = 8  # characters for a message's role and marks
 
 
@@ -68,15 +69,20 @@ class Progress:
         self.dispatched = False
         self.parts: list[str] = []
         self.other_pieces = 0  # pieces of tool calls, or of thoughts that are not shown
+        self.characters = 0  # of all these pieces
         self.stated: CallUsage | None = None
 
     def usage(self) -> CallUsage:
-        """The provider's figure if it came, else ours: the estimated input and one token per content chunk."""
+        """The provider's figure if it came, else ours: the estimated input, and of the output one token per chunk, or
+        more where a server sends many in one."""
         if self.stated is not None:
             return self.stated
         if not self.dispatched:
             return CallUsage()
-        return CallUsage(self.input_tokens, len(self.parts) + self.other_pieces, 0, estimated=True)
+        made = len(self.parts) + self.other_pieces
+        if self.characters > made * CHUNK_CHARACTERS:
+            made = self.characters // CHARACTERS_PER_TOKEN
+        return CallUsage(self.input_tokens, made, 0, estimated=True)
 
 
 class Requests(Progress):

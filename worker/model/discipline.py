@@ -60,6 +60,7 @@ class Tries:
         self._windowed = windowed
         self._at = 0
         self._failed = 0  # tries of this model
+        self._refused_since_s: float | None = None  # monotonic; of the first 429
 
     @property
     def model(self) -> str:
@@ -89,8 +90,10 @@ class Tries:
         return None
 
     def _is_out_of_patience(self) -> bool:
-        since_s = self._discipline.of(self.model).window.refused_since_s
-        return since_s is not None and monotonic_s() - since_s > PATIENCE_S
+        """Whether this call, and all others of the model, have heard nothing but 429 for long."""
+        now_s = monotonic_s()
+        self._refused_since_s = self._refused_since_s or now_s
+        return now_s - max(self._refused_since_s, self._discipline.of(self.model).window.served_at_s) > PATIENCE_S
 
 
 def backoff_s(error: JobError, tries: int, settings: Settings, chance: float) -> float:

@@ -7,6 +7,8 @@ whole in one piece or in many, `finish_reason` "stop" after tool calls, null con
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from shared.errors import UpstreamRefused, UpstreamUnavailable
@@ -38,24 +40,35 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+MOST_TOKENS: Final = 10**9  # of one call; a larger figure is none
+
+Count = float | str | None  # what servers put where a whole number belongs
+
+
 class Usage(msgspec.Struct):
     """A provider's figures, whichever of them it states."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    total_tokens: Count = None
+    input_tokens: Count = None
+    output_tokens: Count = None
 
     def normalised(self) -> CallUsage | None:
         """As we book it; None when nothing is stated. Some leave the tokens of thoughts out of the completion and count
         them in the total only: the total wins."""
-        given = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
-        made = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
+        given = _count(self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens)
+        made = _count(self.completion_tokens if self.completion_tokens is not None else self.output_tokens)
         if not given and not made:
             return None
-        given, made = max(0, given or 0), max(0, made or 0)
-        return CallUsage(given, max(made, (self.total_tokens or 0) - given))
+        return CallUsage(given, max(made, _count(self.total_tokens) - given))
+
+
+def _count(stated: Count) -> int:
+    """A figure as a number of tokens; 0 for what is none. An answer is never lost for its figures."""
+    if not isinstance(stated, int | float) or not 0 <= stated <= MOST_TOKENS:
+        return 0
+    return round(stated)
 
 
 class _Chunk(msgspec.Struct):
@@ -73,6 +86,14 @@ class _Pending:
         self.id = call_id
         self.name = ""
         self.arguments: list[str] = []
+
+
+def _is_whole(call: _Pending) -> bool:
+    """Whether the arguments of a call have come to their end."""
+    try:
+        return isinstance(msgspec.json.decode("".join(call.arguments)), dict)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return False
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -106,10 +127,12 @@ class Assembler:
                 continue
             if delta.refusal:
                 raise UpstreamRefused(f"the model declined: {delta.refusal[:300]}")
-            if delta.reasoning_content or delta.reasoning:
+            if thought := delta.reasoning_content or delta.reasoning:
                 self._progress.other_pieces += 1
+                self._progress.characters += len(thought)
             if delta.content:
                 self._progress.parts.append(delta.content)
+                self._progress.characters += len(delta.content)
                 texts.append(delta.content)
             for piece in delta.tool_calls or ():
                 self._progress.other_pieces += 1
@@ -127,15 +150,24 @@ class Assembler:
             arguments = msgspec.json.encode(arguments).decode()
         if arguments:
             call.arguments.append(arguments)
+            self._progress.characters += len(arguments)
 
     def _call_of(self, piece: _ToolDelta) -> _Pending:
         """The call that a piece belongs to. A new id begins a new call, whatever the index says."""
         last = self._pending[-1] if self._pending else None
-        found = next((call for call in self._pending if call.index == piece.index), None)
+        found = next((call for call in reversed(self._pending) if call.index == piece.index), None)
         if piece.index is None:
             found = last
         if found is not None and piece.id and found.id and piece.id != found.id:
             found = next((call for call in self._pending if call.id == piece.id), None)
+        elif (
+            found is not None
+            and not piece.id
+            and piece.function is not None
+            and piece.function.name
+            and _is_whole(found)
+        ):
+            found = None  # a server without ids: a name after whole arguments begins the next call
         if found is None:
             found = _Pending(piece.index, piece.id or "")
             self._pending.append(found)

@@ -15,7 +15,7 @@ from typing import Final
 
 from shared.clock import monotonic_s
 
-FIRST: Final = 4  # calls at first; each answer adds one until the first refusal
+FIRST: Final = 8  # calls at first; each answer adds one until the first refusal
 FIRST_HOLD_S: Final = 1.0
 LONGEST_HOLD_S: Final = 30.0
 FIRST_PAUSE_S: Final = 0.25  # after a refusal that leaves nothing under way and states no time
@@ -41,7 +41,7 @@ class Window:
         self._pause_s = FIRST_PAUSE_S
         self._paused_until_s = 0.0
         self._alarm: asyncio.TimerHandle | None = None
-        self.refused_since_s: float | None = None  # monotonic; None when the last that ended was served
+        self.served_at_s = 0.0  # monotonic; when the model last took a call
 
     async def enter(self, owner: str = "") -> int:
         """Waits for a place and returns its number. Owners (jobs) take turns; within one it is first come, first
@@ -63,7 +63,7 @@ class Window:
 
     def served(self, place: int) -> None:
         """The model answered."""
-        self.refused_since_s = None
+        self.served_at_s = monotonic_s()
         self._pause_s = FIRST_PAUSE_S
         was_full = self.in_flight >= int(self.limit)
         if was_full and (self._ramping or monotonic_s() >= self._held_until_s):
@@ -75,7 +75,6 @@ class Window:
         """The model said 429: fewer calls from now on, and none at all for as long as it wished."""
         now_s = monotonic_s()
         self._ramping = False
-        self.refused_since_s = self.refused_since_s or now_s
         self.in_flight -= 1
         if place > self._decreased_at:
             self._decreased_at = self._entered

@@ -44,14 +44,20 @@ end
 
 local acc = {unleased = {}, kept = {}, unexpiring = {}, freed = {}, slots = {}, used = {}, ran = {}}
 
+-- The estimate of a call that is under way, and the counter that it belongs to: `120` of input, `120e` to embed.
+local function estimate_of(text)
+  return string.match(text, '^%d+'), string.sub(text, -1) == 'e' and 'tok_embed' or 'tok_in'
+end
+
 -- Books what was in flight when a worker let go of a job: the estimates of its calls, as wasted. If such a call ends
 -- after all (its worker was only frozen), finish_step puts the true figure in its place.
 local function book_open_calls(job_id, key, row)
   local open = P .. 'open:' .. job_id
   local calls = redis.call('HGETALL', open)
   for i = 1, #calls, 2 do
-    row.tok_in = redis.call('HINCRBY', key, 'tok_in', calls[i + 1])
-    redis.call('HINCRBY', key, 'tok_wasted', calls[i + 1])
+    local tokens, field = estimate_of(calls[i + 1])
+    row[field] = redis.call('HINCRBY', key, field, tokens)
+    redis.call('HINCRBY', key, 'tok_wasted', tokens)
     redis.call('HINCRBY', key, 'estimated', 1)
     redis.call('HSET', P .. 'journal:' .. job_id, 'call:' .. calls[i], calls[i + 1])
   end
