@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import worker.tools.registry as registry_module
 from tests.conftest import Stack
 from tests.scripted_model import ScriptedModel, call
 from worker.agent.conversation import digest, fold, of_tool, tokens_of
+from worker.agent.quotes import quotes_of
 from worker.tools.base import Tool, ToolContext, ToolError
 
 REPORT = (
@@ -152,6 +154,64 @@ async def test_a_repeated_call_is_noticed_and_circles_are_left(stack: Stack, scr
     assert observations[0] == "2"
     assert all("already" in seen for seen in observations[1:3])
     assert len(scripted.requests) == 4
+
+
+async def test_two_alike_in_one_step_are_made_once(
+    stack: Stack, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that fails; and what must not happen twice is not made again because it took too long."""
+    made: list[str] = []
+
+    async def note(arguments: dict[str, Any], _: ToolContext) -> str:
+        made.append(arguments["what"])
+        if arguments["what"] == "slow":
+            await asyncio.sleep(60)
+        return "noted"
+
+    add_tools(monkeypatch, tool("note", note, replay="never", timeout_s=0.2))
+    twice = [call("note", {"what": "a"}), call("note", {"what": "a"})]
+    scripted.says(twice, [call("note", {"what": "slow"})], [call("note", {"what": "slow"})], "Done.")
+    view = await run(stack, input={"tools": ["note"]})
+    assert (view["status"], made) == ("complete", ["a", "slow"]), view
+    assert "already" in view["result"]["steps"][1]["observation"]
+    assert "already" in view["result"]["steps"][3]["observation"]
+
+
+async def test_calls_that_cannot_be_made_are_no_way_to_go_on_for_ever(stack: Stack, scripted: ScriptedModel) -> None:
+    """The same unknown tool, or the same broken arguments, again and again: the agent must answer."""
+    for bad in (call("dance", {}), call("calculate", '{"expression": ')):
+        scripted.says(lambda body, bad=bad: "No." if body.get("tool_choice") == "none" else [bad])
+        view = await run(stack)
+        assert (view["result"]["stopReason"], view["result"]["answer"]) == ("repeatedCalls", "No."), view
+        assert len(scripted.requests) == 4
+
+
+async def test_arguments_nested_without_end_go_back_to_the_model(stack: Stack, scripted: ScriptedModel) -> None:
+    """Three thousand levels: an error for the model, not for the job."""
+    scripted.says([call("calculate", '{"expression":' + "[" * 3_000 + "]" * 3_000 + "}")], "Never mind.")
+    view = await run(stack)
+    assert (view["status"], view["result"]["answer"]) == ("complete", "Never mind."), view
+
+
+async def test_a_last_answer_is_made_to_fit_and_asked_again_without_tools(
+    stack: Stack, scripted: ScriptedModel
+) -> None:
+    """A model that finds the last conversation too long, or calls tools all the same, is asked from what was found."""
+    numbers = iter(range(100))
+
+    def too_long(body: dict[str, Any]) -> Any:
+        if body.get("tool_choice") == "none":
+            return {"status": 400, "code": "context_length_exceeded"}
+        return [call("calculate", {"expression": f"1+{next(numbers)}"})] if "tools" in body else "From what I have."
+
+    def stubborn(body: dict[str, Any]) -> Any:
+        return [call("calculate", {"expression": f"1+{next(numbers)}"})] if "tools" in body else "From what I have."
+
+    for replies in (too_long, stubborn):
+        scripted.says(replies)
+        view = await run(stack, input={"maxSteps": 2})
+        assert (view["status"], view["result"]["stopReason"]) == ("complete", "maxSteps"), view
+        assert view["result"]["answer"] == "From what I have."
 
 
 async def test_an_agent_out_of_steps_still_answers(stack: Stack, scripted: ScriptedModel) -> None:
@@ -356,6 +416,27 @@ async def test_a_tool_that_needs_approval_waits_for_a_person(
     assert len(scripted.requests) == 2
 
 
+async def test_what_is_approved_is_shown_in_full(stack: Stack, scripted: ScriptedModel) -> None:
+    """However long the arguments are: nothing is hidden behind a cut."""
+    scripted.says([call("calculate", {"expression": "1+1" + " " * 5_000 + "+41"})], "Done.")
+    job = await stack.submit(agent(input={"tools": ["calculate"], "approve": ["calculate"]}))
+    question = (await stack.until(job, "waiting"))["waiting"]["question"]
+    assert "+41" in question
+
+
+async def test_a_replay_is_not_charged_again(stack: Stack, scripted: ScriptedModel) -> None:
+    """After an approval, with little of the budget left: steps that are journaled do not count once more."""
+    long = "word " * 800
+    scripted.says((long, [call("current_time", {})]), (long, [call("calculate", {"expression": "1+1"})]), "Done.")
+    job = await stack.submit(agent(tokenBudget=8_500, input={"tools": ["calculate", "current_time"],
+                                                            "approve": ["calculate"]}))  # fmt: skip
+    waiting = (await stack.until(job, "waiting"))["waiting"]
+    await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": waiting["requestId"], "value": True})
+    view = await stack.finished(job)
+    assert (view["status"], view["result"]["stopReason"]) == ("complete", "answered"), view
+    assert view["result"]["steps"][1]["observation"] == "2"
+
+
 # -- long conversations ----------------------------------------------------------------------------------------------
 
 
@@ -389,6 +470,34 @@ async def test_a_model_that_says_too_long_gets_a_shorter_conversation(stack: Sta
     assert (view["status"], view["result"]["answer"]) == ("complete", "Tides."), view
 
 
+async def test_a_replay_asks_nothing_again_though_it_would_fold_otherwise(
+    make_stack: Any, scripted: ScriptedModel
+) -> None:
+    """The model's limit has risen while a person was asked: what was answered is not asked again."""
+    stack = await make_stack(workers=("batch",), openai_base_url=f"{scripted.base}/v1")
+    ids = [await document(stack, f"Part {n}. " + "The tide came in and went out. " * 200) for n in range(3)]
+    limit = 9_000
+
+    def reply(body: dict[str, Any]) -> Any:
+        if sum(len(message.get("content") or "") for message in body["messages"]) > limit:
+            return {"status": 400, "code": "context_length_exceeded"}
+        made = sum(message["role"] == "tool" for message in body["messages"])
+        if made < 3:
+            return [call("read_document", {"documentId": ids[made]})]
+        return [call("calculate", {"expression": "1+1"})] if made == 3 else "Tides."
+
+    scripted.says(reply)
+    tools = ["read_document", "calculate"]
+    job = await stack.submit(agent(input={"context": {"documents": ids}, "tools": tools, "approve": ["calculate"]}))
+    waiting = (await stack.until(job, "waiting"))["waiting"]
+    asked = len(scripted.requests)
+    limit = 1_000_000
+    await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": waiting["requestId"], "value": True})
+    view = await stack.finished(job)
+    assert (view["status"], view["result"]["answer"]) == ("complete", "Tides."), view
+    assert len(scripted.requests) == asked + 1
+
+
 def test_folding_touches_the_oldest_results_only_as_far_as_needed() -> None:
     """Pure: the same in, the same out; questions and calls stay; what cannot be folded stays."""
     messages = [{"role": "user", "content": "u" * 4_000}]
@@ -403,6 +512,13 @@ def test_folding_touches_the_oldest_results_only_as_far_as_needed() -> None:
     folded, count = fold(messages, 10)
     assert count == 3
     assert fold(messages, 10) == (folded, count)
+
+
+def test_an_answer_of_quotation_marks_alone_is_read_in_no_time() -> None:
+    """Two hundred thousand opening marks; a true quote after them is still found."""
+    began = time.perf_counter()
+    assert quotes_of("„" * 200_000 + "“ “The crane lifts ninety tonnes.”") == ["The crane lifts ninety tonnes."]
+    assert time.perf_counter() - began < 2
 
 
 def test_a_digest_keeps_the_newest_and_stays_in_its_room() -> None:

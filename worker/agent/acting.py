@@ -40,6 +40,18 @@ class _Made(msgspec.Struct, frozen=True):
     answer: Any = None
 
 
+class _Time:
+    """One time that a call was made."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.failed = False
+
+
+def _key(name: str, arguments: Any) -> bytes:
+    return msgspec.json.encode([name, arguments], order="deterministic")
+
+
 class Actor:
     """Carries out the calls of one agent run."""
 
@@ -50,7 +62,7 @@ class Actor:
         self._approve = approve
         self._bound = bound
         self._slots = asyncio.Semaphore(AT_A_TIME)
-        self._made: dict[bytes, list[tuple[int, bool]]] = {}  # call → the steps in which it was made, and if it failed
+        self._made: dict[bytes, list[_Time]] = {}  # call → the times that it was made
 
     async def act(self, step: int, calls: Sequence[ToolCall], ends_s: float) -> list[Observation]:
         """What came of the calls of one step, in their order; no tool runs beyond `ends_s` (monotonic).
@@ -89,22 +101,30 @@ class Actor:
         tool = self._tools.get(call.name)
         if tool is None:
             there = ", ".join(self._tools) or "none"
-            return Observation(call, None, f"There is no tool {call.name[:64]!r}. The tools are: {there}.", True)
+            return self._wrong(step, call, f"There is no tool {call.name[:64]!r}. The tools are: {there}.")
         try:
             arguments = check_arguments(tool, call.arguments)
         except ArgumentsError as error:
-            return Observation(call, None, str(error), True)
-        # Two alike in one step are one: the second finds the first noted.
-        same = self._made.setdefault(msgspec.json.encode([call.name, arguments], order="deterministic"), [])
-        if same and not (same[-1][1] and len(same) < TIMES_ALIKE):
+            return self._wrong(step, call, str(error))
+        same = self._made.setdefault(_key(call.name, arguments), [])
+        # What must not happen twice may have happened although it failed, for example when it took too long.
+        may_repeat = same and same[-1].failed and len(same) < TIMES_ALIKE and tool.replay != "never"
+        if same and not may_repeat:
             return Observation(
                 call,
                 arguments,
-                f"You made this very call in step {same[-1][0]} already; its result is above. Use it, or do something "
-                "else.",
+                f"You made this very call in step {same[-1].step} already; its result stands there. Use it, or do "
+                "something else.",
                 repeated=True,
             )
+        same.append(_Time(step))  # at once: of two alike in one step the second finds the first
         return tool, arguments
+
+    def _wrong(self, step: int, call: ToolCall, text: str) -> Observation:
+        """A call that cannot be made; a model that repeats it to the letter goes in circles."""
+        times = self._made.setdefault(_key(call.name, ["as written", call.arguments]), [])
+        times.append(_Time(step))
+        return Observation(call, None, text, is_error=True, repeated=len(times) > 1)
 
     async def _carry_out(
         self, label: str, place: int, call: ToolCall, tool: Tool, arguments: dict[str, Any], ends_s: float
@@ -133,7 +153,7 @@ class Actor:
             )
         made = msgspec.json.decode(journaled, type=_Made)
         text = made.text if made.told is None else f"{made.told} {_said(made.answer)}".strip()
-        self._made[msgspec.json.encode([call.name, arguments], order="deterministic")].append((step, made.is_error))
+        self._made[_key(call.name, arguments)][-1].failed = made.is_error
         observation = Observation(call, arguments, text, made.is_error, ms=made.ms)
         self._tell(step, observation, reused=reused)
         return observation
@@ -142,10 +162,11 @@ class Actor:
         self, step: int, place: int, call: ToolCall, tool: Tool, arguments: dict[str, Any], ends_s: float
     ) -> Observation:
         """A call that a person must approve: made, made with other arguments, or declined."""
+        # In full, however long: what is approved must be seen.
         written = msgspec.json.encode(arguments, order="deterministic").decode()
         answer = await self._context.ask_person(
             f"approve/{step}.{place + 1}",
-            f"The agent wants to call {call.name} with {written[:2_000]}. Approve? Answer true or false, or "
+            f"The agent wants to call {call.name} with {written}. Approve? Answer true or false, or "
             '{"approve": true or false, "reason": "…", "arguments": {…}} to tell it why, or to change the arguments.',
         )
         given = answer if isinstance(answer, dict) else {"approve": is_yes(answer), "reason": _said(answer)}
@@ -162,7 +183,7 @@ class Actor:
                 observation = Observation(call, changed, f"A person changed the arguments: {error}", is_error=True)
                 self._tell(step, observation)
                 return observation
-            self._made.setdefault(msgspec.json.encode([call.name, arguments], order="deterministic"), [])
+            self._made.setdefault(_key(call.name, arguments), []).append(_Time(step))
         return await self._carry_out(f"step/{step}", place, call, tool, arguments, ends_s)
 
     def _tell(self, step: int, observation: Observation, *, reused: bool = False) -> None:

@@ -114,6 +114,7 @@ class _Run:
         self._findings: list[tuple[str, str]] = []
         self._folded = 0
         self._circles = 0
+        self._most_tokens = context.deps.settings.context_tokens - ANSWER_TOKENS - self._tools_tokens()
         budget = context.job.token_budget
         self._reserve = 0 if budget is None else _between(LEAST_RESERVE, round(budget * BUDGET_SHARE), MOST_RESERVE)
         self._steps_end_s = context.ends_s - min(MOST_TIME_S, context.job.timeout_s * TIME_SHARE)
@@ -175,10 +176,13 @@ class _Run:
             self._findings.append((f"{seen.call.name} {seen.call.arguments}"[:500], seen.text))
 
     async def _ask(self) -> Finished:
-        """The model's next words. Raises _StopError when tokens or time are up but for the reserve."""
-        most_tokens = self._context.deps.settings.context_tokens - ANSWER_TOKENS - self._tools_tokens()
+        """The model's next words. Raises _StopError when tokens or time are up but for the reserve.
+
+        The journal knows the step by the whole conversation: how far it had to be folded may differ the next time.
+        """
+        whole = msgspec.json.encode([self._messages, self._tools])
         for _ in range(FOLDINGS):
-            messages, folded = fold(self._messages, most_tokens)
+            messages, folded = fold(self._messages, self._most_tokens)
             if folded > self._folded:
                 self._context.report.event(
                     "job.warning",
@@ -196,39 +200,53 @@ class _Run:
                         ChatCall(messages, tools=self._tools or None),
                         on_text=self._context.report.text,
                         keep_back=self._reserve,
+                        known_by=whole,
                     )
             except TimeoutError:
                 raise _StopError("timeLimit") from None
             except BudgetExhausted:
                 raise _StopError("tokenBudget") from None
             except ContextTooLong:
-                most_tokens = tokens_of(messages) // 2
+                self._most_tokens = tokens_of(messages) // 2
         raise InvalidInput("The goal alone is longer than the model can read.")
 
     def _tools_tokens(self) -> int:
         return len(msgspec.json.encode(self._tools)) // CHARACTERS_PER_TOKEN if self._tools else 0
 
     async def last_answer(self, reason: str) -> str:
-        """An answer from what there is. Raises JobError."""
+        """An answer from what there is: from the whole conversation where that fits, else from what was found, in less
+        and less. Raises JobError."""
         self._context.report.event("job.warning", code="agent_stopped", message=_STOPPED[reason])
         budget = self._context.job.token_budget
         left = None if budget is None else budget - self._context.tokens
-        room = min(left if left is not None else MOST_RESERVE * 2, self._context.deps.settings.context_tokens // 2)
+        calls = []
         if reason in ("maxSteps", "repeatedCalls") and (left is None or left > 2 * tokens_of(self._messages)):
-            messages, _ = fold(self._messages, self._context.deps.settings.context_tokens - ANSWER_TOKENS)
-            call = ChatCall(
-                [*messages, {"role": "user", "content": AGENT_LAST}], tools=self._tools or None, no_tools=True
-            )
-        else:
-            goal = self._spec.goal
-            found = digest(goal, self._findings, max(0, room - len(goal) // CHARACTERS_PER_TOKEN))
-            messages = [{"role": "system", "content": AGENT_LAST}, {"role": "user", "content": found}]
-            call = ChatCall(messages, max_tokens=None if left is None else max(1, left - tokens_of(messages) - 10))
-        said = await self._context.complete("last", call, on_text=self._context.report.text)
-        self.told.append(AgentStep(n=self.turn + 1, tokens=said.tokens, ms=said.ms))
-        if not said.text.strip():
-            raise BadOutput(f"The model gave no answer. {_STOPPED[reason]}")
-        return said.text
+            messages, _ = fold(self._messages, self._most_tokens)
+            messages.append({"role": "user", "content": AGENT_LAST})
+            calls.append(ChatCall(messages, tools=self._tools or None, no_tools=True))
+        most = self._context.deps.settings.context_tokens // 2
+        room = min(most, left if left is not None else MOST_RESERVE * 2)
+        calls += [self._from_findings(room // share, left) for share in (1, 4, 16)]
+        for number, call in enumerate(calls, 1):
+            try:
+                said = await self._context.complete(
+                    "last" if number == 1 else f"last/{number}", call, on_text=self._context.report.text
+                )
+            except ContextTooLong:
+                if number == len(calls):
+                    raise
+                continue
+            self.told.append(AgentStep(n=self.turn + 1, tokens=said.tokens, ms=said.ms))
+            if said.text.strip():
+                return said.text
+        raise BadOutput(f"The model gave no answer. {_STOPPED[reason]}")
+
+    def _from_findings(self, most_tokens: int, left: int | None) -> ChatCall:
+        """A call that holds the goal and what was found, and no tools; `left` tokens of a budget may be spent."""
+        goal = self._spec.goal
+        found = digest(goal, self._findings, max(0, most_tokens - len(goal) // CHARACTERS_PER_TOKEN))
+        messages: list[Message] = [{"role": "system", "content": AGENT_LAST}, {"role": "user", "content": found}]
+        return ChatCall(messages, max_tokens=None if left is None else max(1, left - tokens_of(messages) - 10))
 
     def documents(self) -> list[str]:
         """The documents that the answer may quote: those that were named, and those that tools have shown."""
