@@ -87,10 +87,12 @@ class UpstreamUnavailable(JobError):  # noqa: N818 - the codes of the contract a
     code = "upstream_unavailable"
     retryable = True
 
-    def __init__(self, message: str, *, at_once: bool = False, **more: Any) -> None:
-        """`at_once`: the connection was found dead, so that the first repeat need not wait."""
+    def __init__(self, message: str, *, at_once: bool = False, status: int | None = None, **more: Any) -> None:
+        """`at_once`: the connection was found dead, so that the first repeat need not wait. `status` is the HTTP status
+        of the model's answer, None when there was none."""
         super().__init__(message, **more)
         self.at_once = at_once
+        self.status = status
 
 
 class CircuitOpen(UpstreamUnavailable):

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import struct
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -147,6 +146,72 @@ async def test_a_refused_request_is_split_until_the_text_is_found(make_stack: An
     assert view["usage"]["embeddingTokens"] == stats["inputTokens"]
 
 
+@pytest.mark.parametrize("status", [400, 429, 500])
+async def test_repeated_texts_behind_a_call_that_fails_hold_nothing_up(
+    make_stack: Any, model: DevModel, status: int
+) -> None:
+    """Many batches wait for a text in the first one, whose first call fails: it is made all the same, and so is the
+    batch of another job."""
+    stack = await make_stack(workers=("batch",), embedding_items=16, model_retries=1)
+    await model.faults({"kind": "status", "status": status, "path": "embeddings"})
+    job = await stack.submit(embedding([f"text {number % 7} of seven" for number in range(3_000)], maxAttempts=1))
+    other = await stack.submit(embedding(["another"], maxAttempts=1))
+    assert (await stack.finished(other))["status"] == "complete"
+    view = await stack.finished(job)
+    assert (view["status"], view["result"]["failed"]) == ("complete", 0), view
+
+
+async def test_a_text_that_the_server_falls_over_is_found_too(make_stack: Any, model: DevModel) -> None:
+    """500 for one text of 64, always: it alone has an error. 500 for all: the model is out of order."""
+    stack = await make_stack(workers=("batch",), embedding_items=16, model_breaker_failures=100)
+    texts = some_texts(64)
+    await model.faults({"kind": "status", "status": 500, "times": 1_000, "match": texts[37], "path": "embeddings"})
+    view = await stack.finished(await stack.submit(embedding(texts, maxAttempts=1)))
+    assert (view["status"], view["result"]["failed"]) == ("complete", 1), view
+    lines = await output(stack, view["jobId"])
+    assert [line["index"] for line in lines if "error" in line] == [37]
+    await model.faults({"kind": "status", "status": 500, "times": 10_000, "path": "embeddings"})
+    view = await stack.finished(await stack.submit(embedding(texts, maxAttempts=1)))
+    assert (view["status"], view["error"]["code"]) == ("failed", "upstream_unavailable"), view
+
+
+async def test_bad_texts_at_the_head_do_not_condemn_the_others(make_stack: Any, model: DevModel) -> None:
+    """Ten refused texts before ten good ones: another is tried before the job is given up."""
+    stack = await make_stack(workers=("batch",), embedding_items=32)
+    texts = [f"bad text {number}" for number in range(10)] + some_texts(10)
+    await model.faults({"kind": "status", "status": 400, "times": 1_000, "match": "bad text", "path": "embeddings"})
+    view = await stack.finished(await stack.submit(embedding(texts)))
+    assert (view["status"], view["result"]["failed"]) == ("complete", 10), view
+
+
+async def test_nothing_more_is_asked_after_a_fatal_error(make_stack: Any, model: DevModel) -> None:
+    """401 for one call: those that wait for a place are not made any more."""
+    stack = await make_stack(workers=("batch",), embedding_items=16, model_max_in_flight=2)
+    texts = some_texts(800)
+    await model.limits(latencySeconds=0.02)
+    await model.faults({"kind": "status", "status": 401, "match": texts[40], "path": "embeddings"})
+    view = await stack.finished(await stack.submit(embedding(texts)))
+    assert (view["status"], view["error"]["code"]) == ("failed", "upstream_refused"), view
+    assert (await model.stats())["calls"] <= 8
+
+
+async def test_a_deploy_hands_back_a_batch_of_repeats(make_stack: Any, model: DevModel) -> None:
+    """Batches that wait for another's text are stopped like all others: no failure, the next worker goes on."""
+    stack = await make_stack(embedding_items=16)
+    first = await stack.start_worker("batch")
+    await model.limits(latencySeconds=0.5)
+    texts = [f"text {number % 7} of seven" for number in range(1_000)]
+    job = await stack.submit(embedding(texts, maxAttempts=1))
+    async with asyncio.timeout(10):
+        while not (await model.stats())["open"]:
+            await asyncio.sleep(0.01)
+    await stack.stop_worker(first)
+    await model.limits()
+    await stack.start_worker("batch")
+    view = await stack.finished(job)
+    assert (view["status"], view["attempt"]) == ("complete", 1), view
+
+
 async def test_a_job_whose_every_request_is_refused_fails_soon(make_stack: Any, model: DevModel) -> None:
     """Whatever it is that the model refuses: not one request per text is made to find that out."""
     stack = await make_stack(workers=("batch",))
@@ -235,6 +300,25 @@ async def test_a_retry_asks_again_only_for_items_that_the_model_refused(make_sta
     lines = await output(stack, job)
     assert ["error" in line for line in lines] == [False, False, True]
     assert sorted(await embedded(model)) == ["one", "two"]
+
+
+async def test_what_a_second_run_mended_is_not_asked_by_a_third(make_stack: Any, model: DevModel) -> None:
+    """Run 1 refuses a text and fails elsewhere, run 2 mends it and fails elsewhere again, run 3 asks for the rest."""
+    stack = await make_stack(workers=("batch",), embedding_items=16, model_max_in_flight=1)
+    texts = some_texts(48)
+    elsewhere = {"kind": "status", "status": 503, "times": 1_000, "match": texts[40], "path": "embeddings"}
+    await model.faults(elsewhere, {"kind": "status", "status": 400, "times": 1_000, "match": texts[3],
+                                   "path": "embeddings"})  # fmt: skip
+    job = await stack.submit(embedding(texts, maxAttempts=1))
+    assert (await stack.finished(job))["status"] == "failed"
+    await model.faults(elsewhere)
+    await stack.call("POST", f"/api/jobs/{job}/retry")
+    assert (await stack.finished(job))["status"] == "failed"
+    await model.faults()
+    await stack.call("POST", f"/api/jobs/{job}/retry")
+    view = await stack.finished(job)
+    assert (view["status"], view["result"]["failed"]) == ("complete", 0), view
+    assert sorted(await embedded(model)) == sorted(texts)
 
 
 async def test_the_output_can_be_read_while_the_job_runs(make_stack: Any, model: DevModel) -> None:
@@ -332,9 +416,8 @@ async def test_vectors_of_two_models_are_never_mixed(make_stack: Any, model: Dev
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
-def plan_all(lines: list[bytes | LineTooLong], plan: Plan, folder: Path, *, chunk: int) -> list[Any]:
-    folder.mkdir(exist_ok=True)
-    planner = Planner(plan, folder)
+def plan_all(lines: list[bytes | LineTooLong], plan: Plan, *, chunk: int) -> list[Any]:
+    planner = Planner(plan)
     batches = []
     for first in range(0, len(lines), chunk):
         batches += planner.add(lines[first : first + chunk])
@@ -343,14 +426,14 @@ def plan_all(lines: list[bytes | LineTooLong], plan: Plan, folder: Path, *, chun
     return batches
 
 
-def test_the_same_lines_give_the_same_batches_however_they_arrive(tmp_path: Path) -> None:
+def test_the_same_lines_give_the_same_batches_however_they_arrive() -> None:
     """In pieces of 1, 7 or 1,000 lines; with repeats, bad lines and long ones."""
     lines: list[bytes | LineTooLong] = [
         b'"text %d"' % (number % 40) if number % 11 else b"{bad" for number in range(500)
     ]
     lines[200] = LineTooLong(5_000_000)
     plan = Plan(items=16, tokens=10_000, lines=50, answer_bytes=1)
-    found = [plan_all(lines, plan, tmp_path / str(chunk), chunk=chunk) for chunk in (1, 7, 1_000)]
+    found = [plan_all(lines, plan, chunk=chunk) for chunk in (1, 7, 1_000)]
     assert found[0] == found[1] == found[2]
     entries = [entry for batch in found[0] for entry in batch.entries]
     assert [entry.index for entry in entries] == list(range(500))
@@ -367,9 +450,9 @@ def test_a_plan_keeps_answers_small() -> None:
     assert Plan.of(None, "float", most_items=8, most_tokens=1).items == 8
 
 
-def test_a_table_is_not_closed_under_the_hands_of_its_thread(tmp_path: Path) -> None:
+def test_a_table_is_not_closed_under_the_hands_of_its_thread() -> None:
     """A task that is cancelled leaves its thread at work: what comes after the closing is nothing."""
-    planner = Planner(Plan(items=16, tokens=10_000, lines=50, answer_bytes=1), tmp_path)
+    planner = Planner(Plan(items=16, tokens=10_000, lines=50, answer_bytes=1))
     assert len(planner.add([b'"a %d"' % number for number in range(16)])) == 1
     planner.close()
     assert planner.add([b'"b"']) == []

@@ -6,20 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from shared.errors import JobError, UpstreamRefused
+from shared.errors import BadOutput, JobError, LeaseLostError, UpstreamRefused, UpstreamUnavailable
 from shared.specs import EmbeddingSource
 from worker.batch.parts import Failure, Found
 from worker.context import JobContext, leave
 from worker.model.calls import Embedded, EmbeddingCall, Requests, estimate_text_tokens
 
-SPLITTABLE: Final = frozenset({400, 413, 422})  # one text of many may be the reason
+SPLITTABLE: Final = frozenset({400, 413, 422, 500})  # one text of many may be the reason
 GIVE_UP_AFTER: Final = 8  # single texts refused and none ever taken: it is not the texts
 
 
 class Verdict:
-    """Whether it is a job's texts that are refused, or all that it asks for; one for all its batches."""
+    """What a job's batches have learned of it together."""
 
     def __init__(self) -> None:
+        self.error: JobError | LeaseLostError | None = None  # why nothing more is asked
         self._is_taken = False
         self._refused = 0
 
@@ -27,11 +28,19 @@ class Verdict:
         """The model took texts of this job."""
         self._is_taken = True
 
-    def refused(self, error: UpstreamRefused) -> None:
-        """One text alone was refused. Raises the error when it does not seem to be the text's fault."""
+    def refused(self) -> bool:
+        """One text alone was refused; whether it does not seem to be the text's fault."""
         self._refused += 1
-        if not self._is_taken and self._refused >= GIVE_UP_AFTER:
-            raise error
+        return not self._is_taken and self._refused >= GIVE_UP_AFTER
+
+
+class _UnmadeError(Exception):
+    """Not one text of a request has a vector: why, for each."""
+
+    def __init__(self, error: JobError, failures: list[Found]) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.failures = failures
 
 
 class Asking:
@@ -60,23 +69,46 @@ class Asking:
             self._on_placed = None
 
     async def vectors(self, texts: list[str]) -> list[Found]:
-        """A vector or a failure for each text. A request that is refused is split until the text is found that it is
-        refused for."""
+        """A vector or a failure for each text. A request that fails for its texts is split until those are found.
+
+        Raises JobError when it does not seem to be the texts: the model is out of order, or refuses all that is asked.
+        """
         if not texts:
             self.leave_the_ready()
             return []
         try:
+            return await self._split(texts, probe=texts[-1])
+        except _UnmadeError as unmade:
+            if isinstance(unmade.error, UpstreamRefused):
+                return unmade.failures
+            raise unmade.error from None
+
+    async def _split(self, texts: list[str], *, probe: str) -> list[Found]:
+        """The same for a part of them; raises _UnmadeError when none of these texts has a vector."""
+        try:
             answer = await self._request(texts)
-        except UpstreamRefused as error:
-            if error.status not in SPLITTABLE:
+        except JobError as error:
+            if not _may_be_the_texts(error):
                 raise
             if len(texts) == 1:
-                self._verdict.refused(error)
-                return [Failure(error.code, error.message)]
-            middle = len(texts) // 2
-            return [*await self.vectors(texts[:middle]), *await self.vectors(texts[middle:])]
-        self.dimensions = answer.dimensions
-        return list(answer.vectors)
+                if isinstance(error, UpstreamRefused) and self._verdict.refused():
+                    await self._request([probe])  # raises when another text is refused too
+                raise _UnmadeError(error, [Failure(error.code, error.message)]) from None
+        else:
+            self.dimensions = answer.dimensions
+            return list(answer.vectors)
+        middle = len(texts) // 2
+        found: list[Found] = []
+        unmade: list[_UnmadeError] = []
+        for half in (texts[:middle], texts[middle:]):
+            try:
+                found += await self._split(half, probe=probe)
+            except _UnmadeError as failed:
+                found += failed.failures
+                unmade.append(failed)
+        if len(unmade) == 2:
+            raise _UnmadeError(unmade[0].error, found)
+        return found
 
     async def _request(self, texts: list[str]) -> Embedded:
         """One request, repeated as `worker.model.discipline` says. Raises JobError."""
@@ -89,6 +121,9 @@ class Asking:
         while True:
             place = await window.enter(context.job.job_id)
             self.leave_the_ready()
+            if self._verdict.error is not None:
+                window.left(place)
+                raise self._verdict.error
             progress = self._requests.begin(estimate)
             try:
                 answer = await model.embed(context.job.model, call, progress)
@@ -104,3 +139,10 @@ class Asking:
             self._requests.end(wasted=False)
             self._verdict.taken()
             return answer
+
+
+def _may_be_the_texts(error: JobError) -> bool:
+    """Whether a request may have failed for one of its texts: refused, a server that fell over it, or left it out."""
+    if isinstance(error, UpstreamRefused | UpstreamUnavailable):
+        return error.status in SPLITTABLE
+    return isinstance(error, BadOutput)

@@ -10,7 +10,6 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -79,10 +78,11 @@ class Planner:
     """Takes lines in their order, gives batches. For one thread at a time, but `close` may come from another: a task
     that is cancelled leaves its thread at work, and SQLite does not survive a table that is closed under its hands."""
 
-    def __init__(self, plan: Plan, directory: Path) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._at_work = threading.Lock()
-        self._table = sqlite3.connect(directory / "seen.sqlite", check_same_thread=False, isolation_level=None)
+        # Without a name it is a file that is gone from the directory at once: a killed worker leaves nothing.
+        self._table = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE_KIB}", "locking_mode=EXCLUSIVE"):
             self._table.execute(f"PRAGMA {pragma}")
         self._table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, batch INT, line INT) WITHOUT ROWID")

@@ -34,7 +34,8 @@ def classify(error: openai.OpenAIError) -> JobError:
                 return UpstreamRefused(text, status=429)
             return UpstreamRateLimited(text, retry_after_s=retry_after_s(error.response.headers))
         if error.status_code >= 500 or error.status_code in RETRYABLE_STATUS:
-            return UpstreamUnavailable(text, retry_after_s=retry_after_s(error.response.headers))
+            wish_s = retry_after_s(error.response.headers)
+            return UpstreamUnavailable(text, status=error.status_code, retry_after_s=wish_s)
         said = f"{error.code} {error.message}".lower()
         if error.status_code in (400, 413) and any(sign in said for sign in TOO_LONG):
             return ContextTooLong(text, status=error.status_code)

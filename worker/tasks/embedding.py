@@ -7,10 +7,8 @@ the output is written before the step is; a retry makes only what is missing, an
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +17,7 @@ from shared.batch import MAX_LINE_BYTES
 from shared.batch import lines as lines_of
 from shared.blobs import BlobMissingError
 from shared.clock import monotonic_s
-from shared.errors import InvalidInput, JobError, LeaseLostError, UpstreamRefused
+from shared.errors import BadOutput, InvalidInput, JobError, LeaseLostError, UpstreamRefused
 from shared.jobs import Output
 from shared.specs import EmbeddingSource
 from shared.stores.outputs import part_key
@@ -64,13 +62,12 @@ class _Done(msgspec.Struct, frozen=True):
 async def embed_batch(spec: EmbeddingSource, context: JobContext) -> EmbeddingResult:
     """Embeds all texts. The job fails when not one of them could be embedded. Raises JobError."""
     context.report.progress(0.0, "embed", "Reading the input")
-    with tempfile.TemporaryDirectory(prefix="errand-batch-") as folder:
-        work = _Work(spec, context, await _plan(spec, context))
-        planner = Planner(work.plan, Path(folder))
-        try:
-            await work.run(planner)
-        finally:
-            planner.close()
+    work = _Work(spec, context, await _plan(spec, context))
+    planner = Planner(work.plan)
+    try:
+        await work.run(planner)
+    finally:
+        planner.close()
     if not work.count:
         raise InvalidInput("The input has no lines.")
     if work.failed == work.count:
@@ -116,8 +113,7 @@ class _Work:
         self._spec = spec
         self._context = context
         self._parts = Parts(context.deps.blobs)
-        self._ended: dict[int, asyncio.Future[None]] = {}
-        self._error: JobError | LeaseLostError | None = None
+        self._ended: dict[int, asyncio.Event] = {}
         self._verdict = Verdict()
         self._read_bytes = 0
         self._total_bytes = 0
@@ -133,10 +129,15 @@ class _Work:
             try:
                 await self._read(group, planner)
             except BlobMissingError:
-                self._error = self._error or InvalidInput("The input was deleted.")
-        if self._error is not None:
-            raise self._error
+                self._fail(InvalidInput("The input was deleted."))
+        if self._verdict.error is not None:
+            raise self._verdict.error
+        self._read_bytes = self._total_bytes
         self._tell(force=True)
+
+    def _fail(self, error: JobError | LeaseLostError) -> None:
+        """The job ends with this error, if it is the first; nothing more is asked."""
+        self._verdict.error = self._verdict.error or error
 
     async def _read(self, group: asyncio.TaskGroup, planner: Planner) -> None:
         blobs, blob = self._context.deps.blobs, self._spec.blob
@@ -144,29 +145,29 @@ class _Work:
         async with aclosing(blobs.stream(blob)) as stream:
             async for lines in _some(lines_of(stream, max_line_bytes=MAX_LINE_BYTES)):
                 await self._start(group, await asyncio.to_thread(planner.add, lines))
-                if self._error is not None:
+                if self._verdict.error is not None:
                     return
         await self._start(group, planner.rest())
 
     async def _start(self, group: asyncio.TaskGroup, batches: Sequence[Batch]) -> None:
         for batch in batches:
             await self._alive.acquire()
-            if self._error is not None:
+            if self._verdict.error is not None:
                 return
-            self._ended[batch.number] = asyncio.get_running_loop().create_future()
+            self._ended[batch.number] = asyncio.Event()
             group.create_task(self._carry_out(batch))
 
     async def _carry_out(self, batch: Batch) -> None:
         """One batch, from its request to its part; errors are noted for `run`."""
         try:
-            if self._error is None:
+            if self._verdict.error is None:
                 self._count(batch, await self._one(batch))
         except (JobError, LeaseLostError) as error:
-            self._error = self._error or error
+            self._fail(error)
         except BlobMissingError as error:
-            self._error = self._error or InvalidInput(f"A part of the job's output was deleted: {error}")
+            self._fail(InvalidInput(f"A part of the job's output was deleted: {error}"))
         finally:
-            self._ended[batch.number].set_result(None)
+            self._ended[batch.number].set()
             self._alive.release()
 
     def _count(self, batch: Batch, done: _Done) -> None:
@@ -175,12 +176,16 @@ class _Work:
         self.refused += done.again
         self.reason = self.reason or done.reason
         if done.dimensions is not None:
-            if self.dimensions is not None and self.dimensions != done.dimensions:
-                raise UpstreamRefused(f"The model changed its dimensions from {self.dimensions} to {done.dimensions}.")
-            self.dimensions = done.dimensions
+            self._agree(done.dimensions)
             self._verdict.taken()
         self._read_bytes += batch.input_bytes
         self._tell()
+
+    def _agree(self, dimensions: int) -> None:
+        """All vectors of a job have the same dimensions. Raises BadOutput: then this one is not journaled."""
+        self.dimensions = self.dimensions or dimensions
+        if self.dimensions != dimensions:
+            raise BadOutput(f"The model changed its dimensions from {self.dimensions} to {dimensions}.")
 
     def _tell(self, *, force: bool = False) -> None:
         if not force and monotonic_s() - self._told_at_s < TELL_EVERY_S:
@@ -200,10 +205,11 @@ class _Work:
         done, reused = await self._step(label, batch, identity, None)
         if reused:
             self._parts.known(batch.number, done.key, done.size_bytes)
-            if done.again and done.run < context.job.run:
-                # A person asked for another run: items that the model refused get another chance.
-                done, _ = await self._step(f"{label}/run-{context.job.run}", batch, identity, done)
-                self._parts.known(batch.number, done.key, done.size_bytes)
+        # A person asked for another run: items that the model refused get another chance. Each such try stands in the
+        # journal behind the one before.
+        while reused and done.again and done.run < context.job.run:
+            done, reused = await self._step(f"{label}/again", batch, identity + msgspec.json.encode(done), done)
+            self._parts.known(batch.number, done.key, done.size_bytes)
         return done
 
     async def _step(self, label: str, batch: Batch, identity: bytes, before: _Done | None) -> tuple[_Done, bool]:
@@ -235,6 +241,8 @@ class _Work:
         wanted = [entry for entry, row in zip(batch.entries, found, strict=True) if row is None]
         own = [entry for entry in wanted if entry.own is not None]
         vectors = await asking.vectors([batch.texts[entry.own] for entry in own if entry.own is not None])
+        if asking.dimensions is not None:
+            self._agree(asking.dimensions)
         first = batch.entries[0].index
         for entry, vector in zip(own, vectors, strict=True):
             found[entry.index - first] = vector
@@ -270,9 +278,9 @@ class _Work:
             row = found[line]
             assert row is not None
             return row
-        await self._ended[number]
-        if self._error is not None:
-            raise self._error
+        await self._ended[number].wait()
+        if self._verdict.error is not None:
+            raise self._verdict.error
         return await self._parts.line(number, line)
 
 
