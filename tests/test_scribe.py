@@ -13,7 +13,7 @@ from shared.errors import LeaseLostError
 from shared.redis import RedisRefusedError
 from shared.stores.events import Append
 from shared.stores.jobs import Claimed
-from worker.report import Report
+from worker.report import MOST_OWED, Report
 from worker.scribe import MAX_ROUND_S, ROUND_S, Scribe
 from worker.turnstile import Turnstile
 
@@ -123,6 +123,24 @@ async def test_what_comes_while_a_write_is_under_way_goes_with_the_next() -> Non
     await report.flush()
     assert log.text("job0") == "".join(f"{number} " for number in range(40))
     assert len(log.writes) <= 5
+
+
+async def test_a_model_waits_while_too_much_text_is_unwritten() -> None:
+    """Given a write that takes long, then a maker of text is told to wait, and goes on when it is written; one whose
+    lease is lost does not wait for ever."""
+    log = Log(delay_s=0.1)
+    (report,) = reports(log, 1)
+    report.text("first ")
+    await asyncio.sleep(0)
+    assert not report.is_full
+    report.text("x" * (MOST_OWED + 1))
+    assert report.is_full
+    await asyncio.wait_for(report.room(), 2)
+    assert not report.is_full
+    assert len(log.text("job0")) == len("first ") + MOST_OWED + 1
+    log.lost.add("job0")
+    report.text("y" * (MOST_OWED + 1))
+    await asyncio.wait_for(report.room(), 2)
 
 
 async def test_an_outage_repeats_the_same_write(monkeypatch: pytest.MonkeyPatch) -> None:

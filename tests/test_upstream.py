@@ -6,12 +6,15 @@ import asyncio
 import base64
 import random
 import struct
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 import worker.model.breaker as breaker_module
+import worker.model.client as client_module
 import worker.model.window as window_module
 from shared.errors import (
     BadOutput,
@@ -508,5 +511,83 @@ async def test_a_request_that_is_too_long_is_told_apart(model: DevModel, redis_s
         call = ChatCall([{"role": "user", "content": "word " * 130_000}])
         with pytest.raises(ContextTooLong):
             await client.complete("m", call, Progress(1))
+    finally:
+        await client.close()
+
+
+# -- servers without measure -----------------------------------------------------------------------------------------
+
+
+class Endless:
+    """A server on loopback that sends without end what a test says; how much it could send."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.piece = b""
+        self.sent_bytes = 0
+        self.base = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
+        response = web.StreamResponse(status=self.status, headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        while self.sent_bytes < 1 << 30:
+            await response.write(self.piece)
+            self.sent_bytes += len(self.piece)
+        return response
+
+
+@pytest.fixture
+async def endless() -> AsyncIterator[Endless]:
+    state = Endless()
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", state.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    state.base = "http://{}:{}".format(*runner.addresses[0][:2])
+    yield state
+    await runner.cleanup()
+
+
+async def test_of_what_comes_with_an_error_only_the_beginning_is_read(
+    endless: Endless, redis_server: Any, tmp_path: Any
+) -> None:
+    """A gigabyte with a 500: some of it is read, its first words are told, and the connection is closed."""
+    endless.status, endless.piece = 500, b'{"error": {"message": "' + b"too much " * 4_000
+    client = Model(settings_for(redis_server.url, DevModel(endless.base), tmp_path))
+    try:
+        with pytest.raises(UpstreamUnavailable) as caught:
+            await client.complete("m", ChatCall([{"role": "user", "content": "Hello"}]), Progress(1))
+        assert "500" in caught.value.message
+        assert len(caught.value.message) <= 1_000
+        assert endless.sent_bytes < 32 << 20
+    finally:
+        await client.close()
+
+
+async def test_an_endless_answer_is_closed(
+    endless: Endless, redis_server: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the bound of one answer; and a maker that has to wait reads nothing meanwhile."""
+    monkeypatch.setattr(client_module, "MAX_ANSWER_CHARACTERS", 50_000)
+    endless.piece = b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % (b"word " * 100)
+    client = Model(settings_for(redis_server.url, DevModel(endless.base), tmp_path))
+    waits = 0
+
+    class Slow:
+        is_full = True
+
+        async def room(self) -> None:
+            nonlocal waits
+            waits += 1
+
+    try:
+        progress = Progress(1)
+        with pytest.raises(UpstreamUnavailable, match="endless"):
+            await client.complete("m", ChatCall([{"role": "user", "content": "Hello"}]), progress, pacer=Slow())
+        assert 50_000 < progress.characters < 60_000
+        assert waits >= 100
+        assert progress.usage().output_tokens > 10_000
     finally:
         await client.close()

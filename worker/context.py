@@ -107,7 +107,8 @@ class JobContext:
         async def ask(progress: Progress) -> bytes:
             started_s = monotonic_s()
             try:
-                answer: Completion = await self.deps.model.complete(tries.model, call, progress, heard)
+                pacer = self.report if on_text is not None else None
+                answer: Completion = await self.deps.model.complete(tries.model, call, progress, heard, pacer)
             finally:
                 await self.report.flush()
             if accept is not None:

@@ -15,6 +15,7 @@ from shared.stores.jobs import Claimed
 from worker.scribe import Scribe
 
 URGENT_CHARACTERS: Final = 2_000  # so much text waits for no round
+MOST_OWED: Final = 256 * 1024  # characters of text that wait to be written, before the model has to wait too
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -33,6 +34,8 @@ class Report:
         self._has_spoken = False
         self._writing = False
         self._batch = 0
+        self._owed = 0  # characters of text that are not written yet
+        self._in_write = 0  # of these
         self._clean = asyncio.Event()
         self._clean.set()
         self._lost = False
@@ -41,6 +44,7 @@ class Report:
         """A piece of the model's answer."""
         self._texts.append(text)
         self._size += len(text)
+        self._owed += len(text)
         self._put(urgent=not self._has_spoken or self._size >= URGENT_CHARACTERS)
         self._has_spoken = True
 
@@ -64,6 +68,16 @@ class Report:
     def is_clean(self) -> bool:
         """Whether all that was reported is written."""
         return self._clean.is_set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much text waits to be written that its maker should wait."""
+        return self._owed > MOST_OWED
+
+    async def room(self) -> None:
+        """Waits until there is room again: Redis may be slower than the model, or away."""
+        while self.is_full and not self._lost:
+            await self._clean.wait()
 
     async def flush(self) -> None:
         """Waits until all that was reported is written. Raises LeaseLostError."""
@@ -96,6 +110,7 @@ class Report:
             return None
         self._batch += 1
         self._writing = True
+        self._in_write = self._owed
         events, self._pending = self._pending, []
         progress, self._progress = self._progress, None
         stage = _encode(progress).decode() if progress is not None else None
@@ -104,8 +119,11 @@ class Report:
     def written(self, seq: int) -> None:
         """What was taken is in the log, or the lease is lost (-1)."""
         self._writing = False
+        self._owed -= self._in_write
+        self._in_write = 0
         if seq < 0:
             self._lost = True
+            self._owed = 0
             self._pending.clear()
             self._texts.clear()
             self._on_lost()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,7 +28,9 @@ from worker.turnstile import Turnstile
 T = TypeVar("T")
 
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024  # of one event of the model's stream
-MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024  # of an answer with vectors
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of an answer with vectors
+MAX_ANSWER_CHARACTERS: Final = 8_000_000  # of one answer in words: two million tokens
+MAX_ERROR_BYTES: Final = 64 * 1024  # of what comes with an error; the rest is not read
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 # The SDK hands out its answer unparsed; a contract test watches that it still does. Its generated method for this
 # endpoint would walk through all messages once more and cost half as much again.
@@ -36,6 +38,19 @@ RAW: Final = {"X-Stainless-Raw-Response": "stream"}
 CALLS_PER_TURN: Final = 1  # that begin in one turn of the event loop: each is half a millisecond of the SDK
 MAX_CONNECTIONS: Final = 10_000  # the slots of the worker bound them
 KEEP_ALIVE_S: Final = 30.0  # a TLS handshake is most of the time to a first token; the SDK's 5 s forgets too soon
+
+
+class Pacer(Protocol):
+    """What holds a model's text back when nobody can take it."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether to wait."""
+        ...
+
+    async def room(self) -> None:
+        """Waits."""
+        ...
 
 
 class Model:
@@ -65,13 +80,19 @@ class Model:
         await self._client.close()
 
     async def complete(
-        self, model: str, call: ChatCall, progress: Progress, on_text: Callable[[str], None] | None = None
+        self,
+        model: str,
+        call: ChatCall,
+        progress: Progress,
+        on_text: Callable[[str], None] | None = None,
+        pacer: Pacer | None = None,
     ) -> Completion:
-        """One answer; `on_text` gets each piece as it comes. `progress` tells, also after an error, what was used.
+        """One answer; `on_text` gets each piece as it comes, no faster than `pacer` allows. `progress` tells, also
+        after an error, what was used.
 
         Raises UpstreamUnavailable, UpstreamRateLimited or UpstreamRefused.
         """
-        return await self._measured("chat", model, progress, self._complete(model, call, progress, on_text))
+        return await self._measured("chat", model, progress, self._complete(model, call, progress, on_text, pacer))
 
     async def embed(self, model: str, call: EmbeddingCall, progress: Progress) -> Embedded:
         """Vectors for texts, in their order. `progress` as for `complete`.
@@ -139,7 +160,12 @@ class Model:
             raise
 
     async def _complete(
-        self, model: str, call: ChatCall, progress: Progress, on_text: Callable[[str], None] | None
+        self,
+        model: str,
+        call: ChatCall,
+        progress: Progress,
+        on_text: Callable[[str], None] | None,
+        pacer: Pacer | None,
     ) -> Completion:
         answer = Assembler(model, progress)
         response = await self._post("/chat/completions", _chat_body(model, call), progress)
@@ -151,6 +177,10 @@ class Model:
                 for text in answer.take(line):
                     if on_text is not None:
                         on_text(text)
+                if progress.characters > MAX_ANSWER_CHARACTERS:
+                    raise UpstreamUnavailable("the model sent an endless answer")
+                if pacer is not None and pacer.is_full:
+                    await pacer.room()
         finally:
             # Shielded: a cancel must close the connection, not only forget it.
             await asyncio.shield(response.close())
@@ -228,10 +258,27 @@ def _http_client(*, trust_env: bool) -> Any:
     limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
         max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE_S
     )
+    hooks = {"response": [_bound_error]}
     try:
-        return openai.DefaultAioHttpClient(trust_env=trust_env, limits=limits)
+        return openai.DefaultAioHttpClient(trust_env=trust_env, limits=limits, event_hooks=hooks)
     except (ImportError, RuntimeError):
-        return openai.DefaultAsyncHttpxClient(trust_env=trust_env, limits=limits)
+        return openai.DefaultAsyncHttpxClient(trust_env=trust_env, limits=limits, event_hooks=hooks)
+
+
+async def _bound_error(response: Any) -> None:
+    """Reads the beginning of what comes with an error: the SDK would read all of it, however much that is. That it then
+    takes what was read is how its HTTP library works inside; a contract test watches it."""
+    if response.status_code < 400:
+        return
+    content = bytearray()
+    try:
+        async for piece in response.aiter_bytes():
+            content += piece
+            if len(content) > MAX_ERROR_BYTES:
+                break
+    finally:
+        response._content = bytes(content[:MAX_ERROR_BYTES])
+        await response.aclose()
 
 
 def _chat_body(model: str, call: ChatCall) -> dict[str, Any]:
