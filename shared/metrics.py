@@ -47,6 +47,10 @@ JOBS_REAPED = Counter(
     "errand_jobs_reaped", "Jobs taken back from lost workers, or expired.", ["status"], registry=REGISTRY
 )
 LOOP_BLOCKED = Counter("errand_event_loop_blocked", "Times that the event loop stood still.", registry=REGISTRY)
+BREAKERS_OPENED = Counter(
+    "errand_model_breakers_opened", "Times that a model was left alone, having failed too often in a row.",
+    registry=REGISTRY,
+)  # fmt: skip
 MODEL_SECONDS = Histogram(
     "gen_ai_client_operation_duration_seconds", "Time of model calls.", ["operation", "outcome"], buckets=_DURATION,
     registry=REGISTRY,

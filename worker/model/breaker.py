@@ -10,6 +10,10 @@ from typing import Final
 
 from shared.clock import monotonic_s
 from shared.errors import CircuitOpen
+from shared.log import get_logger
+from shared.metrics import BREAKERS_OPENED
+
+log = get_logger()
 
 LONGEST_S: Final = 300.0  # that a model is left alone
 
@@ -50,6 +54,8 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The model answered, be it with a refusal."""
+        if self._shut_until_s is not None:
+            log.info("breaker.closed", model=self._model)
         self._in_a_row = 0
         self._open_s = self._first_open_s
         self._shut_until_s = None
@@ -61,9 +67,14 @@ class Breaker:
         if probe:
             self._is_probing = False
             self._open_s = min(self._open_s * 2, LONGEST_S)
-            self._shut_until_s = monotonic_s() + self._open_s
+            self._open()
         elif self._shut_until_s is None and self._in_a_row >= self._failures:
-            self._shut_until_s = monotonic_s() + self._open_s
+            self._open()
+
+    def _open(self) -> None:
+        self._shut_until_s = monotonic_s() + self._open_s
+        BREAKERS_OPENED.inc()
+        log.warning("breaker.opened", model=self._model, failures=self._in_a_row, seconds=self._open_s)
 
     def gave_up(self, *, probe: bool) -> None:
         """The call was cancelled: that tells nothing of the model."""
