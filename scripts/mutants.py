@@ -221,6 +221,22 @@ MUTANTS = (
     Mutant("broken-arguments-sent", "worker/agent/conversation.py", 'return msgspec.json.encode({"invalid": arguments}).decode()', "return arguments", "test_agent", "malformed"),
     Mutant("page-fetched-again", "worker/tasks/analysis.py", "extracted = await _fetch(source.url, context)", "extracted, _ = await context.deps.tools.pages.read(source.url)", "test_analysis", "fetched_once"),
     Mutant("feedback-twice", "shared/lua/feedback.lua", "local again = replay(KEYS[3])", "local again = nil", "test_estimates", "counted_and_shown"),
+    # What a tester found
+    Mutant("replay-charged", "worker/context.py", "            # Here, not before: what is in the journal costs nothing more.\n", "            pass\n        self._check_budget(progress.input_tokens, keep_back)\n        if True:\n            pass\n\n        async def call(step: Step) -> bytes:\n", "test_agent", "not_charged_again"),
+    Mutant("alike-made-twice", "worker/agent/acting.py", "        same.append(_Time(step))  # at once", "        same[:0] = [] # at once", "test_agent", "two_alike"),
+    Mutant("bad-calls-for-ever", "worker/agent/acting.py", "is_error=True, repeated=len(times) > 1)", "is_error=True)", "test_agent", "no_way_to_go_on"),
+    Mutant("approval-cut", "worker/agent/acting.py", "with {written}. Approve?", "with {written[:2000]}. Approve?", "test_agent", "shown_in_full"),
+    Mutant("folds-known-by", "worker/tasks/agent.py", "                        known_by=whole,\n", "", "test_agent", "fold_otherwise"),
+    Mutant("last-once", "worker/tasks/agent.py", "            except ContextTooLong:\n                if number == len(calls):", "            except ContextTooLong:\n                if True:", "test_agent", "made_to_fit"),
+    Mutant("batches-cancel-batches", "worker/tasks/embedding.py", "await self._ended[number].wait()", "await asyncio.sleep(3_600)", "test_embedding", "hold_nothing_up"),
+    Mutant("server-fall-ends-all", "worker/batch/asking.py", "frozenset({400, 413, 422, 500})", "frozenset({400, 413, 422})", "test_embedding", "falls_over"),
+    Mutant("no-probe", "worker/batch/asking.py", "await self._request([probe])  # raises", "raise error  # raises", "test_embedding", "do_not_condemn"),
+    Mutant("pays-on", "worker/batch/asking.py", "            if self._verdict.error is not None:\n                window.left(place)\n                raise self._verdict.error\n", "", "test_embedding", "after_a_fatal"),
+    Mutant("third-run-pays", "worker/tasks/embedding.py", "identity + msgspec.json.encode(done), done)", "identity + str(context.job.run).encode(), done)", "test_embedding", "second_run_mended"),
+    Mutant("errors-read-whole", "worker/model/client.py", "            if len(content) > MAX_ERROR_BYTES:\n                break\n", "", "test_upstream", "only_the_beginning"),
+    Mutant("never-waits", "worker/report.py", "return self._owed > MOST_OWED", "return False", "test_scribe", "model_waits"),
+    Mutant("nan-passes", "worker/model/vectors.py", "if not math.isfinite(sum(numbers)):", "if False:", "test_upstream", "no_number"),
+    Mutant("chunks-are-tokens", "worker/model/calls.py", "if self.characters > made * CHUNK_CHARACTERS:", "if False:", "test_upstream", "many_tokens"),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from shared.clock import monotonic_s
 
-FIRST: Final = 8  # calls at first; each answer adds one until the first refusal
+FIRST: Final = 16  # calls at first; each answer adds one until the first refusal
 FIRST_HOLD_S: Final = 1.0
 LONGEST_HOLD_S: Final = 30.0
 FIRST_PAUSE_S: Final = 0.25  # after a refusal that leaves nothing under way and states no time
