@@ -425,15 +425,24 @@ async def test_what_is_approved_is_shown_in_full(stack: Stack, scripted: Scripte
 
 
 async def test_a_replay_is_not_charged_again(stack: Stack, scripted: ScriptedModel) -> None:
-    """After an approval, with little of the budget left: steps that are journaled do not count once more."""
+    """After an approval, with too little of the budget left for another step: the steps that are journaled are not held
+    against it, and the approved call is made."""
     long = "word " * 800
-    scripted.says((long, [call("current_time", {})]), (long, [call("calculate", {"expression": "1+1"})]), "Done.")
-    job = await stack.submit(agent(tokenBudget=8_500, input={"tools": ["calculate", "current_time"],
+
+    def reply(body: dict[str, Any]) -> Any:
+        if "tools" not in body:
+            return "As far as it went."
+        made = sum(message["role"] == "tool" for message in body["messages"])
+        return (long, [call("calculate", {"expression": "1+1"}) if made else call("current_time", {})])
+
+    scripted.says(reply)
+    job = await stack.submit(agent(tokenBudget=4_600, input={"tools": ["calculate", "current_time"],
                                                             "approve": ["calculate"]}))  # fmt: skip
     waiting = (await stack.until(job, "waiting"))["waiting"]
     await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": waiting["requestId"], "value": True})
     view = await stack.finished(job)
-    assert (view["status"], view["result"]["stopReason"]) == ("complete", "answered"), view
+    assert (view["status"], view["result"]["stopReason"]) == ("complete", "tokenBudget"), view
+    assert [step.get("tool") for step in view["result"]["steps"]] == ["current_time", "calculate", None]
     assert view["result"]["steps"][1]["observation"] == "2"
 
 

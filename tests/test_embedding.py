@@ -185,14 +185,14 @@ async def test_bad_texts_at_the_head_do_not_condemn_the_others(make_stack: Any, 
 
 
 async def test_nothing_more_is_asked_after_a_fatal_error(make_stack: Any, model: DevModel) -> None:
-    """401 for one call: those that wait for a place are not made any more."""
-    stack = await make_stack(workers=("batch",), embedding_items=16, model_max_in_flight=2)
+    """401 for one call of fifty, two at a time: the twenty that wait for a place are not made any more."""
+    stack = await make_stack(workers=("batch",), embedding_items=16)
     texts = some_texts(800)
-    await model.limits(latencySeconds=0.02)
-    await model.faults({"kind": "status", "status": 401, "match": texts[40], "path": "embeddings"})
+    await model.limits(inFlight=2, latencySeconds=0.02, paths=["embeddings"])
+    await model.faults({"kind": "status", "status": 401, "match": texts[400], "path": "embeddings"})
     view = await stack.finished(await stack.submit(embedding(texts)))
     assert (view["status"], view["error"]["code"]) == ("failed", "upstream_refused"), view
-    assert (await model.stats())["calls"] <= 8
+    assert (await model.stats())["calls"] <= 36
 
 
 async def test_a_deploy_hands_back_a_batch_of_repeats(make_stack: Any, model: DevModel) -> None:
