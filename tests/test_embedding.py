@@ -221,7 +221,7 @@ async def test_a_job_whose_every_request_is_refused_fails_soon(make_stack: Any, 
     await model.faults({"kind": "status", "status": 400, "times": 10_000, "path": "embeddings"})
     view = await stack.finished(await stack.submit(embedding(some_texts(500))))
     assert (view["status"], view["error"]["code"]) == ("failed", "upstream_refused"), view
-    assert (await model.stats())["calls"] < 100
+    assert (await model.stats())["calls"] < 250  # of a thousand that splitting to the end would take
 
 
 async def test_a_job_without_one_good_text_fails_and_its_output_says_why(stack: Stack) -> None:
