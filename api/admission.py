@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -129,6 +130,16 @@ def url_problems(job: Submission, settings: Settings) -> list[tuple[str, str]]:
     return [("$.input.document.url", "fetching is switched off on this installation (ERRAND_FETCH_ENABLED)")]
 
 
+def is_offered(name: str, offered: Sequence[str]) -> bool:
+    """Whether a job that has these tools may have one of this name, or any of a server for `server__*`."""
+    server, separator, rest = name.partition(SEPARATOR)
+    if name in offered or not separator:
+        return name in offered
+    return f"{server}{SEPARATOR}*" in offered or (
+        rest == "*" and any(tool.startswith(f"{server}{SEPARATOR}") for tool in offered)
+    )
+
+
 def tool_problems(job: Submission, settings: Settings) -> list[tuple[str, str]]:
     """What is wrong with the tools that an agent is to use, as (path, sentence)."""
     if not isinstance(job, AgentJob):
@@ -144,7 +155,7 @@ def tool_problems(job: Submission, settings: Settings) -> list[tuple[str, str]]:
     found += [
         (f"$.input.approve[{index}]", f"the job does not use the tool {name!r}")
         for index, name in enumerate(job.input.approve)
-        if name not in offered and f"{name.partition(SEPARATOR)[0]}{SEPARATOR}*" not in offered
+        if not is_offered(name, offered)
     ]
     return found
 

@@ -227,7 +227,7 @@ MUTANTS = (
     Mutant("bad-calls-for-ever", "worker/agent/acting.py", "is_error=True, repeated=len(times) > 1)", "is_error=True)", "test_agent", "no_way_to_go_on"),
     Mutant("approval-cut", "worker/agent/acting.py", "with {written}. Approve?", "with {written[:2000]}. Approve?", "test_agent", "shown_in_full"),
     Mutant("folds-known-by", "worker/tasks/agent.py", "                        known_by=whole,\n", "", "test_agent", "fold_otherwise"),
-    Mutant("last-once", "worker/tasks/agent.py", "            except ContextTooLong:\n                if number == len(calls):", "            except ContextTooLong:\n                if True:", "test_agent", "made_to_fit"),
+    Mutant("last-once", "worker/tasks/agent.py", "            except (ContextTooLong, BudgetExhausted, BadOutput):\n                if number == len(calls):", "            except (ContextTooLong, BudgetExhausted, BadOutput):\n                if True:", "test_agent", "made_to_fit"),
     Mutant("batches-cancel-batches", "worker/tasks/embedding.py", "await self._ended[number].wait()", "await asyncio.sleep(3_600)", "test_embedding", "hold_nothing_up"),
     Mutant("server-fall-ends-all", "worker/batch/asking.py", "frozenset({400, 413, 422, 500})", "frozenset({400, 413, 422})", "test_embedding", "falls_over"),
     Mutant("no-probe", "worker/batch/asking.py", "await self._request([probe])  # raises", "raise error  # raises", "test_embedding", "do_not_condemn"),

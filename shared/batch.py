@@ -46,21 +46,22 @@ def read_line(line: bytes) -> BatchItem:
 
 
 def is_batch(head: bytes, *, whole: bool) -> bool:
-    """Whether a file is a batch file, by its first HEAD_BYTES (`whole`: it has no more): each of its lines is a text,
-    and there is at least one. A line that the head cuts does not count."""
-    *lines, last = head.removeprefix(_MARK).split(b"\n")
+    """Whether a file is a batch file, by its first HEAD_BYTES (`whole`: it has no more): its first line is a text, and
+    so are more of its lines than are not; single bad lines are told in the output. A line that the head cuts does not
+    count."""
+    *found, last = head.removeprefix(_MARK).split(b"\n")
     if whole:
-        lines.append(last)
-    found = False
-    for line in lines:
-        if not line.strip(_BLANK):
-            continue
-        try:
-            _decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return False
-        found = True
-    return found
+        found.append(last)
+    verdicts = [_is_item(line) for line in found if line.strip(_BLANK)]
+    return bool(verdicts) and verdicts[0] and 2 * sum(verdicts) > len(verdicts)
+
+
+def _is_item(line: bytes) -> bool:
+    try:
+        _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 async def lines(chunks: AsyncIterator[bytes], *, max_line_bytes: int) -> AsyncIterator[bytes | LineTooLong]:

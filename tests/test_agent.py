@@ -7,9 +7,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
+import worker.tasks.agent as agent_module
 import worker.tools.registry as registry_module
+from api.admission import is_offered
 from tests.conftest import Stack
 from tests.scripted_model import ScriptedModel, call
 from worker.agent.conversation import digest, fold, of_tool, tokens_of
@@ -322,6 +325,67 @@ async def test_a_killed_worker_costs_no_finished_step(
     assert {"step/1", "step/2", "step/3", "step/1/count.1", "step/2/count.1"} <= reused
 
 
+async def test_a_tool_that_is_described_anew_changes_nothing_for_a_job_under_way(
+    make_stack: Any, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a person was asked, the server of a tool has new words for it, and the retry names another model: no step
+    is asked or done again."""
+    stack = await make_stack(workers=("batch",), openai_base_url=f"{scripted.base}/v1")
+    paid = 0
+
+    async def pay(_: dict[str, Any], __: ToolContext) -> str:
+        nonlocal paid
+        paid += 1
+        return "paid"
+
+    add_tools(monkeypatch, tool("pay", pay, replay="never"))
+    scripted.says([call("pay", {}), call("calculate", {"expression": "1+1"})], {"status": 401}, "Done.")
+    tools = {"tools": ["pay", "calculate"], "approve": ["calculate"]}
+    job = await stack.submit(agent(input=tools))
+    waiting = (await stack.until(job, "waiting"))["waiting"]
+    add_tools(monkeypatch, msgspec.structs.replace(tool("pay", pay, replay="never"), description="pay the bill"))
+    await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": waiting["requestId"], "value": True})
+    assert (await stack.finished(job))["status"] == "failed"
+    await stack.call("POST", f"/api/jobs/{job}/retry", {"model": "other"})
+    view = await stack.finished(job)
+    assert (view["status"], paid, len(scripted.requests)) == ("complete", 1, 3), view
+    assert scripted.requests[-1]["model"] == "other"
+    assert scripted.requests[-1]["tools"] == scripted.requests[0]["tools"]
+
+
+async def test_an_answer_that_is_neither_yes_nor_no_is_asked_for_again(
+    make_stack: Any, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "Perhaps" does not do again what must not happen twice."""
+    stack = await make_stack(openai_base_url=f"{scripted.base}/v1")
+    blocked = asyncio.Event()
+    sent = 0
+
+    async def send(_: dict[str, Any], __: ToolContext) -> str:
+        nonlocal sent
+        sent += 1
+        blocked.set()
+        await asyncio.sleep(60)
+        return "sent"
+
+    add_tools(monkeypatch, tool("send", send, replay="never"))
+    scripted.says([call("send", {}, "a")], "Done.")
+    first = await stack.start_worker("batch")
+    job = await stack.submit(agent(input={"tools": ["send"]}))
+    await asyncio.wait_for(blocked.wait(), 10)
+    await stack.stop_worker(first)
+    await stack.start_worker("batch")
+    asked = []
+    for answer in ("It may have happened.", "Yes"):
+        async with asyncio.timeout(10):
+            while (waiting := (await stack.until(job, "waiting"))["waiting"])["requestId"] in asked:
+                await asyncio.sleep(0.02)
+        asked.append(waiting["requestId"])
+        await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": asked[-1], "value": answer})
+    view = await stack.finished(job)
+    assert (view["status"], sent) == ("complete", 1), view
+
+
 @pytest.mark.parametrize(("answer", "times"), [(True, 1), (False, 2)])
 async def test_a_call_that_must_not_happen_twice_is_asked_about(
     make_stack: Any, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch, answer: bool, times: int
@@ -444,6 +508,46 @@ async def test_a_replay_is_not_charged_again(stack: Stack, scripted: ScriptedMod
     assert (view["status"], view["result"]["stopReason"]) == ("complete", "tokenBudget"), view
     assert [step.get("tool") for step in view["result"]["steps"]] == ["current_time", "calculate", None]
     assert view["result"]["steps"][1]["observation"] == "2"
+
+
+async def test_a_slip_of_the_pen_does_not_switch_an_approval_off(
+    stack: Stack, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`approve` names a tool that no server has: the job fails before the model is asked."""
+
+    async def order(_: dict[str, Any], __: ToolContext) -> str:
+        return "ordered"
+
+    add_tools(monkeypatch, tool("shop__order", order), tool("shop__ordr", order))
+    monkeypatch.setattr(agent_module, "_check_approve", lambda names, offered, check=agent_module._check_approve: check(
+        names, [one for one in offered if one.name != "shop__ordr"]))  # fmt: skip
+    scripted.says([call("shop__order", {})], "Done.")
+    view = await run(stack, input={"tools": ["shop__order", "shop__ordr"], "approve": ["shop__ordr"]})
+    assert (view["status"], view["error"]["code"]) == ("failed", "invalid_input"), view
+    assert "shop__ordr" in view["error"]["message"]
+    assert not scripted.requests
+
+
+def test_approvals_of_a_whole_server_may_be_asked_for_with_one_tool_of_it() -> None:
+    """`server__*` fits any tool of the server; another server's does not."""
+    assert is_offered("shop__*", ["shop__order"])
+    assert is_offered("shop__order", ["shop__*"])
+    assert not is_offered("shop__*", ["calculate", "shopping__order"])
+    assert not is_offered("calculate", ["shop__*"])
+
+
+async def test_a_budget_ends_thoughts_and_arguments_too(stack: Stack, scripted: ScriptedModel) -> None:
+    """Five thousand pieces of arguments: the stream is closed at the reserve, and the last answer fits."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        if "tools" not in body:
+            return "In short."
+        return [call("calculate", {"expression": f"{number}+1"}) for number in range(2_500)]
+
+    scripted.says(reply)
+    view = await run(stack, tokenBudget=3_000)
+    assert (view["status"], view["result"]["stopReason"]) == ("complete", "tokenBudget"), view
+    assert view["usage"]["totalTokens"] <= 3_000
 
 
 # -- long conversations ----------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def test_what_is_no_text_is_told_in_a_sentence(line: bytes, says: str) -> None:
 @pytest.mark.parametrize(
     ("head", "whole", "verdict"),
     [(NDJSON, True, True), (b"\xef\xbb\xbf" + NDJSON, True, True), (NDJSON.replace(b"\n", b"\r\n"), True, True),
-     (NDJSON + b'"cut', False, True), (NDJSON + b'"cut', True, False), (b'"one"', True, True), (b'"one"', False, False),
-     (b"", True, False), (b"\n \n", True, False), (b'"a"\n[1]\n', True, False), (b'{"text": "a"}', True, True),
+     (NDJSON + b'"cut', False, True), (NDJSON + b'"cut', True, True), (b'"one"', True, True), (b'"one"', False, False),
+     (b"", True, False), (b"\n \n", True, False),
+     (b"nope\n" + NDJSON, True, False), (b'"a"\n[1]\n', True, False), (b'{"text": "a"}', True, True),
      (b'{\n"text": "a"\n}', True, False), (b"plain text\n", True, False), (b"1\n2\n", True, False),
      (b'"caf\xe9"\n', True, False)],
 )  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 from shared.batch import LineTooLong
 from tests.conftest import ADMIN_KEY, DevModel, Stack
 from worker.batch.plan import Plan, Planner
+from worker.model.calls import estimate_text_tokens
 from worker.model.window import FIRST
 from worker.tasks.embedding import READY
 
@@ -387,6 +388,36 @@ async def test_a_bad_submission_is_refused_by_its_path(edge: Stack, given: dict[
     answer = await edge.call("POST", "/api/jobs", {"type": "batch-embedding", "input": given})
     assert (answer.status, answer.json["code"]) == (422, "invalid_request"), answer.text
     assert answer.json["errors"][0]["path"].startswith(path), answer.text
+
+
+async def test_a_document_that_is_no_batch_file_is_refused(edge: Stack) -> None:
+    """With what to do instead; a batch file with some bad lines is one all the same."""
+    made = await edge.call("POST", "/api/documents", {"text": "Just a text."})
+    job = {"type": "batch-embedding", "input": {"documentId": made.json["documentId"]}}
+    answer = await edge.call("POST", "/api/jobs", job)
+    assert (answer.status, answer.json["errors"][0]["path"]) == (422, "$.input.documentId")
+    assert "index=false" in answer.json["detail"]
+
+
+async def test_no_request_has_more_tokens_than_are_set(make_stack: Any, model: DevModel) -> None:
+    """By our estimate: a text that would cross the bound begins the next request."""
+    stack = await make_stack(workers=("batch",), embedding_tokens=100)
+    texts = ["word " * 60 + str(number) for number in range(6)] + some_texts(20)
+    assert (await stack.finished(await stack.submit(embedding(texts))))["status"] == "complete"
+    for called in (await model.stats(calls=True))["list"]:
+        asked = called["body"]["input"]
+        assert len(asked) == 1 or sum(map(estimate_text_tokens, asked)) <= 100
+
+
+async def test_a_bad_first_text_that_breaks_the_server_is_found_with_the_settings_as_they_come(
+    make_stack: Any, model: DevModel
+) -> None:
+    """500 for the first of 31 texts: the breaker stays closed, the others have their vectors."""
+    stack = await make_stack(workers=("batch",), model_retries=2)
+    texts = some_texts(31)
+    await model.faults({"kind": "status", "status": 500, "times": 1_000, "match": texts[0], "path": "embeddings"})
+    view = await stack.finished(await stack.submit(embedding(texts, maxAttempts=1)))
+    assert (view["status"], view["result"]["failed"]) == ("complete", 1), view
 
 
 async def test_a_repeated_submission_leaves_no_second_input(edge: Stack) -> None:

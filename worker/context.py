@@ -28,6 +28,7 @@ from worker.report import Report
 from worker.tools.registry import Toolbox
 
 YES: Final = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
+NO: Final = frozenset({"no", "n", "false"})
 
 
 class Deps(msgspec.Struct, frozen=True):
@@ -93,13 +94,14 @@ class JobContext:
         of the job's budget are not for this call. `known_by`: what the journal knows it by, when that is not the whole
         call. Raises JobError with `step` set, and LeaseLostError.
         """
-        identity = msgspec.json.encode([self.job.model, call if known_by is None else msgspec.Raw(known_by)])
+        # Not the model: a person may retry with another one, and then what is left goes to that.
+        identity = msgspec.json.encode(call) if known_by is None else known_by
         tries = self.deps.model.discipline.tries(self.job.model, windowed=windowed)
         shown = False
 
         def heard(text: str) -> None:
             nonlocal shown
-            if on_text is not None:
+            if on_text is not None and text:
                 shown = True
                 on_text(text)
             self._check_budget(0, keep_back)
@@ -157,7 +159,10 @@ class JobContext:
         except BaseException as error:
             leave(window, place, error)
             raise
-        window.served(place)
+        if result[1]:
+            window.left(place)  # it came from the journal
+        else:
+            window.served(place)
         return result
 
     async def try_again(self, tries: Tries, error: JobError) -> bool:
@@ -223,17 +228,22 @@ class JobContext:
         """
         key = hashlib.sha256(f"{self.job.job_id} {step_name(label, identity)}".encode()).hexdigest()[:32]
         again_after = None
+        asked = 0
         while True:
             try:
                 return await self.journal.step(
                     label, identity, 0, lambda _: make(key), once=once, again_after=again_after
                 )
             except UnsureError as unsure:
+                asked += 1
                 answer = await self.ask_person(
-                    f"{label}/{unsure.call}",
+                    f"{label}/{unsure.call}/{asked}",
                     f"A worker was lost while it did this, and it must not happen twice: {what}. Did it happen? "
-                    "Answer true (then it is taken as done) or false (then it is done now).",
+                    "Answer true (then it is taken as done) or false (then it is done now)."
+                    + (" The last answer was neither." if asked > 1 else ""),
                 )
+                if not is_yes(answer) and not is_no(answer):
+                    continue
                 again_after = unsure.call
                 if is_yes(answer):
                     return await self.journal.step(
@@ -286,6 +296,11 @@ def leave(window: Window, place: int, error: BaseException) -> None:
 def is_yes(answer: Any) -> bool:
     """Whether a person's answer means yes."""
     return answer is True or (isinstance(answer, str) and answer.strip().casefold().rstrip(".!") in YES)
+
+
+def is_no(answer: Any) -> bool:
+    """Whether a person's answer means no."""
+    return answer is False or (isinstance(answer, str) and answer.strip().casefold().rstrip(".!") in NO)
 
 
 async def _told(answer: Any, _: Step) -> bytes:

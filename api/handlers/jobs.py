@@ -42,6 +42,7 @@ from api.wire import (
     traceparent_of,
     wait_s,
 )
+from shared.batch import MEDIA_TYPE
 from shared.clock import monotonic_s, parse_rfc3339, rfc3339
 from shared.codec import decode_body
 from shared.errors import RefusedError
@@ -116,9 +117,12 @@ async def check(request: web.Request, job: Submission, root: str = "$") -> None:
         problems.append(("$.prompt.name", f"there is no prompt {job.prompt.name!r}"))
     for path, document_id in documents_of(job):
         try:
-            await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, document_id)
+            row = await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, document_id)
         except RefusedError as error:
             problems.append((path, error.detail))
+            continue
+        if isinstance(job, EmbeddingJob) and row.get("media_type") != MEDIA_TYPE:
+            problems.append((path, "is no batch file; upload NDJSON with `index=false`"))
     if problems:
         problems = [(path.replace("$", root, 1), text) for path, text in problems]
         raise RefusedError(

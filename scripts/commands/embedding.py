@@ -25,6 +25,9 @@ PIECE_BYTES = 256 * 1024
 
 _encode = msgspec.json.Encoder().encode
 
+USELESS = ("invalid_input", "document_rejected")  # a retry of the same file would end alike
+TIMEOUT_S = 86_400  # the longest that there is: a large file takes hours
+
 
 async def embed(client: Client, arguments: argparse.Namespace) -> int:
     """Embeds the texts of a file. Exit code 1 when any of them could not be embedded."""
@@ -53,7 +56,11 @@ def _opened(path: Path) -> BinaryIO:
 
 async def _embed_document(client: Client, arguments: argparse.Namespace, document_id: str, target: BinaryIO) -> int:
     wanted = without_none(model=arguments.model, dimensions=arguments.dimensions, encoding=arguments.encoding)
-    body = {"type": "batch-embedding", "input": {"documentId": document_id, **wanted}}
+    body = {
+        "type": "batch-embedding",
+        "timeoutSeconds": TIMEOUT_S,
+        "input": {"documentId": document_id, **wanted},
+    }
     try:
         job = await client.call("POST", "/api/jobs", json=body)
     except ApiError:
@@ -67,7 +74,7 @@ async def _embed_document(client: Client, arguments: argparse.Namespace, documen
     note(embedding_text(job["result"]) if is_done else failure_text(job))
     if arguments.keep:
         note(f"{document_id} is kept")
-    elif is_done or not job.get("error", {}).get("retryable", True):
+    elif is_done or job.get("error", {}).get("code") in USELESS:
         await _remove(client, document_id)
     else:
         note(f"{document_id} is kept for errand jobs retry {job['jobId']}")

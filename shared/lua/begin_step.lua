@@ -1,9 +1,9 @@
 -- begin_step: looks a step up in the journal before its call is made, and marks it as started. Safe to repeat.
 -- KEYS  1 job record   2 job journal   3 the job's calls under way
 -- ARGV  prefix, job, worker, lease, step (name and input hash), label (for events), call (id of this call),
---       tokens (estimate of the input, booked by `release` if the worker is lost), embeds (bool: they are tokens to
---       embed), once (bool: a step that was
---       started and not finished is not started again), again_after (call id: unless it was started as this one)
+--       tokens (estimate of the input, booked by `release` if the worker is lost), embeds (bool: these are to be
+--       embedded), once (bool: a step that was started and not finished is not started again), again_after (call id:
+--       unless it was started as this one)
 -- Returns {'done', result} finished before, do not call   {'new'} marked as started   {'lost'} the lease is lost
 --         {'unsure', call id} started before, end unknown
 -- Events job.step (started, or finished and reused)

@@ -15,6 +15,7 @@ from worker.model.calls import ToolCall
 from worker.tools.base import ArgumentsError, Tool, ToolContext, ToolResult, call_tool, check_arguments
 
 AT_A_TIME: Final = 8
+MOST_CALLS: Final = 64  # of one step
 SHOWN_CHARACTERS: Final = 4_000  # of a result in events and in the job's result
 TIMES_ALIKE: Final = 2  # a call that failed may be made once more
 
@@ -74,7 +75,11 @@ class Actor:
         ready: list[tuple[int, ToolCall, Tool, dict[str, Any]]] = []
         waiting: list[tuple[int, ToolCall, Tool, dict[str, Any]]] = []
         for place, call in enumerate(calls):
-            checked = self._check(step, call)
+            checked: Observation | tuple[Tool, dict[str, Any]]
+            if place >= MOST_CALLS:
+                checked = Observation(call, None, f"Only {MOST_CALLS} calls are made in one step.", is_error=True)
+            else:
+                checked = self._check(step, call)
             if isinstance(checked, Observation):
                 found[place] = checked
                 self._tell(step, checked)

@@ -63,7 +63,8 @@ def fold(messages: Sequence[Message], most_tokens: int) -> tuple[list[Message], 
         content = message.get("content") or ""
         if message["role"] != "tool" or len(content) <= 2 * KEPT_CHARACTERS:
             continue
-        short = f"{content[:KEPT_CHARACTERS]}…\n{FOLDED.format(length=len(content))}"
+        begun = content.removeprefix("<result>\n")[:KEPT_CHARACTERS]
+        short = f"{fenced('result', begun + '…')}\n{FOLDED.format(length=len(content))}"
         found[place] = {**message, "content": short}
         room += (len(content) - len(short)) // CHARACTERS_PER_TOKEN
         folded += 1

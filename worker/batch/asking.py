@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from shared.errors import BadOutput, JobError, LeaseLostError, UpstreamRefused, UpstreamUnavailable
+from shared.errors import (
+    BadOutput,
+    JobError,
+    LeaseLostError,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamUnavailable,
+)
 from shared.specs import EmbeddingSource
 from worker.batch.parts import Failure, Found
 from worker.context import JobContext, leave
@@ -77,16 +84,16 @@ class Asking:
             self.leave_the_ready()
             return []
         try:
-            return await self._split(texts, probe=texts[-1])
+            return await self._split(texts, probe=texts[-1], is_whole=True)
         except _UnmadeError as unmade:
             if isinstance(unmade.error, UpstreamRefused):
                 return unmade.failures
             raise unmade.error from None
 
-    async def _split(self, texts: list[str], *, probe: str) -> list[Found]:
+    async def _split(self, texts: list[str], *, probe: str, is_whole: bool = False) -> list[Found]:
         """The same for a part of them; raises _UnmadeError when none of these texts has a vector."""
         try:
-            answer = await self._request(texts)
+            answer = await self._request(texts, repeat=is_whole)
         except JobError as error:
             if not _may_be_the_texts(error):
                 raise
@@ -94,6 +101,8 @@ class Asking:
                 if isinstance(error, UpstreamRefused) and self._verdict.refused():
                     await self._request([probe])  # raises when another text is refused too
                 raise _UnmadeError(error, [Failure(error.code, error.message)]) from None
+            if is_whole and not isinstance(error, UpstreamRefused):
+                await self._look_for_life(texts, error)
         else:
             self.dimensions = answer.dimensions
             return list(answer.vectors)
@@ -110,8 +119,21 @@ class Asking:
             raise _UnmadeError(unmade[0].error, found)
         return found
 
-    async def _request(self, texts: list[str]) -> Embedded:
-        """One request, repeated as `worker.model.discipline` says. Raises JobError."""
+    async def _look_for_life(self, texts: list[str], error: JobError) -> None:
+        """A server that falls over a request may be out of order, or fall over one text: it is asked for the last and
+        the first alone. Raises `error` when it gives neither."""
+        for text in (texts[-1], texts[0]):
+            try:
+                await self._request([text], repeat=False)
+                return
+            except JobError as again:
+                if not _may_be_the_texts(again):
+                    raise
+        raise error
+
+    async def _request(self, texts: list[str], *, repeat: bool = True) -> Embedded:
+        """One request, repeated as `worker.model.discipline` says; not for its failures, unless `repeat`. Raises
+        JobError."""
         context, spec = self._context, self._spec
         model = context.deps.model
         window = model.discipline.of(context.job.model).window
@@ -132,7 +154,8 @@ class Asking:
                 if not isinstance(error, JobError):
                     raise  # what was used so far is booked as it stands
                 self._requests.end(wasted=True)
-                if not await context.try_again(tries, error):
+                waits = repeat or isinstance(error, UpstreamRateLimited)
+                if not waits or not await context.try_again(tries, error):
                     raise
                 continue
             window.served(place)

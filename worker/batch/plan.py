@@ -111,8 +111,7 @@ class Planner:
                 return done
             self._table.execute("BEGIN")
             for line in lines:
-                if self._add(line):
-                    done.append(self._end())
+                self._add(line, done)
             self._table.execute("COMMIT")
         return done
 
@@ -126,32 +125,43 @@ class Planner:
         self._begin()
         return batch
 
-    def _add(self, line: bytes | LineTooLong) -> bool:
-        """Whether the batch is full with this line."""
+    def _add(self, line: bytes | LineTooLong, done: list[Batch]) -> None:
+        """Puts a line into the batch; one that is full, or would have too many tokens with it, is `done` first."""
         index = self.lines
         self.lines += 1
         if isinstance(line, LineTooLong):
             self._bytes += line.size_bytes
-            return self._put(Entry(index, None, error=f"the line has {line.size_bytes} bytes; that is too long"))
+            self._put(Entry(index, None, error=f"the line has {line.size_bytes} bytes; that is too long"), done)
+            return
         self._bytes += len(line) + 1
         try:
             item = read_line(line)
         except ValueError as error:
-            return self._put(Entry(index, None, error=str(error)))
+            self._put(Entry(index, None, error=str(error)), done)
+            return
         if not item.text.strip():
-            return self._put(Entry(index, item.id, error="the text is empty"))
+            self._put(Entry(index, item.id, error="the text is empty"), done)
+            return
         encoded = item.text.encode("utf-8", "replace")
         digest = hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest()
+        tokens = estimate_text_tokens(item.text)
+        if self._texts and self._tokens + tokens > self._plan.tokens:
+            bytes_of_line = len(line) + 1
+            self._bytes -= bytes_of_line
+            done.append(self._end())
+            self._bytes += bytes_of_line
         here = (self._number, len(self._entries))
         added = self._table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (digest, *here))
         if added.rowcount == 0:
             like = self._table.execute("SELECT batch, line FROM seen WHERE digest = ?", (digest,)).fetchone()
-            return self._put(Entry(index, item.id, like=like))
-        self._tokens += estimate_text_tokens(item.text)
+            self._put(Entry(index, item.id, like=like), done)
+            return
+        self._tokens += tokens
         self._texts.append(item.text)
-        return self._put(Entry(index, item.id, own=len(self._texts) - 1))
+        self._put(Entry(index, item.id, own=len(self._texts) - 1), done)
 
-    def _put(self, entry: Entry) -> bool:
+    def _put(self, entry: Entry, done: list[Batch]) -> None:
         self._entries.append(entry)
         plan = self._plan
-        return len(self._texts) >= plan.items or len(self._entries) >= plan.lines or self._tokens >= plan.tokens
+        if len(self._texts) >= plan.items or len(self._entries) >= plan.lines or self._tokens >= plan.tokens:
+            done.append(self._end())

@@ -71,17 +71,21 @@ class Progress:
         self.other_pieces = 0  # pieces of tool calls, or of thoughts that are not shown
         self.characters = 0  # of all these pieces
         self.stated: CallUsage | None = None
+        self.is_over = False  # the answer has come to its end: what is stated is final
 
     def usage(self) -> CallUsage:
         """The provider's figure if it came, else ours: the estimated input, and of the output one token per chunk, or
         more where a server sends many in one."""
-        if self.stated is not None:
-            return self.stated
-        if not self.dispatched:
-            return CallUsage()
         made = len(self.parts) + self.other_pieces
         if self.characters > made * CHUNK_CHARACTERS:
             made = self.characters // CHARACTERS_PER_TOKEN
+        if self.stated is not None:
+            # Some state a figure early on, and go on.
+            if self.is_over or made <= self.stated.output_tokens:
+                return self.stated
+            return CallUsage(self.stated.input_tokens, made, 0, estimated=True)
+        if not self.dispatched:
+            return CallUsage()
         return CallUsage(self.input_tokens, made, 0, estimated=True)
 
 

@@ -87,8 +87,8 @@ class Model:
         on_text: Callable[[str], None] | None = None,
         pacer: Pacer | None = None,
     ) -> Completion:
-        """One answer; `on_text` gets each piece as it comes, no faster than `pacer` allows. `progress` tells, also
-        after an error, what was used.
+        """One answer; `on_text` gets each piece as it comes ("" for what is no text), no faster than `pacer` allows.
+        `progress` tells, also after an error, what was used.
 
         Raises UpstreamUnavailable, UpstreamRateLimited or UpstreamRefused.
         """
@@ -128,7 +128,9 @@ class Model:
             ) from None
         except JobError as error:
             outcome = error.code
-            if isinstance(error, UpstreamUnavailable):
+            if isinstance(error, UpstreamUnavailable) and operation == "embeddings" and error.status == 500:
+                breaker.gave_up(probe=is_probe)  # perhaps for one of its texts: that tells nothing of the model
+            elif isinstance(error, UpstreamUnavailable):
                 breaker.failed(probe=is_probe)
             else:
                 breaker.succeeded()
@@ -174,7 +176,8 @@ class Model:
                 if line == b"[DONE]":
                     answer.finish_reason = answer.finish_reason or "stop"
                     break
-                for text in answer.take(line):
+                # Also for thoughts and calls of tools, with no text: whoever counts tokens looks at each chunk.
+                for text in answer.take(line) or ("",):
                     if on_text is not None:
                         on_text(text)
                 if progress.characters > MAX_ANSWER_CHARACTERS:
@@ -188,6 +191,7 @@ class Model:
             raise UpstreamUnavailable("the model's stream was cut before its end")
         if answer.finish_reason == "content_filter":
             raise UpstreamRefused("the model's content filter stopped the answer")
+        progress.is_over = True
         text = "".join(progress.parts)
         return Completion(text, answer.finish_reason, progress.usage(), answer.model, answer.tool_calls())
 

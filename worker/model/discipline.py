@@ -86,6 +86,7 @@ class Tries:
         if self._at + 1 < len(self._models):
             self._at += 1
             self._failed = 0
+            self._refused_since_s = None
             return 0.0
         return None
 

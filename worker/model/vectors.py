@@ -41,6 +41,7 @@ def decode_vectors(body: bytes, call: EmbeddingCall, progress: Progress) -> Embe
     """
     answer = _decode(body)
     stated = answer.usage.normalised() if answer.usage is not None else None
+    progress.is_over = True
     if stated is not None:
         progress.stated = CallUsage(0, 0, stated.input_tokens)
     else:

@@ -23,9 +23,10 @@ from worker.agent.acting import SHOWN_CHARACTERS, Actor, Observation
 from worker.agent.conversation import Message, digest, fold, of_model, of_tool, tokens_of
 from worker.agent.quotes import DocumentCitation, cite_answer
 from worker.context import Finished, JobContext
+from worker.journal import Step
 from worker.model.calls import CHARACTERS_PER_TOKEN, ChatCall
 from worker.tasks.prompts import AGENT, AGENT_LAST
-from worker.tools.base import Tool, ToolContext
+from worker.tools.base import Replay, Tool, ToolContext
 
 BUDGET_SHARE: Final = 0.2  # of a token budget that is kept for the last answer
 LEAST_RESERVE: Final = 500
@@ -53,7 +54,8 @@ class AgentStep(Output, frozen=True, kw_only=True):
 
 
 class AgentResult(Output, frozen=True):
-    """`stopReason`: answered, maxSteps, tokenBudget, timeLimit or repeatedCalls. `citations` are quotes of the answer
+    """`stopReason`: answered, maxTokens (the model cut its answer), maxSteps, tokenBudget, timeLimit, repeatedCalls or
+    noAnswer (the model said nothing). `citations` are quotes of the answer
     that stand in the documents that were read."""
 
     answer: str
@@ -73,21 +75,66 @@ class _StopError(Exception):
 async def run_agent(spec: AgentInput, context: JobContext) -> AgentResult:
     """Runs the loop. Raises JobError, and NeedsInput while a person is asked."""
     named = tuple(spec.context.documents or ()) if spec.context is not None else ()
-    tools = await context.deps.tools.resolve(spec.tools, has_documents=spec.context is not None)
-    run = _Run(spec, context, tools, named)
+    offered = await context.deps.tools.resolve(spec.tools, has_documents=spec.context is not None)
+    _check_approve(spec.approve, offered)
+    plan = await _plan(offered, context)
+    now = {tool.name: tool for tool in offered}
+    tools = [
+        msgspec.structs.replace(now[one.name], replay=one.replay, parameters=one.parameters)
+        for one in plan.tools
+        if one.name in now
+    ]
+    run = _Run(spec, context, plan, tools, named)
     reason = await run.steps()
-    answer = run.answer if reason == "answered" else await run.last_answer(reason)
+    answer = run.answer or await run.last_answer(reason)
     citations = await cite_answer(answer, run.documents(), context)
     context.report.progress(1.0, "answer", f"Answered after {run.turn} steps")
     return AgentResult(answer=answer, citations=citations, steps=run.told, stop_reason=reason)
 
 
+class _PlannedTool(msgspec.Struct, frozen=True):
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    replay: Replay
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What the model is told at the first attempt: later ones tell it the same, so that the journal knows its steps,
+    whatever a server of tools or a new version of ours would say by then."""
+
+    prompt: str
+    last_prompt: str
+    tools: list[_PlannedTool]
+
+
+async def _plan(offered: Sequence[Tool], context: JobContext) -> _Plan:
+    async def make(_: Step) -> bytes:
+        tools = [_PlannedTool(tool.name, tool.description, tool.parameters, tool.replay) for tool in offered]
+        return msgspec.json.encode(_Plan(AGENT, AGENT_LAST, tools))
+
+    journaled, _reused = await context.journal.step("plan", b"", 0, make)
+    return msgspec.json.decode(journaled, type=_Plan)
+
+
+def _check_approve(names: Sequence[str], offered: Sequence[Tool]) -> None:
+    """Raises InvalidInput for a name that no tool has: a slip of the pen must not switch an approval off."""
+    for name in names:
+        matches = name.removesuffix("*") if name.endswith("__*") else None
+        if not any(tool.name == name or (matches and tool.name.startswith(matches)) for tool in offered):
+            there = ", ".join(tool.name for tool in offered) or "none"
+            raise InvalidInput(f"`approve` names {name!r}, but the job has no such tool; its tools are: {there}.")
+
+
 class _Run:
     """One attempt at a run. All that it decides follows from what is in the journal."""
 
-    def __init__(self, spec: AgentInput, context: JobContext, tools: Sequence[Tool], named: Sequence[str]) -> None:
+    def __init__(
+        self, spec: AgentInput, context: JobContext, plan: _Plan, tools: Sequence[Tool], named: Sequence[str]
+    ) -> None:
         self.told: list[AgentStep] = []
         self.answer = ""
+        self.is_cut = False  # the model ended the answer at its own bound
         self.turn = 0
         self._spec = spec
         self._context = context
@@ -97,8 +144,9 @@ class _Run:
                 "type": "function",
                 "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
             }
-            for tool in tools
+            for tool in plan.tools
         ]
+        self._plan = plan
         bound = ToolContext(
             tenant=context.job.tenant,
             library=context.deps.library,
@@ -108,7 +156,7 @@ class _Run:
         )
         self._actor = Actor(context, tools, spec.approve, bound)
         self._messages: list[Message] = [
-            {"role": "system", "content": AGENT},
+            {"role": "system", "content": plan.prompt},
             {"role": "user", "content": _goal(spec, named)},
         ]
         self._findings: list[tuple[str, str]] = []
@@ -127,7 +175,7 @@ class _Run:
                 share = (self.turn - 1) / self._spec.max_steps
                 self._context.report.progress(share, "step", f"Step {self.turn} of at most {self._spec.max_steps}")
                 if await self._step():
-                    return "answered"
+                    return "maxTokens" if self.is_cut else "answered"
         except _StopError as stop:
             return stop.reason
         return "maxSteps"
@@ -140,6 +188,7 @@ class _Run:
                 return self._nudge(said)
             self.answer = said.text
             self.told.append(AgentStep(n=self.turn, tokens=said.tokens, ms=said.ms))
+            self.is_cut = said.finish_reason == "length"
             return True
         observations = await self._actor.act(self.turn, said.tool_calls, self._steps_end_s)
         self._messages.append(of_model(said.text, said.tool_calls))
@@ -154,7 +203,7 @@ class _Run:
     def _nudge(self, said: Finished) -> bool:
         """A model that says nothing is asked once more."""
         if self.told and self.told[-1].tool is UNSET:
-            raise BadOutput("The model gave no answer, also after it was asked again.")
+            raise _StopError("noAnswer")
         self.told.append(AgentStep(n=self.turn, tokens=said.tokens, ms=said.ms))
         self._messages.append({"role": "user", "content": "You said nothing. Answer the goal, or call a tool."})
         return False
@@ -220,9 +269,11 @@ class _Run:
         budget = self._context.job.token_budget
         left = None if budget is None else budget - self._context.tokens
         calls = []
-        if reason in ("maxSteps", "repeatedCalls") and (left is None or left > 2 * tokens_of(self._messages)):
+        if reason in ("maxSteps", "repeatedCalls") and (
+            left is None or left > 2 * (tokens_of(self._messages) + self._tools_tokens())
+        ):
             messages, _ = fold(self._messages, self._most_tokens)
-            messages.append({"role": "user", "content": AGENT_LAST})
+            messages.append({"role": "user", "content": self._plan.last_prompt})
             calls.append(ChatCall(messages, tools=self._tools or None, no_tools=True))
         most = self._context.deps.settings.context_tokens // 2
         room = min(most, left if left is not None else MOST_RESERVE * 2)
@@ -230,22 +281,27 @@ class _Run:
         for number, call in enumerate(calls, 1):
             try:
                 said = await self._context.complete(
-                    "last" if number == 1 else f"last/{number}", call, on_text=self._context.report.text
+                    "last" if number == 1 else f"last/{number}",
+                    call,
+                    on_text=self._context.report.text,
+                    accept=_says_something,
                 )
-            except ContextTooLong:
+            except (ContextTooLong, BudgetExhausted, BadOutput):
                 if number == len(calls):
                     raise
                 continue
             self.told.append(AgentStep(n=self.turn + 1, tokens=said.tokens, ms=said.ms))
-            if said.text.strip():
-                return said.text
+            return said.text
         raise BadOutput(f"The model gave no answer. {_STOPPED[reason]}")
 
     def _from_findings(self, most_tokens: int, left: int | None) -> ChatCall:
         """A call that holds the goal and what was found, and no tools; `left` tokens of a budget may be spent."""
         goal = self._spec.goal
         found = digest(goal, self._findings, max(0, most_tokens - len(goal) // CHARACTERS_PER_TOKEN))
-        messages: list[Message] = [{"role": "system", "content": AGENT_LAST}, {"role": "user", "content": found}]
+        messages: list[Message] = [
+            {"role": "system", "content": self._plan.last_prompt},
+            {"role": "user", "content": found},
+        ]
         return ChatCall(messages, max_tokens=None if left is None else max(1, left - tokens_of(messages) - 10))
 
     def documents(self) -> list[str]:
@@ -258,8 +314,14 @@ _STOPPED: Final = {
     "maxSteps": "The steps that were allowed are used up; the answer rests on what was found by then.",
     "tokenBudget": "The job's token budget is nearly used up; the answer rests on what was found by then.",
     "timeLimit": "The time is nearly up; the answer rests on what was found by then.",
+    "noAnswer": "The model said nothing, also after it was asked again.",
     "repeatedCalls": "The model only repeated its calls; the answer rests on what was found by then.",
 }
+
+
+def _says_something(text: str) -> None:
+    if not text.strip():
+        raise BadOutput("The model gave no answer.")
 
 
 def _goal(spec: AgentInput, named: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from shared.batch import MAX_LINE_BYTES
 from shared.batch import lines as lines_of
 from shared.blobs import BlobMissingError
 from shared.clock import monotonic_s
-from shared.errors import BadOutput, InvalidInput, JobError, LeaseLostError, UpstreamRefused
+from shared.errors import BadOutput, InternalError, InvalidInput, JobError, LeaseLostError, UpstreamRefused
 from shared.jobs import Output
+from shared.log import get_logger
 from shared.specs import EmbeddingSource
 from shared.stores.outputs import part_key
 from worker.batch.asking import Asking, Verdict
@@ -27,6 +28,8 @@ from worker.batch.plan import Batch, Plan, Planner
 from worker.context import JobContext
 from worker.journal import Step
 from worker.model.calls import Requests
+
+log = get_logger()
 
 LINES_AT_ONCE: Final = 256
 BYTES_AT_ONCE: Final = 1024 * 1024
@@ -130,6 +133,8 @@ class _Work:
                 await self._read(group, planner)
             except BlobMissingError:
                 self._fail(InvalidInput("The input was deleted."))
+            except JobError as error:
+                self._fail(error)  # the blob store, for example: what is under way ends first
         if self._verdict.error is not None:
             raise self._verdict.error
         self._read_bytes = self._total_bytes
@@ -166,6 +171,9 @@ class _Work:
             self._fail(error)
         except BlobMissingError as error:
             self._fail(InvalidInput(f"A part of the job's output was deleted: {error}"))
+        except Exception as error:
+            log.exception("batch.failed", job=self._context.job.job_id, batch=batch.number)
+            self._fail(InternalError(f"A batch could not be carried out ({type(error).__name__}); the log has more."))
         finally:
             self._ended[batch.number].set()
             self._alive.release()
