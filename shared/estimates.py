@@ -42,7 +42,7 @@ PART_FILL: Final = 0.85  # of its bound that a part is long: it ends with a sent
 
 STEP_PROMPT: Final = 700  # the agent's prompt and its tools
 STEP_OUT: Final = 80  # a call of a tool, or a thought
-RESULT_TOKENS: Final = (40, 600, 2_500)  # a tool's result
+RESULT_TOKENS: Final = (40, 600, 7_500)  # what the tools of a step give; at most, about: one long text and a half
 STEPS: Final = (1, 4)  # low and expected; the high end is `maxSteps` and a last answer
 
 
@@ -122,15 +122,16 @@ def _wish(task: AnalysisTask) -> int:
             return 0
 
 
-def of_agent(job: AgentJob) -> Tokens:
-    """A run of steps, each of which reads all that came before it."""
+def of_agent(job: AgentJob, context_tokens: int) -> Tokens:
+    """A run of steps, each of which reads all that came before it, `context_tokens` at the most."""
     goal = len(job.input.goal)
     least, usual = STEPS
     most = job.input.max_steps + 1
     short, middle, long = RESULT_TOKENS
 
     def run(steps: int, start: float, result: int) -> int:
-        return round(steps * (start + STEP_OUT) + (result + STEP_OUT) * steps * (steps - 1) / 2)
+        grown = (start + (result + STEP_OUT) * step for step in range(steps))
+        return round(sum(min(tokens, context_tokens) + STEP_OUT for tokens in grown))
 
     return Tokens(
         run(least, goal / SPARSE + STEP_PROMPT / 4, short) - STEP_OUT // 2,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DevModel, Stack, analysis, chat
+from tests.scripted_model import ScriptedModel, call
 
 SAMPLE = (Path(__file__).parent.parent / "scripts/samples/harbour-report.md").read_text()
 LONG = "\n\n".join(f"Year {year}. {SAMPLE}" for year in range(2000, 2006))
@@ -55,6 +56,26 @@ async def test_a_run_uses_what_was_estimated(make_stack: Any, model: DevModel, n
     if not name.startswith(("agent", "chat")):
         assert tokens["high"] <= 12 * max(tokens["low"], 1), tokens
     assert (answer.json["costUsd"], answer.json["limits"]) == (None, [])
+
+
+async def test_an_agent_that_reads_whole_documents_stays_within_its_estimate(make_stack: Any) -> None:
+    """Three documents at once in the first of two steps."""
+    scripted = ScriptedModel()
+    await scripted.start()
+    stack = await make_stack(workers=("batch",), openai_base_url=f"{scripted.base}/v1")
+    ids = []
+    for number in range(3):
+        made = await stack.call("POST", "/api/documents", {"text": f"Part {number}. " + SAMPLE * 2})
+        await stack.finished(made.json["jobId"])
+        ids.append(made.json["documentId"])
+    scripted.says([call("read_document", {"documentId": name}) for name in ids], "Read.")
+    job = {"type": "agent", "input": {"goal": "Read all.", "maxSteps": 2, "context": {"documents": ids}}}
+    tokens = (await stack.call("POST", "/api/jobs/estimate", job)).json["tokens"]
+    view = await stack.finished(await stack.submit(job))
+    assert view["status"] == "complete", view
+    assert tokens["low"] <= view["usage"]["totalTokens"] <= tokens["high"], (tokens, view["usage"])
+    assert tokens["high"] < 50_000
+    await scripted.stop()
 
 
 async def test_an_estimate_of_an_upload_goes_by_its_size(stack: Stack) -> None:

@@ -126,7 +126,7 @@ async def _tokens(request: web.Request, job: Any) -> Tokens:
         case ChatJob():
             return of_chat(job)
         case AgentJob():
-            return of_agent(job)
+            return of_agent(job, request.app[SETTINGS].context_tokens)
         case AnalysisJob(input=wanted):
             characters = len(wanted.document.text or "") if wanted.document.url is None else GUESSED_CHARACTERS
             if wanted.document.document_id is not None:
