@@ -25,7 +25,7 @@ from worker.agent.quotes import DocumentCitation, cite_answer
 from worker.context import Finished, JobContext
 from worker.journal import Step
 from worker.model.calls import CHARACTERS_PER_TOKEN, ChatCall
-from worker.tasks.prompts import AGENT, AGENT_LAST
+from worker.prompts import AGENT, AGENT_LAST
 from worker.tools.base import Replay, Tool, ToolContext
 
 BUDGET_SHARE: Final = 0.2  # of a token budget that is kept for the last answer

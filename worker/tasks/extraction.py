@@ -16,8 +16,8 @@ from shared.specs import ExtractTask
 from worker.context import Bounded
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
+from worker.prompts import EXTRACT, fenced
 from worker.tasks.notes import Note, parse_object
-from worker.tasks.prompts import EXTRACT, fenced
 
 MIN_CITED_LETTERS = 2
 WRAPPER = "data"

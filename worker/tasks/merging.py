@@ -8,8 +8,8 @@ from typing import Any, Final
 from worker.context import Bounded
 from worker.documents.cite import Citation
 from worker.model.calls import ChatCall
+from worker.prompts import MERGE, fenced
 from worker.tasks.notes import Note, object_schema, parse_object
-from worker.tasks.prompts import MERGE, fenced
 from worker.tasks.side_by_side import side_by_side
 
 MAX_POINTS: Final = 10

@@ -13,7 +13,7 @@ from worker.context import Bounded
 from worker.documents.chunk import Part
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
-from worker.tasks.prompts import READ_PART, fenced
+from worker.prompts import READ_PART, fenced
 
 POINTS_PER_PART: Final = 6
 QUOTES_PER_SUMMARY: Final = 3
