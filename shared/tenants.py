@@ -28,12 +28,77 @@ class Scope(StrEnum):
 DEFAULT_SCOPES: Final = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
 
 
-class Limits(Wire, frozen=True, omit_defaults=True):
-    """A tenant's limits; an absent one does not exist (`maxQueuedJobs`: 100,000, `weight`: 1)."""
+Rate = Annotated[int, Meta(ge=1, le=10**12)]
+Tokens = Annotated[int, Meta(ge=0, le=10**15)]
+Usd = Annotated[float, Meta(ge=0, le=9_000_000)]
+
+
+class Period(StrEnum):
+    """The window of a budget: a UTC day, a UTC month, or all time."""
+
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+class Budget(Wire, frozen=True, omit_defaults=True):
+    """What may be spent in a window. Soft limits warn, hard limits end it."""
+
+    period: Period
+    soft_tokens: Tokens | None = None
+    hard_tokens: Tokens | None = None
+    soft_usd: Usd | None = None
+    hard_usd: Usd | None = None
+
+    def __post_init__(self) -> None:
+        if all(limit is None for limit in (self.soft_tokens, self.hard_tokens, self.soft_usd, self.hard_usd)):
+            raise ValueError("a budget needs at least one of softTokens, hardTokens, softUsd and hardUsd")
+        for unit, soft, hard in (
+            ("Tokens", self.soft_tokens, self.hard_tokens),
+            ("Usd", self.soft_usd, self.hard_usd),
+        ):
+            if soft is not None and hard is not None and soft > hard:
+                raise ValueError(f"soft{unit} must not be above hard{unit}")
+
+
+class KeyLimits(Wire, frozen=True, omit_defaults=True):
+    """Rates and budgets of one key, or of each end user. A burst is what may come at once; by default all that the
+    minute allows."""
+
+    requests_per_minute: Rate | None = None
+    requests_burst: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    tokens_burst: Rate | None = None
+    budgets: Annotated[list[Budget], Meta(max_length=16)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.requests_burst is not None and self.requests_per_minute is None:
+            raise ValueError("requestsBurst needs requestsPerMinute")
+        if self.tokens_burst is not None and self.tokens_per_minute is None:
+            raise ValueError("tokensBurst needs tokensPerMinute")
+        periods = [budget.period for budget in self.budgets or ()]
+        if len(set(periods)) < len(periods):
+            raise ValueError("there may be one budget for each period")
+
+
+class OnHardLimit(StrEnum):
+    """What becomes of a running job at a hard limit."""
+
+    PAUSE = "pause"
+    FAIL = "fail"
+
+
+class Limits(KeyLimits, frozen=True, omit_defaults=True):
+    """A tenant's limits; an absent one does not exist (`maxQueuedJobs`: 100,000, `weight`: 1, `onHardLimit`: pause).
+    `perUser` holds for each end user (`user` of a job) by itself, `perPrompt` for a prompt `name` or version
+    `name@version`."""
 
     max_concurrent_jobs: Annotated[int, Meta(ge=1, le=10**9)] | None = None
     max_queued_jobs: Annotated[int, Meta(ge=0, le=10**9)] | None = None
     weight: Annotated[float, Meta(ge=0.001, le=1_000)] | None = None
+    per_user: KeyLimits | None = None
+    per_prompt: Annotated[dict[str, KeyLimits], Meta(max_length=1_000)] | None = None
+    on_hard_limit: OnHardLimit | None = None
 
 
 class NewTenant(Wire, frozen=True):
