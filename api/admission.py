@@ -34,9 +34,11 @@ def record_of(
     grace_ms: int | None = None,
     size_bytes: int = 0,
     blobs: str | None = None,
+    key: str | None = None,
 ) -> dict[str, Any]:
     """The first fields of a job's record; absent ones are left out. All values are text or integers. With `grace_ms`
-    the job lives only while somebody listens. `size_bytes` of input are beside the spec; `blobs` die with the job."""
+    the job lives only while somebody listens. `size_bytes` of input are beside the spec; `blobs` die with the job;
+    `key` is the API key that it came with."""
     spec = msgspec.json.encode(job).decode()
     fields: dict[str, Any] = {
         "type": type_of(job),
@@ -54,6 +56,7 @@ def record_of(
         "traceparent": traceparent,
         "grace_ms": grace_ms,
         "blobs": blobs,
+        "key": key,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -9,12 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 from aiohttp import WSCloseCode, web
 
-from api import cors, keys, openapi
+from api import cors, keys, openapi, standing
 from api.auth import forget
 from api.live import Hub
 from api.middleware import edge
 from api.presence import Audience, Sessions
 from api.routes import ROUTES, guarded
+from api.standing import Standings
 from api.teller import Teller
 from api.websocket import Socket
 from shared.blobs import blobs_of
@@ -24,6 +25,7 @@ from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
+from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
@@ -66,6 +68,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.AUDIENCE] = Audience(app[keys.JOBS], app[keys.UPKEEP])
     app[keys.SESSIONS] = Sessions(app[keys.TENANTS])
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
+    app[keys.LIMITS] = Standings(LimitsStore(client, names))
     sockets: set[Socket] = set()
     app[keys.SOCKETS] = sockets
     for route in ROUTES:
@@ -75,6 +78,7 @@ def create_app(settings: Settings) -> web.Application:
             app.router.add_route("HEAD", route.path, handler)
     app.cleanup_ctx.append(_resources)
     app.on_response_prepare.append(cors.add_headers)
+    app.on_response_prepare.append(standing.add_headers)
     app.on_shutdown.append(_end_streams)
     return app
 

@@ -18,7 +18,8 @@ from shared.clock import monotonic_s
 from shared.errors import RefusedError
 from shared.events import Event, one_line
 from shared.ids import is_id
-from shared.jobs import JobRow, JobStatus, retry_after_s
+from shared.jobs import JobRow, JobStatus, queue_of, retry_after_s
+from shared.limits import retry_headers
 from shared.problems import PROBLEMS
 
 # A chat that fails before its first text is answered with a status, if that comes so soon; later with an event.
@@ -42,7 +43,13 @@ def parse_place(text: str) -> tuple[str, int]:
 def failure_of(error: dict[str, Any]) -> RefusedError:
     """A job's error as a problem."""
     code = str(error.get("code"))
-    return RefusedError(code if code in PROBLEMS else "internal", str(error.get("message", "")))
+    limit = error.get("limit")
+    return RefusedError(
+        code if code in PROBLEMS else "internal",
+        str(error.get("message", "")),
+        headers={"x-should-retry": "false"} if limit else None,
+        members=limit,
+    )
 
 
 def not_taken(row: JobRow | None = None) -> RefusedError:
@@ -50,6 +57,13 @@ def not_taken(row: JobRow | None = None) -> RefusedError:
     reason = "No interactive worker took the chat"
     if row is not None and row.outlook is not None and row.outlook.waiting_on == "tenantConcurrency":
         reason = "The tenant runs as many jobs as its maxConcurrentJobs allows; the chat was not begun"
+    if row is not None and (queue := queue_of(row)) is not None and queue.waiting_on == "rateLimit":
+        frees_s = queue.eta.p50_seconds if queue.eta is not None else 1.0
+        return RefusedError(
+            "rate_limited",
+            f"A token rate had no room for the chat within {START_S:g} s; nothing was sent to the model.",
+            headers=retry_headers(frees_s),
+        )
     wait_s = retry_after_s(row) if row is not None else None
     return RefusedError(
         "unavailable",

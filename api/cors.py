@@ -18,7 +18,9 @@ REQUEST_HEADERS: Final = (
 METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
 EXPOSED: Final = (
     "Content-Range, ETag, Idempotent-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy, "
-    "Retry-After, X-Job-Id, X-Request-Id, X-Usage-Warning"
+    "Retry-After, X-Job-Id, X-Request-Id, X-Usage-Warning, retry-after-ms, x-should-retry, "
+    "x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
+    "x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
 )
 PREFLIGHT_S: Final = 7_200  # browsers keep it no longer
 

@@ -10,6 +10,7 @@ from api.live import Hub
 from api.teller import Teller
 from shared.blobs import Blobs
 from shared.keys import Keys
+from shared.limits import Standing
 from shared.redis import Redis
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
@@ -22,6 +23,7 @@ from shared.upkeep import Disposal, Upkeep
 
 if TYPE_CHECKING:  # they look things up here themselves
     from api.presence import Audience, Sessions
+    from api.standing import Standings
     from api.websocket import Socket
 
 SETTINGS = web.AppKey("settings", Settings)
@@ -40,6 +42,7 @@ DISPOSAL = web.AppKey("disposal", Disposal)
 SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
 TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
+LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)
@@ -47,3 +50,4 @@ DOCS_PAGE = web.AppKey("docs_page", bytes)
 
 PRINCIPAL = web.RequestKey("principal", Principal)
 REQUEST_ID = web.RequestKey("request_id", str)
+STANDING: web.RequestKey[Standing | None] = web.RequestKey("standing")  # of the limits, as this request found them

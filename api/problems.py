@@ -34,7 +34,8 @@ class FieldError(Output, frozen=True):
 
 
 class Problem(Output, frozen=True):
-    """An error as the API shows it."""
+    """An error as the API shows it. What a limit says (429 `rate_limited`, 402 `budget_exhausted`) stands in the last
+    members: whose limit it is, in which unit and period, and when it has room again."""
 
     type: str
     title: str
@@ -44,6 +45,15 @@ class Problem(Output, frozen=True):
     request_id: str
     retryable: bool
     errors: list[FieldError] | msgspec.UnsetType = msgspec.UNSET
+    scope: str | msgspec.UnsetType = msgspec.UNSET
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    unit: str | msgspec.UnsetType = msgspec.UNSET
+    period: str | msgspec.UnsetType = msgspec.UNSET
+    limit: float | msgspec.UnsetType = msgspec.UNSET
+    used: float | msgspec.UnsetType = msgspec.UNSET
+    reserved: float | msgspec.UnsetType = msgspec.UNSET
+    remaining: float | msgspec.UnsetType = msgspec.UNSET
+    frees_at: str | None | msgspec.UnsetType = msgspec.UNSET
 
 
 def problem_of(error: RefusedError, request_id: str) -> Problem:
@@ -58,6 +68,7 @@ def problem_of(error: RefusedError, request_id: str) -> Problem:
         request_id=request_id,
         retryable=kind.retryable,
         errors=[FieldError(path=path, message=message) for path, message in error.errors] or msgspec.UNSET,
+        **error.members,
     )
 
 

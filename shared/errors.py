@@ -4,6 +4,7 @@ ErrandError
 ├── ConfigurationError       a setting, or the Redis we were given, is wrong: the start stops
 ├── RefusedError             the API refuses a request; becomes an RFC 9457 problem
 ├── NeedsInput               the attempt waits for a person's answer; it ends, and goes on with the answer
+├── OverLimit                the attempt waits for a budget or a rate; it ends, and goes on when there is room
 ├── LeaseLostError           a worker's lease is no longer its own: it must stop and write nothing
 └── JobError                 an attempt ended badly; code, text and whether a retry may help
     ├── UpstreamUnavailable  upstream_unavailable  the model could not be reached, or cut its answer
@@ -38,7 +39,8 @@ class ConfigurationError(ErrandError):
 
 
 class RefusedError(ErrandError):
-    """The request is refused. `code` is one of `shared.problems`; `errors` name JSON paths."""
+    """The request is refused. `code` is one of `shared.problems`; `errors` name JSON paths; `members` are further
+    members of the problem object."""
 
     def __init__(
         self,
@@ -47,12 +49,14 @@ class RefusedError(ErrandError):
         *,
         errors: tuple[tuple[str, str], ...] = (),
         headers: dict[str, str] | None = None,
+        members: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.errors = errors
         self.headers = headers or {}
+        self.members = members or {}
 
 
 class LeaseLostError(ErrandError):
@@ -66,6 +70,30 @@ class NeedsInput(ErrandError):  # noqa: N818 - not an error of the job: it waits
         super().__init__(question)
         self.request_id = request_id
         self.question = question
+
+
+class OverLimit(ErrandError):  # noqa: N818 - likewise: it goes on when there is room
+    """The attempt cannot go on for a limit: `kind` is `budget` (at a hard limit, or behind what others have reserved) or
+    `rate`; it is looked at again in `delay_s`, or else at `due_ms` (None: when the limit is changed). `sentence` says it
+    to people, `detail` in JSON; `revision` is that of the limits."""
+
+    def __init__(
+        self,
+        kind: str,
+        sentence: str,
+        detail: Any,
+        *,
+        delay_s: float | None = None,
+        due_ms: int | None = None,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+        self.sentence = sentence
+        self.detail = detail
+        self.delay_s = delay_s
+        self.due_ms = due_ms
+        self.revision = revision
 
 
 class JobError(ErrandError):

@@ -91,21 +91,39 @@ class UsageView(Output, frozen=True):
     estimated: bool = False
 
 
+class LimitDetail(Output, frozen=True, kw_only=True):
+    """Which limit it is: `limit` and what is `used`, `reserved` and `remaining` of it, in its unit (`tokens`, `usd` or
+    `requests`); `period` of a budget (`minute` of a rate); `freesAt` is when it has room again by itself, null when
+    only a change of the limit gives any."""
+
+    scope: str
+    id: str
+    unit: str
+    period: str
+    limit: float
+    used: float
+    reserved: float
+    remaining: float
+    frees_at: str | None
+
+
 class JobErrorView(Output, frozen=True):
-    """Why a job failed."""
+    """Why a job failed; `limit` where one ended it."""
 
     code: str
     message: str
     retryable: bool
     step: str | UnsetType = UNSET
+    limit: LimitDetail | UnsetType = UNSET
 
 
 class WaitingView(Output, frozen=True):
-    """What a job in `waiting` waits for: `input`, `budget` or `backoff`."""
+    """What a job in `waiting` waits for: `input`, `budget` or `backoff`; `limit` of a budget."""
 
     kind: str
     request_id: str | UnsetType = UNSET
     question: str | UnsetType = UNSET
+    limit: LimitDetail | UnsetType = UNSET
 
 
 class CancellationView(Output, frozen=True):
@@ -319,14 +337,17 @@ def queue_of(row: JobRow) -> QueueView | None:
     if row.status is JobStatus.QUEUED:
         if row.outlook is not None:
             return row.outlook.view
-        return QueueView(position=None, ahead_tokens=None, eta=None, waiting_on="worker")
-    if row.status in (JobStatus.SCHEDULED, JobStatus.WAITING) and row.text("wait_reason") != "input":
+        if row.text("wait_reason") != "rateLimit":
+            return QueueView(position=None, ahead_tokens=None, eta=None, waiting_on="worker")
+    if row.status in (JobStatus.SCHEDULED, JobStatus.WAITING, JobStatus.QUEUED) and row.text("wait_reason") != "input":
         eta = None
         if row.now_ms and (due_ms := row.number("due_ms")):
             # It is ready then; what stands before it at that time nobody knows.
             left_s = round(max(0, due_ms - row.now_ms) / 1000, 1)
             eta = Eta(p50_seconds=left_s, p90_seconds=left_s)
-        return QueueView(position=None, ahead_tokens=None, eta=eta, waiting_on="schedule")
+        reason = row.text("wait_reason")
+        waiting_on = reason if reason in ("rateLimit", "budget") else "schedule"
+        return QueueView(position=None, ahead_tokens=None, eta=eta, waiting_on=waiting_on)
     return None
 
 

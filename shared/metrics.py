@@ -46,6 +46,13 @@ LEASES_LOST = Counter("errand_leases_lost", "Leases that this worker found lost.
 JOBS_REAPED = Counter(
     "errand_jobs_reaped", "Jobs taken back from lost workers, or expired.", ["status"], registry=REGISTRY
 )
+SOFT_LIMITS = Counter(
+    "errand_budget_soft_crossed", "Soft limits of budgets that were crossed, once per window.", ["scope", "period", "unit"],
+    registry=REGISTRY,
+)  # fmt: skip
+LIMIT_WAITS = Counter(
+    "errand_limit_waits", "Times that a model call had to wait for a limit.", ["kind"], registry=REGISTRY
+)
 LOOP_BLOCKED = Counter("errand_event_loop_blocked", "Times that the event loop stood still.", registry=REGISTRY)
 BREAKERS_OPENED = Counter(
     "errand_model_breakers_opened", "Times that a model was left alone, having failed too often in a row.",

@@ -16,10 +16,12 @@ from shared.errors import ConfigurationError
 from shared.keys import Keys
 from shared.log import configure, get_logger
 from shared.metrics import REGISTRY
+from shared.prices import PriceBook
 from shared.redis import connect, wait_until_durable
 from shared.settings import Settings
 from shared.specs import Lane
 from shared.stores.documents import DocumentsStore
+from shared.tokens import TokenCounter
 from worker.context import Deps
 from worker.documents.library import Library
 from worker.engine import Engine
@@ -46,6 +48,8 @@ def build(
         documents=documents,
         library=library,
         tools=Toolbox(settings, library),
+        counter=TokenCounter(),
+        prices=PriceBook(settings.prices, settings.openai_base_url),
     )
     return Engine(
         handlers,

@@ -15,12 +15,16 @@ import msgspec
 from shared.blobs import Blobs
 from shared.clock import monotonic_s
 from shared.errors import BudgetExhausted, JobError, NeedsInput, UpstreamRateLimited
+from shared.prices import PriceBook
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
+from shared.stores.events import Reservation
 from shared.stores.jobs import Claimed
+from shared.tokens import TokenCounter
 from worker.documents.library import Library
-from worker.journal import Journal, Step, UnsureError, step_name
-from worker.model.calls import ChatCall, Completion, Progress, Requests, ToolCall, estimate_tokens
+from worker.journal import BlockedError, Journal, Step, UnsureError, step_name
+from worker.limits import Allowance, Patience
+from worker.model.calls import ChatCall, Completion, Progress, ToolCall
 from worker.model.client import Model
 from worker.model.discipline import Tries
 from worker.model.window import Window
@@ -40,6 +44,8 @@ class Deps(msgspec.Struct, frozen=True):
     documents: DocumentsStore
     library: Library
     tools: Toolbox
+    counter: TokenCounter
+    prices: PriceBook
 
 
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,11 +69,16 @@ class JobContext:
         self.report = report
         self.open_calls: list[Progress] = []
         self.ends_s = monotonic_s() + claimed.timeout_s  # when the attempt's time is over, monotonic
+        report.seen = self.seen
 
     @property
     def tokens(self) -> int:
         """Tokens of the job so far, those of the calls under way included."""
         return self.journal.tokens_spent + sum(progress.usage().total for progress in self.open_calls)
+
+    def seen(self) -> list[tuple[str, int]]:
+        """Output tokens of the calls under way, by call id: what is booked of them if this worker is lost."""
+        return [(progress.call_id, made) for progress in self.open_calls if (made := progress.made) and progress.call_id]
 
     @property
     def tokens_reserved(self) -> int:
@@ -106,11 +117,14 @@ class JobContext:
                 on_text(text)
             self._check_budget(0, keep_back)
 
-        async def ask(progress: Progress) -> bytes:
+        async def ask(step: Step, progress: Progress) -> bytes:
             started_s = monotonic_s()
             try:
-                pacer = self.report if on_text is not None else None
-                answer: Completion = await self.deps.model.complete(tries.model, call, progress, heard, pacer)
+                allowance = Allowance(self.journal, step, progress, self.report if on_text is not None else None)
+                try:
+                    answer: Completion = await self.deps.model.complete(tries.model, call, progress, heard, allowance)
+                finally:
+                    await allowance.close()
             finally:
                 await self.report.flush()
             if accept is not None:
@@ -144,26 +158,39 @@ class JobContext:
         label: str,
         identity: bytes,
         call: ChatCall,
-        ask: Callable[[Progress], Awaitable[bytes]],
+        ask: Callable[[Step, Progress], Awaitable[bytes]],
         tries: Tries,
         windowed: bool,
         keep_back: int,
     ) -> tuple[bytes, bool]:
         """One try, as a step of its own in the books."""
+        reserve = await self._reservation(tries.model, call)
+
+        async def made(step: Step, progress: Progress) -> bytes:
+            if not self.deps.counter.is_known(tries.model):
+                step.input_bytes = self.deps.counter.chat_bytes(call.messages, call.schema, call.tools)
+            return await ask(step, progress)
+
         if not windowed:
-            return await self.step(label, identity, estimate_tokens(call), lambda _, made: ask(made), keep_back)
+            return await self.step(label, identity, reserve, made, keep_back)
         window = self.deps.model.discipline.of(tries.model).window
-        place = await window.enter(self.job.job_id)
-        try:
-            result = await self.step(label, identity, estimate_tokens(call), lambda _, made: ask(made), keep_back)
-        except BaseException as error:
-            leave(window, place, error)
-            raise
-        if result[1]:
-            window.left(place)  # it came from the journal
-        else:
-            window.served(place)
-        return result
+        patience = Patience(self.job.lane, self.ends_s)
+        while True:
+            place = await window.enter(self.job.job_id)
+            try:
+                result = await self._step(label, identity, reserve, made, keep_back, Progress(reserve.tokens))
+            except BlockedError as error:
+                window.left(place)  # others need not wait for this job's limits
+                await patience.wait(error.blocked)
+                continue
+            except BaseException as error:
+                leave(window, place, error)
+                raise
+            if result[1]:
+                window.left(place)  # it came from the journal
+            else:
+                window.served(place)
+            return result
 
     async def try_again(self, tries: Tries, error: JobError) -> bool:
         """Waits until the next try; False when there is none."""
@@ -183,26 +210,49 @@ class JobContext:
         self,
         label: str,
         identity: bytes,
-        estimate: int,
+        reserve: Reservation,
         make: Callable[[Step, Progress], Awaitable[bytes]],
         keep_back: int = 0,
         progress: Progress | None = None,
     ) -> tuple[bytes, bool]:
-        """A journaled step that spends tokens, `estimate` of input at least: its result, and whether it was there.
+        """A journaled step that calls a model: its result, and whether it was there. It waits a little for limits.
 
-        `make` returns the JSON to journal. Raises what it raises; BudgetExhausted, LeaseLostError.
+        `make` returns the JSON to journal. Raises what it raises; BudgetExhausted, OverLimit, LeaseLostError.
         """
-        progress = progress or Progress(estimate)
+        patience = Patience(self.job.lane, self.ends_s)
+        while True:
+            try:
+                made = progress or Progress(reserve.tokens)
+                return await self._step(label, identity, reserve, make, keep_back, made)
+            except BlockedError as error:
+                await patience.wait(error.blocked)
+
+    async def _step(
+        self,
+        label: str,
+        identity: bytes,
+        reserve: Reservation,
+        make: Callable[[Step, Progress], Awaitable[bytes]],
+        keep_back: int,
+        progress: Progress,
+    ) -> tuple[bytes, bool]:
+        """The same at once. Raises BlockedError when a limit keeps it from being made just now."""
 
         async def call(step: Step) -> bytes:
             # Here, not before: what is in the journal costs nothing more.
             self._check_budget(progress.input_tokens, keep_back)
             with self._open(progress) as close:
-                step.usage, step.on_spent = progress.usage, close
+                step.usage, step.on_spent, progress.call_id = progress.usage, close, step.call_id
+                if step.ratio is not None:
+                    self.deps.counter.learn(reserve.model, step.ratio)
                 return await make(step, progress)
 
-        embeds = isinstance(progress, Requests)
-        return await self.journal.step(label, identity, progress.input_tokens, call, embeds=embeds)
+        return await self.journal.step(label, identity, call, reserve=reserve)
+
+    async def _reservation(self, model: str, call: ChatCall) -> Reservation:
+        """What a completion needs of the books."""
+        tokens = await self.deps.counter.chat(model, call.messages, schema=call.schema, tools=call.tools)
+        return Reservation(model, tokens, most=call.max_tokens or 0, price=self.deps.prices.price(model))
 
     @contextmanager
     def _open(self, progress: Progress) -> Iterator[Callable[[], None]]:
@@ -232,7 +282,7 @@ class JobContext:
         while True:
             try:
                 return await self.journal.step(
-                    label, identity, 0, lambda _: make(key), once=once, again_after=again_after
+                    label, identity, lambda _: make(key), once=once, again_after=again_after
                 )
             except UnsureError as unsure:
                 asked += 1
@@ -247,7 +297,7 @@ class JobContext:
                 again_after = unsure.call
                 if is_yes(answer):
                     return await self.journal.step(
-                        label, identity, 0, partial(_told, answer), once=once, again_after=again_after
+                        label, identity, partial(_told, answer), once=once, again_after=again_after
                     )
 
     async def ask_person(self, label: str, question: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import monotonic_s
-from shared.errors import InternalError, InvalidInput, JobError, JobTimeout, LeaseLostError, NeedsInput
+from shared.errors import InternalError, InvalidInput, JobError, JobTimeout, LeaseLostError, NeedsInput, OverLimit
 from shared.log import get_logger
 from shared.metrics import ATTEMPT_SECONDS, ATTEMPTS_SETTLED, LEASES_LOST
 from shared.specs import JOB_TYPES
@@ -19,7 +19,18 @@ from shared.stores.events import EventsStore
 from shared.stores.jobs import Claimed, Settlement
 from worker.context import Deps, JobContext
 from worker.journal import Journal
-from worker.outcome import Cancelled, Complete, Ending, Failed, HandedBack, Outcome, RetryAfter, WaitForInput, judge
+from worker.outcome import (
+    Cancelled,
+    Complete,
+    Ending,
+    Failed,
+    HandedBack,
+    Outcome,
+    RetryAfter,
+    WaitForInput,
+    WaitForLimit,
+    judge,
+)
 from worker.report import Report
 from worker.scribe import Scribe
 from worker.settler import Settler
@@ -79,6 +90,10 @@ class Attempt:
         self._task.add_done_callback(self._performed)
         self._context.ends_s = self._started_s + self.claimed.timeout_s
         self._timer = loop.call_later(self.claimed.timeout_s, self._time_out)
+
+    def seen(self) -> list[tuple[str, int]]:
+        """Output tokens of the model calls under way, by call id."""
+        return self._context.seen()
 
     def cancel(self) -> None:
         """A client asked for the end: closes the model's connections."""
@@ -150,7 +165,7 @@ class Attempt:
         else:
             self._flushing = asyncio.get_running_loop().create_task(self._flush_and_settle(outcome, result))
 
-    def _what_it_came_to(self, task: asyncio.Task[bytes]) -> tuple[bytes | None, JobError | NeedsInput | None]:
+    def _what_it_came_to(self, task: asyncio.Task[bytes]) -> tuple[bytes | None, JobError | NeedsInput | OverLimit | None]:
         """The task's result as JSON, or its error. Whoever stopped the task is noted in `_ending`."""
         stopped = self._ending != "done" or self._lost
         if task.cancelled():
@@ -167,7 +182,7 @@ class Attempt:
             return None, None
         if self._timed_out and not stopped:
             return None, JobTimeout(f"The attempt took longer than {self.claimed.timeout_s:g} s.")
-        if isinstance(error, JobError | NeedsInput):
+        if isinstance(error, JobError | NeedsInput | OverLimit):
             return None, error
         log.error("attempt.crashed", job=self.claimed.job_id, type=self.claimed.type, exc_info=error)
         return None, InternalError(f"A defect of ours ({type(error).__name__}); the worker's log has the details.")
@@ -204,6 +219,18 @@ class Attempt:
                 )
             case WaitForInput(waiting):
                 settlement = Settlement(job, lease, "input", waiting=_encode(waiting).decode())
+            case WaitForLimit():
+                delay_ms = None if outcome.delay_s is None else round(outcome.delay_s * 1000)
+                settlement = Settlement(
+                    job,
+                    lease,
+                    "delay" if outcome.kind == "rate" else "budget",
+                    error=_encode(outcome.error).decode(),
+                    waiting=_encode(outcome.waiting).decode(),
+                    delay_ms=delay_ms,
+                    due_ms=outcome.due_ms,
+                    revision=outcome.revision,
+                )
             case Cancelled():
                 settlement = Settlement(
                     job,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from shared.errors import JobError, NeedsInput
+from shared.errors import BudgetExhausted, JobError, NeedsInput, OverLimit
 from shared.settings import Settings
 from worker.model.discipline import backoff_s
 
@@ -36,6 +36,17 @@ class WaitForInput(msgspec.Struct, frozen=True):
     waiting: dict[str, str]
 
 
+class WaitForLimit(msgspec.Struct, frozen=True):
+    """The job waits for a rate or a budget (`kind`); `error` is what it comes to where it may not wait."""
+
+    kind: str
+    waiting: dict[str, Any]
+    error: dict[str, Any]
+    delay_s: float | None
+    due_ms: int | None
+    revision: str | None
+
+
 class Cancelled(msgspec.Struct, frozen=True):
     """A client asked for the end."""
 
@@ -44,7 +55,7 @@ class HandedBack(msgspec.Struct, frozen=True):
     """This worker is stopping: another goes on with the same attempt."""
 
 
-Outcome = Complete | Failed | RetryAfter | WaitForInput | Cancelled | HandedBack
+Outcome = Complete | Failed | RetryAfter | WaitForInput | WaitForLimit | Cancelled | HandedBack
 
 
 def describe(error: JobError) -> dict[str, Any]:
@@ -57,7 +68,7 @@ def describe(error: JobError) -> dict[str, Any]:
 
 def judge(
     ending: Ending,
-    error: JobError | NeedsInput | None,
+    error: JobError | NeedsInput | OverLimit | None,
     *,
     attempt: int,
     max_attempts: int,
@@ -74,6 +85,11 @@ def judge(
         return Complete()
     if isinstance(error, NeedsInput):
         return WaitForInput({"kind": "input", "requestId": error.request_id, "question": error.question})
+    if isinstance(error, OverLimit):
+        detail = msgspec.to_builtins(error.detail)
+        failed = {"code": BudgetExhausted.code, "message": error.sentence, "retryable": False, "limit": detail}
+        waiting = {"kind": "budget", "limit": detail}
+        return WaitForLimit(error.kind, waiting, failed, error.delay_s, error.due_ms, error.revision)
     if not error.retryable or attempt >= max_attempts:
         return Failed(describe(error))
     return RetryAfter(describe(error), backoff_s(error, attempt, settings, chance))

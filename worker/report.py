@@ -39,6 +39,7 @@ class Report:
         self._clean = asyncio.Event()
         self._clean.set()
         self._lost = False
+        self.seen: Callable[[], list[tuple[str, int]]] = list  # output tokens of the calls under way
 
     def text(self, text: str) -> None:
         """A piece of the model's answer."""
@@ -111,10 +112,11 @@ class Report:
         self._batch += 1
         self._writing = True
         self._in_write = self._owed
+        seen = self.seen() if self._owed else None
         events, self._pending = self._pending, []
         progress, self._progress = self._progress, None
         stage = _encode(progress).decode() if progress is not None else None
-        return Append(self._claimed.job_id, self._claimed.lease, self._batch, events, stage)
+        return Append(self._claimed.job_id, self._claimed.lease, self._batch, events, stage, seen or None)
 
     def written(self, seq: int) -> None:
         """What was taken is in the log, or the lease is lost (-1)."""

@@ -54,6 +54,7 @@ class Heart:
             lease_ms=round(self._lease_s * 1000),
             leaving=self._leaving,
             jobs=[(attempt.claimed.job_id, attempt.claimed.lease) for attempt in attempts],
+            seen=[(attempt.claimed.job_id, *call) for attempt in attempts for call in attempt.seen()],
         )
         for attempt, state in zip(attempts, states, strict=True):
             # An attempt that settled meanwhile is no longer in `running`; its lease is rightly gone.

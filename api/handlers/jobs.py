@@ -20,7 +20,7 @@ from api.admission import (
     url_problems,
 )
 from api.batches import stored_form
-from api.keys import AUDIENCE, BLOBS, DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS, TICKETS
+from api.keys import AUDIENCE, BLOBS, DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS, STANDING, TICKETS
 from api.live import follow
 from api.presence import until_hang_up
 from api.sse import stream_job
@@ -179,10 +179,19 @@ async def take_in(
         admitted = await request.app[JOBS].admit(
             tenant=request[PRINCIPAL].tenant,
             lane=job.LANE,
-            record=record_of(stored, settings, trace, grace_ms=grace_ms, size_bytes=size_bytes, blobs=made),
+            record=record_of(
+                stored,
+                settings,
+                trace,
+                grace_ms=grace_ms,
+                size_bytes=size_bytes,
+                blobs=made,
+                key=request[PRINCIPAL].key_id,
+            ),
             idem_digest=digest,
             idem_body=body_hash,
             companion=companion,
+            patience_ms=round(START_S * 1000) if grace_ms is not None else None,
             **timing,
         )
     except RefusedError as error:
@@ -192,6 +201,7 @@ async def take_in(
         raise
     if made is not None and admitted.replayed:
         await request.app[BLOBS].delete(made)
+    request[STANDING] = admitted.standing
     if not admitted.replayed:
         JOBS_ADMITTED.labels(type_of(job), job.priority.value).inc()
     return admitted

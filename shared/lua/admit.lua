@@ -4,15 +4,19 @@
 --       class_ms (class * agingSeconds, ms), delay_ms or run_at_ms (ms; absent = now), expires_in_ms,
 --       (a record with `grace_ms` is cancelled when nobody has listened to the job for so long)
 --       idem_body (hash of the body; absent = no key), companion (optional: {index, key prefix, id, fields}, a
---       document that is stored in the same step)
+--       document that is stored in the same step), patience_ms (an interactive job that would wait longer for its token
+--       rate is refused; absent: any job waits)
 -- Returns {'ok', job id, now ms, status, due ms, '0' or '1' replayed, and for a queued job: rank from 0, tokens ahead,
---          what it waits for, time to its start in ms (middle, 90th percentile; -1 unknown)}
+--          what it waits for, time to its start in ms (middle, 90th percentile; -1 unknown)}; after the `replayed` mark how
+--          its limits stand (JSON, '' without limits)
 --         {'mismatch'} the idempotency key stands for another body     {'no_tenant'} the tenant was deleted
+--         {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON
 --         {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
 -- Events job.queued (not for a job that starts later)
 --@include base
 --@include queue
 --@include pace
+--@include limits
 local again = replay(KEYS[2])
 if again and again[1] == 'ok' and a.record.grace_ms then
   -- A chat that no worker took was answered with 503: the same request may come again.
@@ -20,13 +24,16 @@ if again and again[1] == 'ok' and a.record.grace_ms then
   if (row[1] == 'cancelled' or row[1] == 'expired') and row[2] == '0' then again = nil end
 end
 if again then
-  if again[1] == 'ok' then again[6] = '1' end
+  if again[1] == 'ok' then again[6], again[7] = '1', '' end
   return again
 end
-local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued')
+local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued', 'policy')
 if not limit[1] then return {'no_tenant'} end
 local waiting, bound = queue_room(a.tenant, limit[2])
 if waiting >= bound then return {'full', int(bound), int(room_in_s(a.lane, a.tenant))} end
+local scopes = scopes_of(policy_of(limit[3]), a.tenant, a.record.key, a.record.user, a.record.prompt)
+local refused = admit_limits(scopes, tonumber(a.record.est or 0), a.patience_ms)
+if refused then return refused end
 
 local job_id = 'job_' .. ulid_time() .. a.random
 local key = P .. 'job:' .. job_id
@@ -49,6 +56,9 @@ else
   redis.call('HSET', key, 'seq', 0, 'due_ms', int(due), unpack(flat))
 end
 redis.call('ZADD', KEYS[1], 0, job_id)
+if redis.call('HINCRBY', P .. 'usage:' .. a.tenant .. ':' .. WINDOW.d, '#' .. usage_field(a.record, a.record.model), 1) == 1 then
+  redis.call('ZADD', P .. 'usagedays:' .. a.tenant, WINDOW.d, WINDOW.d)
+end
 redis.call('ZADD', P .. 'expiring', expires, job_id)
 if a.record.grace_ms then redis.call('ZADD', P .. 'listened', now + a.record.grace_ms, job_id) end
 if a.companion then
@@ -61,7 +71,7 @@ if a.companion then
   redis.call('HSET', c.key, unpack(fields))
   redis.call('ZADD', c.index, 0, c.id)
 end
-local reply = {'ok', job_id, NOW, status, int(due), '0'}
+local reply = {'ok', job_id, NOW, status, int(due), '0', standing(scopes)}
 if status == 'queued' then
   local est = tonumber(a.record.est or 0)
   local woken = queue_push(job_id, a.lane, a.tenant, score, est)

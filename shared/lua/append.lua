@@ -2,7 +2,7 @@
 -- KEYS  none
 -- ARGV  prefix, worker, jobs: a list of {
 --         job, lease, batch (number of this write within the lease), events (list of {type, JSON object}),
---         progress (JSON, optional)}
+--         progress (JSON, optional), seen (optional list of {call under way, output tokens seen of it})}
 -- Returns per job the number of its last event, or -1 when its lease is lost or its record cannot be
 --         read (nothing was written for it)
 -- Events those given
@@ -29,6 +29,10 @@ local function append(job)
     fields[#fields + 1] = job.progress
   end
   redis.call('HSET', key, 'seq', text[seq], unpack(fields))
+  for _, call in ipairs(job.seen or {}) do
+    local open = P .. 'open:' .. job.job
+    if redis.call('HEXISTS', open, call[1]) == 1 then redis.call('HSET', open, call[1] .. ':o', text[call[2]]) end
+  end
   if math.floor(seq / 100) > math.floor(first / 100) then trim(job.job) end
   return seq
 end

@@ -5,6 +5,8 @@
 -- Events job.cancelled (a job that was not running)
 --@include base
 --@include queue
+--@include limits
+--@include books
 --@include job
 local key = KEYS[1]
 local row = load(key)

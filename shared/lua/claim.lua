@@ -3,12 +3,14 @@
 -- ARGV  prefix, worker, lanes (list of {lane, at most}, the first lane first), count, lease_ms (length of the lease),
 --       patience_ms (a later lane of which nothing was taken for so long goes first, with one job)
 -- Returns {now ms, next due ms or -1, MessagePack list of jobs, each a list in the order of `Claimed`}
+-- Jobs that are over a token rate are put off, or their tenant is.
 -- Events job.queued (a delayed job has become due), job.expired, job.started, attempt.restarted
 --@include base
 --@include queue
+--@include limits
 --@include job
 local PAGE = 50
-local MOST_EXPIRED = 200 -- that are cleared away in one call
+local MOST_EXPIRED = 200 -- that are cleared away, or put off, in one call
 local out, leased, begun, expired = {}, {}, {}, 0
 local LEASE_END = int(now + a.lease_ms)
 
@@ -43,11 +45,54 @@ local function start_again(job_id, key, seq, fields)
   return attempt, seq, tokens
 end
 
--- Starts a job that was taken from its queue. Returns its estimated tokens, and whether it is to be run.
-local function start(job_id, lane, weight)
+local tats, key_policies = {}, {} -- of this call: arrival times with what it has let through, policies of keys
+
+-- How long a job must wait for the token rates of its scopes, µs, and whether the whole tenant must; nil when it may
+-- start. A look only: each of its calls is charged by itself.
+local function rate_wait(policy, tenant, key, user, estimate)
+  local limited = {}
+  if policy and policy.tpm then limited[1] = {tenant, policy} end
+  if key and key ~= '' then
+    if key_policies[key] == nil then
+      key_policies[key] = policy_of(redis.call('HGET', P .. 'key:' .. key, 'policy')) or false
+    end
+    if key_policies[key] and key_policies[key].tpm then limited[#limited + 1] = {key, key_policies[key]} end
+  end
+  if user and user ~= '' and policy and policy.u and policy.u.tpm then
+    limited[#limited + 1] = {tenant .. ':u:' .. user, policy.u}
+  end
+  if #limited == 0 then return nil end
+  local longest, of_tenant, after = 0, false, {}
+  for _, scope in ipairs(limited) do
+    local id, rate, burst = scope[1], scope[2].tpm, scope[2].tb
+    tats[id] = tats[id] or tat_of(id, 't')
+    -- A large job does not need all its tokens to begin.
+    local wait, next_tat = gcra(tats[id], rate, burst, math.max(1, math.min(estimate, burst / 4)))
+    after[id] = next_tat
+    if wait > longest then longest, of_tenant = wait, id == tenant end
+  end
+  -- Those that are put off queue up behind each other, so that they do not all come back at once.
+  if longest == 0 or not of_tenant then
+    for id, tat in pairs(after) do tats[id] = tat end
+  end
+  if longest > 0 then return longest, of_tenant end
+  return nil
+end
+
+-- Puts a job off until its rate has room.
+local function put_off(job_id, key, lane, tenant, wait_us)
+  local due = int(now + math.ceil(wait_us / 1000))
+  redis.call('HSET', key, 'wait_reason', 'rateLimit', 'due_ms', due)
+  redis.call('ZADD', P .. 'delayed:' .. lane, due, job_id)
+  redis.call('HINCRBY', P .. 'scheduled', tenant, 1)
+end
+
+-- Starts a job that was taken from its queue. Returns its estimated tokens, and whether it is to be run; or nil and how
+-- long its tenant must wait, µs.
+local function start(job_id, lane, weight, policy)
   local key = P .. 'job:' .. job_id
   local row = redis.call('HMGET', key, 'status', 'lease', 'est', 'expires_ms', 'seq', 'tenant', 'type', 'max_attempts',
-    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'run')
+    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'run', 'key', 'user', 'prompt')
   local estimate = tonumber(row[3] or '0') or 0
   if row[1] ~= 'queued' then return estimate, false end
   if not (tonumber(row[2]) and tonumber(row[5]) and row[6] and tonumber(row[8] or '1') and
@@ -62,6 +107,13 @@ local function start(job_id, lane, weight)
   if row[4] and row[4] ~= '' and tonumber(row[4]) <= now then
     expired = expired + 1
     finish(job_id, key, load(key), 'expired', '{}')
+    return estimate, false
+  end
+  local wait_us, of_tenant = rate_wait(policy, row[6], row[16], row[17], estimate)
+  if wait_us then
+    if of_tenant then return nil, wait_us end
+    expired = expired + 1
+    put_off(job_id, key, lane, row[6], wait_us)
     return estimate, false
   end
   local lease, seq, attempt, tokens = tonumber(row[2]) + 1, tonumber(row[5]) + 1, 1, 0
@@ -79,7 +131,7 @@ local function start(job_id, lane, weight)
   leased[#leased + 1] = job_id
   out[#out + 1] = {job_id, row[6], row[7] or '', lane, lease, attempt, tonumber(row[8] or '1'), row[9] or '', row[10] or '',
     tonumber(row[11] or '0'), tonumber(row[12] or '0'), tokens, now, tonumber(row[13] or NOW), row[14] or '',
-    tonumber(row[15] or '1')}
+    tonumber(row[15] or '1'), row[16] or '', row[17] or '', row[18] or ''}
   return estimate, true
 end
 
@@ -90,12 +142,12 @@ local function load_tenants(lane, offset, found)
   local page = redis.call('ZRANGE', tenants, offset, offset + PAGE - 1, 'WITHSCORES')
   for i = 1, #page, 2 do
     local tenant = page[i]
-    local row = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'weight')
+    local row = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'weight', 'policy')
     local room = math.huge
     if row[1] then room = tonumber(row[1]) - tonumber(redis.call('HGET', P .. 'running', tenant) or '0') end
     if room > 0 then
       found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'),
-        weight_text = row[2] or '1', room = room, ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0, held = 0}
+        weight_text = row[2] or '1', policy = policy_of(row[3]), room = room, ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0, held = 0}
       offset = offset + 1
     else
       redis.call('ZREM', tenants, tenant)
@@ -139,9 +191,15 @@ local function claim_lane(lane, most)
       if not job_id then
         table.remove(active, best)
       else
-        local estimate, runs = start(job_id, lane, tenant.weight_text)
-        tenant.est = tenant.est + estimate
-        if runs then
+        local estimate, runs = start(job_id, lane, tenant.weight_text, tenant.policy)
+        if not estimate then
+          -- It stays where it is, and its tenant waits.
+          tenant.popped, tenant.rated = tenant.popped - 1, int(now + math.ceil(runs / 1000))
+          table.remove(active, best)
+        else
+          tenant.est = tenant.est + estimate
+        end
+        if estimate and runs then
           taken, floor = taken + 1, tenant.id
           tenant.taken, tenant.room = tenant.taken + 1, tenant.room - 1
           local held = cost(estimate, tenant.weight)
@@ -152,14 +210,19 @@ local function claim_lane(lane, most)
     end
   end
   for _, tenant in ipairs(all) do
-    if tenant.popped > 0 then
-      redis.call('ZREMRANGEBYRANK', P .. 'q:' .. lane .. ':' .. tenant.id, 0, tenant.popped - 1)
+    if tenant.popped > 0 or tenant.rated then
+      if tenant.popped > 0 then
+        redis.call('ZREMRANGEBYRANK', P .. 'q:' .. lane .. ':' .. tenant.id, 0, tenant.popped - 1)
+      end
       if tenant.taken > 0 then
         redis.call('HINCRBY', P .. 'running', tenant.id, tenant.taken)
         redis.call('HINCRBY', P .. 'q:' .. lane .. ':held', tenant.id, int(tenant.held))
       end
       if queue_left(lane, tenant.id, tenant.popped, tenant.est) then
-        if tenant.room > 0 then
+        if tenant.rated then
+          redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant.id)
+          redis.call('ZADD', P .. 'q:' .. lane .. ':rated', tenant.rated, tenant.id)
+        elseif tenant.room > 0 then
           redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', int(tenant.score), tenant.id)
         else
           redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant.id)
@@ -192,6 +255,8 @@ for _, lane in ipairs(a.lanes) do
   left, short[lane[1]] = left - taken, taken < most
   local next_due = tonumber(redis.call('ZRANGE', P .. 'delayed:' .. lane[1], 0, 0, 'WITHSCORES')[2] or '-1')
   if next_due >= 0 and (due < 0 or next_due < due) then due = next_due end
+  local rated = tonumber(redis.call('ZRANGE', P .. 'q:' .. lane[1] .. ':rated', 0, 0, 'WITHSCORES')[2] or '-1')
+  if rated >= 0 and (due < 0 or rated < due) then due = rated end
 end
 for _, lane in ipairs(a.lanes) do
   local asleep = left > 0 and short[lane[1]] and expired < MOST_EXPIRED

@@ -6,6 +6,8 @@
 -- Events job.queued, job.cancelled
 --@include base
 --@include queue
+--@include limits
+--@include books
 --@include job
 local known, done = {}, {}
 for _, job in ipairs(a.jobs) do known[job[1] .. ' ' .. int(job[2])] = true end

@@ -1,5 +1,6 @@
 -- reap: the queue's upkeep, for any process to call. Takes back the jobs of workers that were lost, cancels chats that
--- nobody listens to, expires jobs that were not started in time, makes delayed jobs ready that are due, and returns parked tenants that have room.
+-- nobody listens to, expires jobs that were not started in time, makes delayed
+-- jobs ready that are due, looks again at those that wait for a budget, and returns parked tenants that have room.
 -- KEYS  1 leases   2 jobs that may expire   3 jobs that somebody must listen to
 -- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call), lease_ms (0: take back
 --       at once). When nobody could call this for half of that, Redis was away, whatever the reason (restart, freeze,
@@ -8,6 +9,8 @@
 -- Events job.queued | job.cancelled | job.failed | job.expired | job.warning
 --@include base
 --@include queue
+--@include limits
+--@include books
 --@include job
 local done = {}
 
@@ -50,9 +53,27 @@ local function expire(job_id)
     return
   end
   queue_remove(job_id, row.lane, row.tenant, row.est)
-  unschedule(job_id, row.lane, row.tenant, row.status)
+  load_more(key, row)
+  unschedule(job_id, row.lane, row.tenant, row.wait_reason == 'rateLimit' and 'scheduled' or row.status)
   finish(job_id, key, row, 'expired', '{}')
   done[#done + 1] = {job_id, 'expired'}
+end
+
+-- A job that waits for a budget goes on, and will see whether there is one.
+local function resume(job_id)
+  local key = P .. 'job:' .. job_id
+  local row = load(key)
+  if not row.tenant then
+    redis.call('ZREM', P .. 'paused', job_id)
+    return
+  end
+  unpause(job_id, row.tenant)
+  load_more(key, row)
+  if row.status ~= 'waiting' or row.wait_reason ~= 'budget' or not sound(row) then return end
+  redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'wait_reason', '', 'waiting', '', 'due_ms', '',
+    'handed_back', 1, 'told', '')
+  emit(job_id, 'job.queued', '{"reason":"budget"}')
+  queue_push(job_id, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
 end
 
 -- Ends what lives only while somebody listens, and nobody does. The entry goes when its time has passed, whatever
@@ -84,6 +105,7 @@ if not unheard then
   for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', NOW, 'LIMIT', 0, a.limit)) do abandon(job_id) end
 end
 for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', NOW, 'LIMIT', 0, a.limit)) do expire(job_id) end
+for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'paused', '-inf', NOW, 'LIMIT', 0, a.limit)) do resume(job_id) end
 flush()
 for _, lane in ipairs(LANES) do
   promote(lane, a.limit)

@@ -1,7 +1,8 @@
 -- renew: a worker's heartbeat; extends the leases of all its jobs in one call.
 -- KEYS  1 leases
 -- ARGV  prefix, worker, lanes (list of {lane, slots that it offers there: '20', or '15s' when other lanes share them}),
---       lease_ms, alive_ms (how long the worker counts as alive; 0: it is leaving), jobs (list of {job id, lease})
+--       lease_ms, alive_ms (how long the worker counts as alive; 0: it is leaving), jobs (list of {job id, lease}), seen
+--       (list of {job id, call under way, output tokens seen of it})
 -- Returns per job 1 renewed   0 the lease is lost   2 renewed, and its cancellation was asked for
 --@include base
 --@include queue
@@ -32,4 +33,8 @@ for i, job in ipairs(a.jobs) do
   end
 end
 with_all('ZADD', KEYS[1], renewed)
+for _, call in ipairs(a.seen or {}) do
+  local open = P .. 'open:' .. call[1]
+  if redis.call('HEXISTS', open, call[2]) == 1 then redis.call('HSET', open, call[2] .. ':o', int(call[3])) end
+end
 return states

@@ -2,16 +2,20 @@
 -- KEYS  1 leases   2 jobs by the end of their retention
 -- ARGV  prefix, worker, jobs: a list of {
 --         job, lease,
---         outcome: complete | failed | cancelled | retry | input | handback
---         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry),
---         waiting (JSON, for input: requestId, kind, question),
+--         outcome: complete | failed | cancelled | retry | input | budget | delay | handback
+--         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry, budget
+--         and delay: until it is looked at again), due_ms (for budget, without delay_ms: when; absent: not by itself),
+--         revision (for budget: of the tenant's limits, when they were found spent),
+--         waiting (JSON, for input: requestId, kind, question; for budget: kind and the limit),
 --         upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
 --         tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)}
--- Returns per job its new status, 'again' when this lease was settled before, 'lost' when it is not the worker's, or
---         'broken' when its record cannot be read
--- Events job.complete | job.failed | job.cancelled | job.waiting | job.queued
+-- Returns {per job its new status, 'again' when this lease was settled before, 'lost' when it is not the worker's, or
+--         'broken' when its record cannot be read; soft limits that were crossed first here: JSON list}
+-- Events job.complete | job.failed | job.cancelled | job.waiting | job.queued | job.warning (a soft limit)
 --@include base
 --@include queue
+--@include limits
+--@include books
 --@include job
 local function settle(job)
   local key = P .. 'job:' .. job.job
@@ -27,12 +31,19 @@ local function settle(job)
     -- Nobody asked for it (any more): the attempt goes on elsewhere.
     outcome = 'handback'
   end
+  -- What may not begin anew cannot wait either.
+  if (outcome == 'budget' or outcome == 'delay') and not may_restart(key) then outcome = 'failed' end
+  if outcome == 'budget' then
+    -- Somebody waits for a chat's answer; and some tenants would rather fail.
+    local policy, grace = tenant_policy(row.tenant), redis.call('HGET', key, 'grace_ms')
+    if (grace and grace ~= '') or (policy and policy.fail) then outcome = 'failed' end
+  end
   if outcome == 'handback' and may_restart(key) then
     hand_back(job.job, key, row)
     return 'queued'
   end
-  local seq = tonumber(row.seq) + 1
   release(job.job, key, row)
+  local seq = tonumber(row.seq) + 1
   if outcome == 'complete' then
     note_run(row)
     finish(job.job, key, row, 'complete', '{}', 'settled', row.lease, 'result', job.result)
@@ -58,6 +69,27 @@ local function settle(job)
       'settled', row.lease)
     emit_as(job.job, seq, 'job.waiting', job.waiting)
     return 'waiting'
+  elseif outcome == 'budget' then
+    local due = job.due_ms and int(job.due_ms) or '+inf'
+    if job.delay_ms then due = int(now + job.delay_ms) end
+    -- Raised in the meantime: it is looked at again at once.
+    local revision = redis.call('HGET', P .. 'tenant:' .. row.tenant, 'revision') or '0'
+    if job.revision and revision ~= job.revision then due = NOW end
+    redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'budget', 'waiting', job.waiting, 'due_ms', due == '+inf' and '' or due,
+      'seq', seq, 'settled', row.lease)
+    redis.call('ZADD', P .. 'paused', due, job.job)
+    redis.call('SADD', P .. 'paused:' .. row.tenant, job.job)
+    emit_as(job.job, seq, 'job.waiting', job.waiting)
+    return 'waiting'
+  elseif outcome == 'delay' then
+    local due = int(now + job.delay_ms)
+    redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'wait_reason', 'rateLimit', 'due_ms', due, 'seq', seq,
+      'settled', row.lease, 'handed_back', 1, 'told', '')
+    redis.call('ZADD', P .. 'delayed:' .. row.lane, due, job.job)
+    redis.call('HINCRBY', P .. 'scheduled', row.tenant, 1)
+    emit_as(job.job, seq, 'job.queued', '{"reason":"rateLimit"}')
+    wake(row.lane)
+    return 'queued'
   elseif outcome == 'retry' then
     local due = int(now + job.delay_ms)
     redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'backoff', 'error', job.error, 'due_ms', due, 'seq', seq,
@@ -74,4 +106,4 @@ local states = {}
 -- Nothing is caught here: when Redis refuses (memory, disk), the first write fails and nothing was written.
 for i, job in ipairs(a.jobs) do states[i] = settle(job) end
 flush()
-return states
+return {states, #WARNED > 0 and cjson.encode(WARNED) or '[]'}

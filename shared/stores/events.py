@@ -11,8 +11,10 @@ from redis.exceptions import ResponseError
 from shared.errors import LeaseLostError
 from shared.events import Event, NewEvent, from_log
 from shared.keys import Keys
+from shared.limits import Why, crossed_of, why_of
+from shared.prices import Price
 from shared.redis import Redis, Scripts, as_outage
-from shared.stores.jobs import Claimed
+from shared.stores.jobs import Claimed, note_crossed
 
 
 class CallUsage(msgspec.Struct, frozen=True):
@@ -29,6 +31,33 @@ class CallUsage(msgspec.Struct, frozen=True):
         return self.input_tokens + self.output_tokens + self.embedding_tokens
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """A step that was marked as started. `bound`: output tokens that are reserved for its call, None where nothing
+    limits it; `ratio`: bytes per token of the model as learned, None where nothing was."""
+
+    bound: int | None = None
+    ratio: float | None = None
+
+
+class Blocked(msgspec.Struct, frozen=True):
+    """A call that a limit keeps from being made, or from going on: `kind` is `rate`, `held` (behind what others have
+    reserved) or `spent` (at a hard limit)."""
+
+    kind: str
+    why: Why
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """What is reserved for the model call of a step: `tokens` of input, which is to be embedded when it `embeds`, and of
+    output at most `most` (0: no bound)."""
+
+    model: str
+    tokens: int
+    embeds: bool = False
+    most: int = 0
+    price: Price | None = None
+
+
 class Unsure(msgspec.Struct, frozen=True):
     """A step that must not be repeated unasked was begun as `call`, and it is not known how that ended."""
 
@@ -37,13 +66,15 @@ class Unsure(msgspec.Struct, frozen=True):
 
 class Append(msgspec.Struct, frozen=True, omit_defaults=True):
     """Events of one attempt, as `append.lua` takes them: pairs of type and JSON object. `batch` numbers the writes of
-    the lease: the same number again (a repeat after a lost answer) writes nothing. `progress` is JSON."""
+    the lease: the same number again (a repeat after a lost answer) writes nothing. `progress` is JSON; `seen` output tokens of calls
+    under way."""
 
     job: str
     lease: int
     batch: int
     events: list[tuple[str, str]]
     progress: str | None = None
+    seen: list[tuple[str, int]] | None = None
 
 
 class EventsStore:
@@ -95,17 +126,28 @@ class EventsStore:
         step: str,
         label: str,
         call: str,
-        tokens: int,
-        embeds: bool = False,
+        reserve: Reservation | None = None,
         once: bool = False,
         again_after: str | None = None,
-    ) -> bytes | Unsure | None:
-        """The journaled result of a step, or None after it was marked as started. `tokens` estimates its input, which
-        is to be embedded when it `embeds`. With
-        `once` a step that was started before, other than as the call `again_after`, is Unsure and left as it is.
+    ) -> bytes | Begun | Unsure | Blocked:
+        """The journaled result of a step, or Begun after it was marked as started and its model call reserved. With
+        `once` a step that was started before, other than as the call `again_after`, is Unsure and left as it is; so is
+        one whose call a limit blocks.
 
         Raises LeaseLostError.
         """
+        wanted: dict[str, Any] = {}
+        if reserve is not None:
+            price = reserve.price
+            wanted = {
+                "model": reserve.model,
+                "tokens": reserve.tokens,
+                "embeds": reserve.embeds,
+                "most": reserve.most,
+                "input_pico": price.input_pico if price else None,
+                "output_pico": price.output_pico if price else None,
+                "price_version": price.version if price else None,
+            }
         reply = await self.scripts.run(
             "begin_step",
             [
@@ -119,16 +161,40 @@ class EventsStore:
             step=step,
             label=label,
             call=call,
-            tokens=tokens,
-            embeds=embeds,
             once=once,
             again_after=again_after,
+            **wanted,
         )
+        match reply[0]:
+            case b"lost":
+                raise LeaseLostError(claimed.job_id)
+            case b"unsure":
+                return Unsure(reply[1].decode())
+            case b"done":
+                result: bytes = reply[1]
+                return result
+            case b"rate" | b"held" | b"spent":
+                return Blocked(reply[0].decode(), why_of(reply[1]))
+        bound = int(reply[1])
+        return Begun(bound if bound >= 0 else None, float(reply[2]) if reply[2] else None)
+
+    async def extend(self, claimed: Claimed, worker: str, *, call: str, seen: int, bound: int) -> int | Blocked:
+        """Reserves more output for a call that has made `seen` tokens and may make `bound`: the new bound, or why there
+        is none. Raises LeaseLostError."""
+        reply = await self.scripts.run(
+            "extend",
+            [self.keys.job(claimed.job_id), self.keys.open_calls(claimed.job_id)],
+            worker=worker,
+            lease=claimed.lease,
+            call=call,
+            seen=seen,
+            bound=bound,
+        )
+        if reply[0] == b"ok":
+            return int(reply[1])
         if reply[0] == b"lost":
             raise LeaseLostError(claimed.job_id)
-        if reply[0] == b"unsure":
-            return Unsure(reply[1].decode())
-        return reply[1] if reply[0] == b"done" else None
+        return Blocked(reply[0].decode(), why_of(reply[1]))
 
     async def finish_step(
         self,
@@ -143,14 +209,18 @@ class EventsStore:
         wasted: int = 0,
         keep_mark: bool = False,
         part: tuple[int, str] | None = None,
+        model: str = "",
+        price: Price | None = None,
+        input_bytes: int = 0,
     ) -> None:
-        """Books a call and, with a result, journals it; once per `call` id. `wasted` tokens of its usage bought
-        nothing. Without a result the step may be begun anew, unless `keep_mark`. `part` (number, `<size_bytes> <blob
+        """Books a call of `model` and, with a result, journals it; once per `call` id. `wasted` tokens of its usage
+        bought nothing; its cost is unknown without a `price`. From `input_bytes` (of what was counted as input) it is
+        learned how many make a token of this model. Without a result the step may be begun anew, unless `keep_mark`. `part` (number, `<size_bytes> <blob
         key>`) is the part of the job's output that the result stands for: it is kept when the result is.
 
         Raises LeaseLostError after booking.
         """
-        reply = await self.scripts.run(
+        written, crossed = await self.scripts.run(
             "finish_step",
             [
                 self.keys.job(claimed.job_id),
@@ -170,9 +240,14 @@ class EventsStore:
             tok_embed=usage.embedding_tokens,
             estimated=usage.estimated,
             wasted=wasted,
+            cost_nano=price.cost_nano(usage.input_tokens, usage.output_tokens, usage.embedding_tokens) if price else None,
+            price_version=price.version if price else None,
+            model=model,
+            input_bytes=input_bytes,
             keep_mark=keep_mark,
             part=part[0] if part else None,
             part_value=part[1] if part else None,
         )
-        if int(reply) == 0:
+        note_crossed(crossed_of(crossed))
+        if int(written) == 0:
             raise LeaseLostError(claimed.job_id)

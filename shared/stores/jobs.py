@@ -11,7 +11,9 @@ from shared.errors import LeaseLostError, RefusedError
 from shared.ids import is_id, random_part
 from shared.jobs import OUTPUT_TYPES, VIEW_FIELDS, JobRow, JobStatus, Outlook
 from shared.keys import Keys
+from shared.limits import SoftCrossed, Standing, budget_refused, crossed_of, rate_refused, standing_of, why_of
 from shared.log import get_logger
+from shared.metrics import SOFT_LIMITS
 from shared.redis import Redis, Scripts
 from shared.specs import Lane, Priority
 
@@ -33,6 +35,7 @@ class Admitted(msgspec.Struct, frozen=True):
     due_ms: int
     outlook: Outlook | None
     replayed: bool
+    standing: Standing | None = None
 
 
 class Claimed(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +58,9 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
     queued_ms: int
     traceparent: str
     run: int = 1  # counts the runs: a manual retry opens the next
+    key: str = ""
+    user: str = ""
+    prompt: str = ""
 
     @property
     def timeout_s(self) -> float:
@@ -68,8 +74,8 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry, input or
-    handback; `result`, `error` and `waiting` (what is asked of a person) are JSON."""
+    """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry, input, budget, delay
+    or handback; `result`, `error` and `waiting` (what is asked of a person, or the limit) are JSON."""
 
     job: str
     lease: int
@@ -77,7 +83,9 @@ class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
     result: str | None = None
     error: str | None = None
     waiting: str | None = None
-    delay_ms: int = 0
+    delay_ms: int | None = None
+    due_ms: int | None = None
+    revision: str | None = None
     upstream_closed: bool = False
     tokens_at_request: int = 0
 
@@ -114,10 +122,12 @@ class JobsStore:
         idem_digest: str | None = None,
         idem_body: str | None = None,
         companion: Companion | None = None,
+        patience_ms: int | None = None,
     ) -> Admitted:
-        """Takes a job in, durably, all or nothing. `class_ms` is class × aging time.
+        """Takes a job in, durably, all or nothing. `class_ms` is class × aging time. With `patience_ms` it is refused when it
+        would wait longer for its token rate.
 
-        Raises RefusedError `idempotency_mismatch`, `queue_full` or `unauthenticated` (the tenant was deleted).
+        Raises RefusedError `idempotency_mismatch`, `queue_full`, `rate_limited`, `budget_exhausted` or `unauthenticated` (the tenant was deleted).
         """
         reply = await self.scripts.run(
             "admit",
@@ -132,9 +142,10 @@ class JobsStore:
             expires_in_ms=expires_in_ms,
             idem_body=idem_body if idem_digest else None,
             companion=msgspec.structs.asdict(companion) if companion else None,
+            patience_ms=patience_ms,
         )
         match [part.decode() for part in reply]:
-            case ["ok", job_id, now, status, due, replayed, *outlook]:
+            case ["ok", job_id, now, status, due, replayed, standing, *outlook]:
                 return Admitted(
                     job_id,
                     int(now),
@@ -142,9 +153,12 @@ class JobsStore:
                     int(due),
                     Outlook.from_reply(outlook) if outlook else None,
                     replayed == "1",
+                    standing_of(standing),
                 )
             case ["full", limit, room_in_s]:
                 raise queue_full(limit, room_in_s)
+            case ["rate" | "budget" as kind, why]:
+                raise limited(kind, why)
             case ["no_tenant"]:
                 raise RefusedError("unauthenticated", "The key's tenant does not exist any more.")
             case _:
@@ -233,7 +247,8 @@ class JobsStore:
         class_ms: int,
         expires_in_ms: int,
     ) -> None:
-        """Opens the next run of a failed, cancelled or expired job. Raises RefusedError `conflict` otherwise."""
+        """Opens the next run of a failed, cancelled or expired job. Raises RefusedError `conflict` otherwise; or
+        `queue_full`, `rate_limited` or `budget_exhausted`."""
         reply = await self.scripts.run(
             "retry",
             [self.keys.job(job_id), self.keys.journal(job_id), self.keys.output(job_id)],
@@ -246,6 +261,8 @@ class JobsStore:
         )
         if reply[0] == b"full":
             raise queue_full(reply[1].decode(), reply[2].decode())
+        if reply[0] in (b"rate", b"budget"):
+            raise limited(reply[0].decode(), reply[1].decode())
         if reply[0] == b"state":
             raise RefusedError(
                 "conflict",
@@ -322,10 +339,11 @@ class JobsStore:
         lease_ms: int,
         jobs: Sequence[tuple[str, int]],
         leaving: bool = False,
+        seen: Sequence[tuple[str, str, int]] = (),
     ) -> list[int]:
         """The worker's heartbeat; `lanes` with the slots it offers there (`20`, or `15s` when lanes share them). Per
         job: 1 renewed, 0 lost, 2 renewed but to be cancelled. One that is `leaving` no longer counts as alive and is
-        not woken; its jobs stay its own."""
+        not woken; its jobs stay its own. `seen`: output tokens of calls under way (job id, call id, tokens)."""
         states = await self.scripts.run(
             "renew",
             [self.keys.leases],
@@ -334,18 +352,20 @@ class JobsStore:
             lease_ms=lease_ms,
             alive_ms=0 if leaving else lease_ms,
             jobs=jobs,
+            seen=seen or None,
         )
         return [int(state) for state in states]
 
     async def settle(self, worker: str, jobs: Sequence[Settlement]) -> list[str]:
         """Ends attempts of this worker, all in one step. Per job its new status, `again`, `lost` or `broken` (its
         record cannot be read). Safe to repeat."""
-        states = await self.scripts.run(
+        states, crossed = await self.scripts.run(
             "settle",
             [self.keys.leases, self.keys.retention],
             worker=worker,
             jobs=jobs,
         )
+        note_crossed(crossed_of(crossed))
         return [state.decode() for state in states]
 
     async def settle_one(self, claimed: Claimed, worker: str, **ending: Any) -> str:
@@ -383,9 +403,21 @@ class JobsStore:
         return len(swept)
 
 
+def note_crossed(crossed: Sequence[SoftCrossed]) -> None:
+    """Counts soft limits that were crossed for the first time in their window."""
+    for one in crossed:
+        SOFT_LIMITS.labels(one.scope, one.period, one.unit).inc()
+        log.warning("budget.soft_limit", scope=one.scope, period=one.period, unit=one.unit)
+
+
 def mismatch() -> RefusedError:
     """The refusal of an idempotency key that stands for another body."""
     return RefusedError("idempotency_mismatch", "This Idempotency-Key was used with another body within 24 hours.")
+
+
+def limited(kind: str, why: str) -> RefusedError:
+    """The refusal of a job over a rate or a budget, from a script's reply."""
+    return rate_refused(why_of(why)) if kind == "rate" else budget_refused(why_of(why))
 
 
 def queue_full(limit: str, room_in_s: str) -> RefusedError:

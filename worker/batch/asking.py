@@ -10,6 +10,7 @@ from shared.errors import (
     BadOutput,
     JobError,
     LeaseLostError,
+    OverLimit,
     UpstreamRateLimited,
     UpstreamRefused,
     UpstreamUnavailable,
@@ -27,7 +28,7 @@ class Verdict:
     """What a job's batches have learned of it together."""
 
     def __init__(self) -> None:
-        self.error: JobError | LeaseLostError | None = None  # why nothing more is asked
+        self.error: JobError | LeaseLostError | OverLimit | None = None  # why nothing more is asked
         self._is_taken = False
         self._refused = 0
 

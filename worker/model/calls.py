@@ -72,13 +72,19 @@ class Progress:
         self.characters = 0  # of all these pieces
         self.stated: CallUsage | None = None
         self.is_over = False  # the answer has come to its end: what is stated is final
+        self.call_id = ""  # in the books
+
+    @property
+    def made(self) -> int:
+        """Output tokens so far by our count: one per chunk, or more where a server sends many in one."""
+        pieces = len(self.parts) + self.other_pieces
+        if self.characters > pieces * CHUNK_CHARACTERS:
+            return self.characters // CHARACTERS_PER_TOKEN
+        return pieces
 
     def usage(self) -> CallUsage:
-        """The provider's figure if it came, else ours: the estimated input, and of the output one token per chunk, or
-        more where a server sends many in one."""
-        made = len(self.parts) + self.other_pieces
-        if self.characters > made * CHUNK_CHARACTERS:
-            made = self.characters // CHARACTERS_PER_TOKEN
+        """The provider's figure if it came, else ours: the estimated input, and the output that was seen."""
+        made = self.made
         if self.stated is not None:
             # Some state a figure early on, and go on.
             if self.is_over or made <= self.stated.output_tokens:

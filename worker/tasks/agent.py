@@ -113,7 +113,7 @@ async def _plan(offered: Sequence[Tool], context: JobContext) -> _Plan:
         tools = [_PlannedTool(tool.name, tool.description, tool.parameters, tool.replay) for tool in offered]
         return msgspec.json.encode(_Plan(AGENT, AGENT_LAST, tools))
 
-    journaled, _reused = await context.journal.step("plan", b"", 0, make)
+    journaled, _reused = await context.journal.step("plan", b"", make)
     return msgspec.json.decode(journaled, type=_Plan)
 
 

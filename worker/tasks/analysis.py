@@ -115,7 +115,7 @@ async def _fetch(url: str, context: JobContext) -> Extracted:
         extracted, _where = await context.deps.tools.pages.read(url)
         return msgspec.json.encode(extracted)
 
-    journaled, _ = await context.journal.step("fetch", url.encode(), 0, make)
+    journaled, _ = await context.journal.step("fetch", url.encode(), make)
     return msgspec.json.decode(journaled, type=Extracted)
 
 

@@ -17,10 +17,11 @@ from shared.batch import MAX_LINE_BYTES
 from shared.batch import lines as lines_of
 from shared.blobs import BlobMissingError
 from shared.clock import monotonic_s
-from shared.errors import BadOutput, InternalError, InvalidInput, JobError, LeaseLostError, UpstreamRefused
+from shared.errors import BadOutput, InternalError, InvalidInput, JobError, LeaseLostError, OverLimit, UpstreamRefused
 from shared.jobs import Output
 from shared.log import get_logger
 from shared.specs import EmbeddingSource
+from shared.stores.events import Reservation
 from shared.stores.outputs import part_key
 from worker.batch.asking import Asking, Verdict
 from worker.batch.parts import Failure, Found, Parts, render
@@ -99,7 +100,7 @@ async def _plan(spec: EmbeddingSource, context: JobContext) -> Plan:
             )
         )
 
-    journaled, _ = await context.journal.step("plan", b"", 0, make)
+    journaled, _ = await context.journal.step("plan", b"", make)
     return msgspec.json.decode(journaled, type=Plan)
 
 
@@ -140,7 +141,7 @@ class _Work:
         self._read_bytes = self._total_bytes
         self._tell(force=True)
 
-    def _fail(self, error: JobError | LeaseLostError) -> None:
+    def _fail(self, error: JobError | LeaseLostError | OverLimit) -> None:
         """The job ends with this error, if it is the first; nothing more is asked."""
         self._verdict.error = self._verdict.error or error
 
@@ -167,7 +168,7 @@ class _Work:
         try:
             if self._verdict.error is None:
                 self._count(batch, await self._one(batch))
-        except (JobError, LeaseLostError) as error:
+        except (JobError, LeaseLostError, OverLimit) as error:
             self._fail(error)
         except BlobMissingError as error:
             self._fail(InvalidInput(f"A part of the job's output was deleted: {error}"))
@@ -232,7 +233,9 @@ class _Work:
 
         await self._ready.acquire()
         try:
-            journaled, reused = await context.step(label, identity, batch.tokens, make, progress=requests)
+            model = context.job.model
+            reserve = Reservation(model, batch.tokens, embeds=True, price=context.deps.prices.price(model))
+            journaled, reused = await context.step(label, identity, reserve, make, progress=requests)
         except JobError as error:
             error.step = error.step or label
             raise

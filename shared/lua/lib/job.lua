@@ -1,9 +1,9 @@
--- job: steps that several scripts share. What concerns sets of all jobs is gathered in `acc` and written once per call
+-- job: steps that several scripts share. Scripts that let go of jobs include limits and books before it. What concerns sets of all jobs is gathered in `acc` and written once per call
 -- of the script by `flush`, which every script that includes this and releases or finishes jobs must call at its end.
 
 local FIELDS = {'status', 'tenant', 'lane', 'owner', 'lease', 'settled', 'est', 'weight', 'seq', 'retention_ms',
   'claimed_ms', 'calls'}
-local MORE = {'score', 'tok_at_claim', 'tok_in', 'tok_out', 'tok_embed', 'cancel_ms', 'cancel_tokens'}
+local MORE = {'score', 'tok_at_claim', 'tok_in', 'tok_out', 'tok_embed', 'cancel_ms', 'cancel_tokens', 'wait_reason'}
 
 local function read(key, row, names)
   local values = redis.call('HMGET', key, unpack(names))
@@ -44,24 +44,38 @@ end
 
 local acc = {unleased = {}, kept = {}, unexpiring = {}, freed = {}, slots = {}, used = {}, ran = {}}
 
--- The estimate of a call that is under way, and the counter that it belongs to: `120` of input, `120e` to embed.
-local function estimate_of(text)
-  return string.match(text, '^%d+'), string.sub(text, -1) == 'e' and 'tok_embed' or 'tok_in'
-end
+-- What the books want to know of a job.
+local BOOKED = {'tenant', 'key', 'user', 'prompt', 'type', 'model'}
 
--- Books what was in flight when a worker let go of a job: the estimates of its calls, as wasted. If such a call ends
--- after all (its worker was only frozen), finish_step puts the true figure in its place.
+-- Books what was in flight when a worker let go of a job: the input of its calls and the output that was seen of them, as
+-- estimated and wasted. If such a call ends after all (its worker was only frozen), finish_step corrects it.
 local function book_open_calls(job_id, key, row)
   local open = P .. 'open:' .. job_id
-  local calls = redis.call('HGETALL', open)
-  for i = 1, #calls, 2 do
-    local tokens, field = estimate_of(calls[i + 1])
-    row[field] = redis.call('HINCRBY', key, field, tokens)
-    redis.call('HINCRBY', key, 'tok_wasted', tokens)
-    redis.call('HINCRBY', key, 'estimated', 1)
-    redis.call('HSET', P .. 'journal:' .. job_id, 'call:' .. calls[i], calls[i + 1])
+  local entries, seen = redis.call('HGETALL', open), {}
+  if #entries == 0 then return end
+  for i = 1, #entries, 2 do
+    local call_id = string.match(entries[i], '^(.*):o$')
+    if call_id then seen[call_id] = tonumber(entries[i + 1]) end
   end
-  if #calls > 0 then redis.call('DEL', open) end
+  local job = read(key, {}, BOOKED)
+  for i = 1, #entries, 2 do
+    local call_id = entries[i]
+    if string.sub(call_id, -2) ~= ':o' then
+      local hold = cjson.decode(entries[i + 1])
+      local input, embedded, output = hold.e and 0 or hold.i, hold.e and hold.i or 0, seen[call_id] or 0
+      local total = input + embedded + output
+      let_go(hold, total)
+      local nano = nil
+      if hold.pi then nano = nano_of(hold, hold.i, output) end
+      local call = {id = call_id, step = hold.s, model = hold.m, version = hold.pv, estimated = true}
+      book(job_id, key, job, call, input, output, embedded, total, nano)
+      redis.call('HSET', P .. 'journal:' .. job_id, 'call:' .. call_id,
+        cjson.encode({i = input, o = output, e = embedded, n = nano}))
+    end
+  end
+  redis.call('DEL', open)
+  if job.tok_in then row.tok_in, row.tok_out, row.tok_embed = job.tok_in, job.tok_out, job.tok_embed end
+  row.seq = redis.call('HGET', key, 'seq')
 end
 
 -- Takes a job off its worker: lease, slot, and the correction of the tenant's counter by what was really used. That its
@@ -123,7 +137,8 @@ local function cancel(job_id, key, row)
   local status = row.status
   if status == 'queued' or status == 'scheduled' or status == 'waiting' then
     queue_remove(job_id, row.lane, row.tenant, row.est)
-    unschedule(job_id, row.lane, row.tenant, status)
+    unschedule(job_id, row.lane, row.tenant, row.wait_reason == 'rateLimit' and 'scheduled' or status)
+    unpause(job_id, row.tenant)
     finish(job_id, key, row, 'cancelled', '{}', 'cancel_ms', NOW, 'cancel_tokens', tokens_of(row), 'cancelled_ms', NOW,
       'error', '', 'due_ms', '', 'wait_reason', '', 'waiting', '')
     return 'cancelled'
@@ -139,8 +154,8 @@ end
 
 -- Hands a job back that its worker holds: the same attempt goes on elsewhere, at its old place.
 local function hand_back(job_id, key, row)
-  local seq = tonumber(row.seq) + 1
   release(job_id, key, row)
+  local seq = tonumber(row.seq) + 1
   redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'handed_back', 1, 'seq', seq, 'told', '',
     'settled', row.lease)
   emit_as(job_id, seq, 'job.queued', '{"reason":"handback"}')

@@ -14,7 +14,8 @@ local function outlook(lane, tenant, rank, est, woken)
     local all = math.max(0, tokens - est)
     ahead_tokens = own <= rank + 1 and all or math.floor(all * rank / (own - 1))
   end
-  local limit = tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'max_concurrent') or math.huge)
+  local limits = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'policy')
+  local limit = tonumber(limits[1] or math.huge)
   local used = tonumber(redis.call('HGET', P .. 'running', tenant) or '0')
   local parked = used >= limit
   -- Tenants share: while one job of this tenant starts, so do about as many of the others as they weigh.
@@ -36,6 +37,7 @@ local function outlook(lane, tenant, rank, est, woken)
   if free > 0 and not woken and pace[7] == '1' and redis.call('SCARD', P .. 'idle:' .. lane) == 0 then free = 0 end
   local waiting = 'worker'
   if parked then waiting = 'tenantConcurrency' elseif rank > 0 then waiting = 'priority' end
+  if limits[2] and redis.call('ZSCORE', P .. 'q:' .. lane .. ':rated', tenant) then waiting = 'rateLimit' end
   if slots <= 0 then return ahead_tokens, waiting, -1, -1 end
   if free > ahead then return ahead_tokens, waiting, 0, 0 end
   local n = tonumber(pace[4] or '0')

@@ -1,7 +1,8 @@
 -- queue: the ready structure of a lane. Tenants share by tokens served per weight (virtual counters: what their ended
 -- jobs used, and the estimates of those that run); inside a tenant a job's score is queuedAt + class * agingSeconds,
 -- so a job is overtaken only by jobs of its tenant that were queued at most one aging time per class after it. A tenant
--- at its concurrency limit is parked: it leaves the order until a slot of its own is free, so that nobody walks past.
+-- at its concurrency limit is parked: it leaves the order until a slot of its own is free, so that nobody walks past;
+-- likewise (`rated`) one that is over its token rate, until that has room.
 
 local LANES = {'interactive', 'batch'}
 -- Counters stay within what a score holds exactly.
@@ -77,6 +78,7 @@ local function queue_push(job_id, lane, tenant, score, est)
   redis.call('HINCRBY', P .. 'q:' .. lane .. ':tokens', tenant, est or 0)
   if not redis.call('ZSCORE', P .. 'q:' .. lane .. ':tenants', tenant) then
     if redis.call('SISMEMBER', P .. 'q:' .. lane .. ':parked', tenant) == 1 then return false end
+    if redis.call('ZSCORE', P .. 'q:' .. lane .. ':rated', tenant) then return false end
     queue_enter(lane, tenant)
   end
   return wake(lane)
@@ -92,6 +94,7 @@ local function queue_left(lane, tenant, count, est)
   redis.call('HDEL', P .. 'q:' .. lane .. ':tokens', tenant)
   redis.call('ZREM', P .. 'q:' .. lane .. ':tenants', tenant)
   redis.call('SREM', P .. 'q:' .. lane .. ':parked', tenant)
+  redis.call('ZREM', P .. 'q:' .. lane .. ':rated', tenant)
   return false
 end
 
@@ -109,6 +112,18 @@ local function unpark(tenant)
       local counter = bounded(served_of(lane, tenant) + held_of(lane, tenant))
       redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', int(counter), tenant)
       wake(lane)
+    end
+  end
+end
+
+-- Tenants whose token rate has room again return to the order; one by name, or those that are due.
+local function unrate(lane, tenant)
+  local rated = P .. 'q:' .. lane .. ':rated'
+  local due = tenant and {tenant} or redis.call('ZRANGEBYSCORE', rated, '-inf', NOW)
+  for _, id in ipairs(due) do
+    if redis.call('ZREM', rated, id) == 1 then
+      redis.call('ZADD', P .. 'q:' .. lane .. ':tenants', int(bounded(served_of(lane, id) + held_of(lane, id))), id)
+      if tenant then wake(lane) end
     end
   end
 end
@@ -147,12 +162,31 @@ local function unschedule(job_id, lane, tenant, status)
   end
 end
 
+-- A job waits for its budget no longer.
+local function unpause(job_id, tenant)
+  if redis.call('ZREM', P .. 'paused', job_id) == 1 then redis.call('SREM', P .. 'paused:' .. tenant, job_id) end
+end
+
+-- A tenant's limits have changed: what waits for them is looked at anew, at the next upkeep.
+local function limits_changed(tenant)
+  for _, lane in ipairs(LANES) do unrate(lane, tenant) end
+  unpark(tenant)
+  for _, job_id in ipairs(redis.call('SMEMBERS', P .. 'paused:' .. tenant)) do
+    redis.call('ZADD', P .. 'paused', 'XX', NOW, job_id)
+  end
+end
+
 -- Makes up to `most` delayed jobs of a lane that are due ready.
 local function promote(lane, most)
+  unrate(lane)
   for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'delayed:' .. lane, '-inf', NOW, 'LIMIT', 0, most)) do
     local key = P .. 'job:' .. job_id
-    local row = redis.call('HMGET', key, 'status', 'tenant', 'score', 'est')
-    if row[1] == 'scheduled' or row[1] == 'waiting' then
+    local row = redis.call('HMGET', key, 'status', 'tenant', 'score', 'est', 'wait_reason')
+    if row[1] == 'queued' and row[5] == 'rateLimit' then
+      unschedule(job_id, lane, row[2], 'scheduled')
+      redis.call('HSET', key, 'due_ms', '', 'wait_reason', '', 'told', '')
+      queue_push(job_id, lane, row[2], tonumber(row[3]), tonumber(row[4] or '0'))
+    elseif row[1] == 'scheduled' or row[1] == 'waiting' then
       unschedule(job_id, lane, row[2], row[1])
       redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'due_ms', '', 'wait_reason', '', 'told', '')
       emit(job_id, 'job.queued', '{}')

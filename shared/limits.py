@@ -1,0 +1,200 @@
+"""What a limit says when it holds something up, as the scripts put it and as people read it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+
+from shared.clock import rfc3339
+from shared.errors import RefusedError
+from shared.jobs import LimitDetail
+from shared.policy import NANO
+
+
+class Why(msgspec.Struct, frozen=True, rename="camel"):
+    """A limit that is reached, as `lib/limits.lua` writes it. Money is in nano-USD, `waitUs` in microseconds."""
+
+    scope: str
+    id: str
+    unit: str
+    limit: int
+    used: int
+    reserved: int
+    remaining: int
+    period: str | None = None
+    frees_at: int | None = None  # ms
+    burst: int | None = None
+    requested: float | None = None
+    wait_us: float | None = None
+    revision: str | None = None
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a rate has room; 0 for a budget."""
+        return (self.wait_us or 0) / 1e6
+
+
+_decode: Final = msgspec.json.Decoder(Why).decode
+
+
+def why_of(text: str | bytes) -> Why:
+    """From a script's reply."""
+    return _decode(text)
+
+
+def _amount(why: Why, value: float) -> float:
+    return value / NANO if why.unit == "usd" else value
+
+
+def detail_of(why: Why, now_ms: int | None = None) -> LimitDetail:
+    """As the API shows it; `now_ms` for the time at which a rate frees."""
+    frees = why.frees_at
+    if why.wait_us is not None and now_ms is not None:
+        frees = now_ms + math.ceil(why.wait_us / 1000)
+    return LimitDetail(
+        scope=why.scope,
+        id=why.id.partition(":")[2][2:] if why.scope in ("user", "prompt") else why.id,
+        unit=why.unit,
+        period=why.period or "minute",
+        limit=_amount(why, why.limit),
+        used=_amount(why, why.used),
+        reserved=_amount(why, why.reserved),
+        remaining=_amount(why, why.remaining),
+        frees_at=None if frees is None else rfc3339(frees),
+    )
+
+
+def sentence_of(why: Why) -> str:
+    """The same in words."""
+    owner = {"tenant": "The tenant", "key": "The key", "user": "The end user", "prompt": "The prompt"}[why.scope]
+    if why.wait_us is not None:
+        return (
+            f"{owner} may have {why.limit:,} {why.unit} per minute, {why.burst or why.limit:,} at once; "
+            f"{why.remaining:,} are left and {math.ceil(why.requested or 1):,} were asked for. "
+            f"There is room in {why.wait_us / 1e6:.3f} s."
+        )
+    window = {"day": "today", "month": "this month", "total": "in all"}[why.period or "total"]
+
+    def shown(value: float) -> str:
+        return f"{value / NANO:.6f} USD" if why.unit == "usd" else f"{value:,.0f} tokens"
+
+    frees = f" It is free again at {rfc3339(why.frees_at)}." if why.frees_at is not None else ""
+    return (
+        f"{owner} may spend {shown(why.limit)} {window}: {shown(why.used)} are used, {shown(why.reserved)} reserved, "
+        f"{shown(why.remaining)} left.{frees}"
+    )
+
+
+def members_of(detail: LimitDetail) -> dict[str, Any]:
+    """Members of a problem object."""
+    shown: dict[str, Any] = msgspec.to_builtins(detail)
+    return shown
+
+
+def budget_refused(why: Why) -> RefusedError:
+    """The refusal of new work at a hard limit. Repeating does not help: SDKs are told so."""
+    return RefusedError(
+        "budget_exhausted", sentence_of(why), headers={"x-should-retry": "false"}, members=members_of(detail_of(why))
+    )
+
+
+def rate_refused(why: Why, now_ms: int | None = None) -> RefusedError:
+    """The refusal of a request over its rate; it has spent nothing."""
+    return RefusedError(
+        "rate_limited",
+        sentence_of(why),
+        headers=retry_headers(why.wait_s),
+        members=members_of(detail_of(why, now_ms)),
+    )
+
+
+def retry_headers(wait_s: float) -> dict[str, str]:
+    """When to come again: whole seconds, rounded up, and exactly in ms as OpenAI's SDKs read it."""
+    return {"Retry-After": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(max(1, math.ceil(wait_s * 1000)))}
+
+
+class Rate(msgspec.Struct, frozen=True, rename="camel"):
+    """How a rate stands: `resetUs` until it is full again."""
+
+    scope: str
+    limit: int
+    burst: int
+    remaining: int
+    reset_us: int
+
+
+class SoftCrossed(msgspec.Struct, frozen=True, rename="camel"):
+    """A soft limit that is crossed. Money in nano-USD."""
+
+    scope: str
+    period: str
+    unit: str
+    used: int
+    soft: int
+    hard: int | None = None
+
+
+class Standing(msgspec.Struct, frozen=True, rename="camel"):
+    """How the limits of a request stand, for its answer's headers."""
+
+    requests: Rate | None = None
+    tokens: Rate | None = None
+    warnings: list[SoftCrossed] = []
+
+
+_decode_standing: Final = msgspec.json.Decoder(Standing).decode
+_decode_crossed: Final = msgspec.json.Decoder(list[SoftCrossed]).decode
+
+
+def standing_of(text: str) -> Standing | None:
+    """From a script's reply; None without limits."""
+    return _decode_standing(text) if text else None
+
+
+def crossed_of(text: str | bytes) -> list[SoftCrossed]:
+    """From a script's reply."""
+    return [] if text in ("[]", b"[]") else _decode_crossed(text)
+
+
+def limit_headers(standing: Standing | None) -> dict[str, str]:
+    """`RateLimit` and its policy (draft-ietf-httpapi-ratelimit-headers), the same as OpenAI sends it, and warnings."""
+    if standing is None:
+        return {}
+    headers: dict[str, str] = {}
+    policies, states = [], []
+    for name, rate in (("requests", standing.requests), ("tokens", standing.tokens)):
+        if rate is None:
+            continue
+        full_s = rate.reset_us / 1e6
+        policies.append(f'"{name}";q={rate.limit};w=60')
+        states.append(f'"{name}";r={rate.remaining};t={math.ceil(full_s)}')
+        headers[f"x-ratelimit-limit-{name}"] = str(rate.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(rate.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = _duration(full_s)
+    if policies:
+        headers["RateLimit-Policy"] = ", ".join(policies)
+        headers["RateLimit"] = ", ".join(states)
+    if standing.warnings:
+        headers["X-Usage-Warning"] = ", ".join(map(_warning, standing.warnings))
+    return headers
+
+
+def _warning(crossed: SoftCrossed) -> str:
+    def shown(value: int | None) -> str:
+        if value is None:
+            return "none"
+        return f"{value / NANO:.6f}" if crossed.unit == "usd" else str(value)
+
+    name = f"{crossed.scope}-{crossed.period}-{crossed.unit}"
+    return f"{name}; used={shown(crossed.used)}; soft={shown(crossed.soft)}; hard={shown(crossed.hard)}"
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: `120ms`, `1.5s`, `6m0s`."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    text = f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
+    return f"{int(minutes)}m{text}" if minutes else text

@@ -1,0 +1,116 @@
+"""How an attempt meets a limit: it waits a little in its slot, then gives the slot back and goes on later."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+from shared.clock import monotonic_s
+from shared.errors import OverLimit
+from shared.limits import Why, detail_of, sentence_of
+from shared.metrics import LIMIT_WAITS
+from shared.specs import Lane
+from shared.stores.events import Blocked
+from worker.journal import Journal, Step
+from worker.model.calls import Progress
+from worker.model.client import Pacer
+
+RATE_SLOT_S: Final = 5.0  # a call that may be made so soon waits in its slot
+HELD_S: Final = {Lane.INTERACTIVE: 8.0, Lane.BATCH: 2.0}  # likewise for what others have reserved and may not need
+HELD_RETRY_S: Final = 5.0  # then the job is looked at again
+STREAM_HELD_S: Final = (1.0, 3.0)  # an answer that is under way: not all that wait for each other give up at once
+LOOK_S: Final = 0.25
+AHEAD: Final = 16  # output tokens before its end that a bound is raised, so that the stream need not wait
+
+
+def over_limit(blocked: Blocked) -> OverLimit:
+    """The end of an attempt that a limit keeps from going on."""
+    why = blocked.why
+    kind = "rate" if blocked.kind == "rate" else "budget"
+    delay_s = why.wait_s if kind == "rate" else HELD_RETRY_S if blocked.kind == "held" else None
+    return OverLimit(
+        kind, sentence_of(why), detail_of(why), delay_s=delay_s, due_ms=why.frees_at, revision=why.revision
+    )
+
+
+class Patience:
+    """The waits of one call before it is made."""
+
+    def __init__(self, lane: str, ends_s: float) -> None:
+        """`ends_s`: when the attempt's time is over, monotonic."""
+        self._held_until_s = monotonic_s() + HELD_S[Lane(lane)]
+        self._ends_s = ends_s
+
+    async def wait(self, blocked: Blocked) -> None:
+        """Until it is worth another look. Raises OverLimit when that takes too long."""
+        LIMIT_WAITS.labels(blocked.kind).inc()
+        wait_s = _wait_s(blocked.kind, blocked.why)
+        too_long = wait_s > RATE_SLOT_S or (blocked.kind == "held" and monotonic_s() > self._held_until_s)
+        if blocked.kind == "spent" or too_long or monotonic_s() + wait_s > self._ends_s:
+            raise over_limit(blocked)
+        await asyncio.sleep(wait_s)
+
+
+def _wait_s(kind: str, why: Why) -> float:
+    if kind == "rate":
+        return why.wait_s + 0.001
+    return LOOK_S * random.uniform(0.5, 1.5)  # noqa: S311 - so that those who wait do not look in step
+
+
+class Allowance:
+    """The output that one call may make, reserved slice by slice while it comes; the pacer of its stream."""
+
+    def __init__(self, journal: Journal, step: Step, progress: Progress, pacer: Pacer | None) -> None:
+        self._journal = journal
+        self._call_id = step.call_id
+        self._bound = step.bound
+        self._progress = progress
+        self._pacer = pacer
+        self._asking: asyncio.Task[None] | None = None
+        self._blocked: Blocked | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the stream should wait. Asks for more in time."""
+        if self._bound is not None:
+            made = self._progress.made
+            if made + AHEAD >= self._bound:
+                if self._asking is None and self._blocked is None:
+                    self._asking = asyncio.create_task(self._extend(), name="extend")
+                # What is reserved may be used to the last token; the chunk that goes beyond is the one too many.
+                if made > self._bound:
+                    return True
+        return self._pacer is not None and self._pacer.is_full
+
+    async def room(self) -> None:
+        """Waits for more. Raises OverLimit when there is none, and LeaseLostError."""
+        while self._bound is not None and self._progress.made > self._bound:
+            if self._blocked is not None:
+                raise over_limit(self._blocked)
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._extend(), name="extend")
+            await asyncio.shield(self._asking)
+        if self._pacer is not None and self._pacer.is_full:
+            await self._pacer.room()
+
+    async def _extend(self) -> None:
+        assert self._bound is not None
+        until_s = monotonic_s() + random.uniform(*STREAM_HELD_S)  # noqa: S311
+        while True:
+            granted = await self._journal.extend(self._call_id, self._progress.made, self._bound)
+            if isinstance(granted, int):
+                self._bound, self._asking = granted, None
+                return
+            if granted.kind != "held" or monotonic_s() > until_s:
+                self._blocked, self._asking = granted, None
+                return
+            LIMIT_WAITS.labels("stream").inc()
+            await asyncio.sleep(LOOK_S)
+
+    async def close(self) -> None:
+        """The call is over. A request for more that is under way comes to its end first: it must not reserve anything
+        for a call that is settled."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
