@@ -18,8 +18,8 @@ from shared.clock import monotonic_s
 from shared.errors import RefusedError
 from shared.events import Event, one_line
 from shared.ids import is_id
-from shared.jobs import JobRow, JobStatus, queue_of, retry_after_s
-from shared.limits import retry_headers
+from shared.jobs import JobRow, JobStatus, LimitDetail, queue_of, retry_after_s
+from shared.limits import members_of, retry_headers
 from shared.problems import PROBLEMS
 
 # A chat that fails before its first text is answered with a status, if that comes so soon; later with an event.
@@ -48,7 +48,7 @@ def failure_of(error: dict[str, Any]) -> RefusedError:
         code if code in PROBLEMS else "internal",
         str(error.get("message", "")),
         headers={"x-should-retry": "false"} if limit else None,
-        members=limit,
+        members=members_of(msgspec.convert(limit, LimitDetail)) if limit else None,
     )
 
 

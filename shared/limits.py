@@ -89,8 +89,7 @@ def sentence_of(why: Why) -> str:
 
 def members_of(detail: LimitDetail) -> dict[str, Any]:
     """Members of a problem object."""
-    shown: dict[str, Any] = msgspec.to_builtins(detail)
-    return shown
+    return msgspec.structs.asdict(detail)
 
 
 def budget_refused(why: Why) -> RefusedError:

@@ -41,7 +41,7 @@ from shared.ids import CROCKFORD
 from shared.keys import Keys
 from shared.redis import Redis, connect
 from shared.specs import Lane
-from shared.stores.events import CallUsage, EventsStore
+from shared.stores.events import Begun, CallUsage, Reservation, EventsStore
 from shared.stores.jobs import MAX_LOST_WORKERS, Claimed, JobsStore, Settlement
 from tests.conftest import RedisServer
 
@@ -693,14 +693,17 @@ class Machine(RuleBasedStateMachine):
         job, call = self.model.jobs.get(claim.job_id), f"c{next(self.ticks)}"
         for again in (False, True) if twice else (False,):
             try:
-                known = self.do(self.events.begin_step(claim, worker, step=step, label=step, call=call, tokens=est))
+                reserve = Reservation("m", est)
+                known = self.do(
+                    self.events.begin_step(claim, worker, step=step, label=step, call=call, reserve=reserve)
+                )
             except LeaseLostError:
                 assert not self.holds(claim, worker)
                 continue
             assert self.holds(claim, worker), "a step without a lease"
             assert job is not None
             done = job.steps.get(step)
-            assert known == (done[0] if done else None)
+            assert known == (done[0] if done else Begun())
             if again:
                 continue
             if done:
@@ -1038,8 +1041,9 @@ class Machine(RuleBasedStateMachine):
         for job in jobs:
             self.check_job(job, pairs(found[f"job:{job.id}"]))
             self.check_log(job, found.get(f"log:{job.id}", [0]))
-            calls = {name: str(call.est) for name, call in job.calls.items() if call.state == "open"}
-            assert pairs(found.get(f"open:{job.id}", [])) == calls
+            calls = {name: call.est for name, call in job.calls.items() if call.state == "open"}
+            holds = {name: json.loads(hold)["i"] for name, hold in pairs(found.get(f"open:{job.id}", [])).items()}
+            assert holds == calls
             assert pairs(found.get(f"output:{job.id}", [])) == job.parts
         assert set(found.get("trash", [])) == self.model.trash
         for lane in LANES:

@@ -11,7 +11,7 @@ import pytest
 from shared.blobs import BlobMissingError, LocalBlobs, blobs_of
 from shared.errors import BlobsUnavailableError, LeaseLostError
 from shared.jobs import links_of
-from shared.stores.events import CallUsage
+from shared.stores.events import Begun, CallUsage, Reservation
 from shared.stores.outputs import OutputsStore, Part, contiguous, output_prefix, part_key
 from shared.upkeep import Disposal
 from tests.conftest import ADMIN_KEY, Answer, Stack, chat
@@ -198,7 +198,7 @@ async def test_a_part_is_kept_with_its_result_once(edge: Stack) -> None:
         )
     new = await claim(edge, "w2")
     for call, result in (("c2", None), ("c3", b"{}")):
-        assert await edge.events.begin_step(new, "w2", call=call, tokens=10, **STEP) is None
+        assert isinstance(await edge.events.begin_step(new, "w2", call=call, reserve=Reservation("m", 10), **STEP), Begun)
         assert await outputs.parts(job_id) == []
         await edge.events.finish_step(
             new, "w2", call=call, usage=usage, result=result, part=(0, f"5 outputs/t/j/0-{call}"), **STEP

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.stores.events import CallUsage
+from shared.stores.events import Begun, CallUsage, Reservation
 from shared.subscriber import Subscriber
 from tests.conftest import DevModel, RedisServer, Stack, analysis, chat
 
@@ -132,7 +132,7 @@ async def test_idleness_saves_up_no_credit(edge: Stack) -> None:
     served = await claim(edge, count=20)
     for job in served:
         step = {"step": "s", "label": "s", "call": job.job_id}
-        await edge.events.begin_step(job, "w1", tokens=1_000, **step)
+        await edge.events.begin_step(job, "w1", reserve=Reservation("m", 1_000), **step)
         await edge.events.finish_step(job, "w1", usage=CallUsage(1_000, 0), result=b"{}", **step)
     await finish(edge, served)
     for _ in range(20):

@@ -15,7 +15,7 @@ import pytest
 from api.live import Hub, follow
 from shared.errors import LeaseLostError, ReaderFailed
 from shared.redis import OUTAGE, connect
-from shared.stores.events import CallUsage
+from shared.stores.events import Begun, CallUsage, Reservation
 from tests.conftest import ADMIN_KEY, DevModel, RedisServer, Stack, analysis, chat
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ async def claim(stack: Stack, worker: str = "w1", lease_ms: int = 60_000) -> Any
 async def lose(stack: Stack, worker: str) -> Any:
     """A job claimed by a worker that is then lost, with one call of 100 tokens under way."""
     job = await claim(stack, worker, lease_ms=1)
-    await stack.events.begin_step(job, worker, call=f"c-{worker}", tokens=100, **STEP)
+    await stack.events.begin_step(job, worker, call=f"c-{worker}", reserve=Reservation("m", 100), **STEP)
     await asyncio.sleep(0.02)
     await stack.jobs.reap()
     return job
@@ -91,7 +91,7 @@ async def test_a_call_of_a_lost_worker_is_booked_once_in_any_order(edge: Stack) 
     with pytest.raises(LeaseLostError):
         await edge.events.finish_step(old, "w1", call="c-w1", usage=CallUsage(90, 10), result=b"{}", **STEP)
     new = await claim(edge, "w2")
-    assert await edge.events.begin_step(new, "w2", call="c2", tokens=100, **STEP) is None
+    assert isinstance(await edge.events.begin_step(new, "w2", call="c2", reserve=Reservation("m", 100), **STEP), Begun)
     found = await usage(edge, job_id)
     assert (found["totalTokens"], found["wastedTokens"], found["estimated"]) == (100, 100, False)
 
@@ -104,7 +104,7 @@ async def test_what_was_in_flight_is_booked_however_the_job_ends(edge: Stack) ->
     assert (found["totalTokens"], found["wastedTokens"], found["estimated"]) == (300, 300, True)
     cancelled = await edge.submit(chat())
     job = await claim(edge, "w9", lease_ms=1)
-    await edge.events.begin_step(job, "w9", call="c9", tokens=100, **STEP)
+    await edge.events.begin_step(job, "w9", call="c9", reserve=Reservation("m", 100), **STEP)
     await edge.jobs.cancel(job.tenant, cancelled)
     await asyncio.sleep(0.02)
     await edge.jobs.reap()
@@ -117,10 +117,10 @@ async def test_beginning_a_step_may_be_repeated(edge: Stack) -> None:
     job_id = await edge.submit(chat())
     job = await claim(edge)
     for _ in range(2):
-        assert await edge.events.begin_step(job, "w1", call="c1", tokens=100, **STEP) is None
+        assert isinstance(await edge.events.begin_step(job, "w1", call="c1", reserve=Reservation("m", 100), **STEP), Begun)
     await edge.events.finish_step(job, "w1", call="c1", usage=CallUsage(60, 40), result=b'{"a":1}', **STEP)
     for _ in range(2):
-        assert await edge.events.begin_step(job, "w1", call="c2", tokens=100, **STEP) == b'{"a":1}'
+        assert await edge.events.begin_step(job, "w1", call="c2", reserve=Reservation("m", 100), **STEP) == b'{"a":1}'
     found = await usage(edge, job_id)
     assert (found["totalTokens"], found["reusedTokens"], found["estimated"]) == (100, 100, False)
     assert sum(event.get("reused") is True for event in await edge.log(job_id)) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from shared.errors import LeaseLostError
 from shared.events import NewEvent
-from shared.stores.events import CallUsage
+from shared.stores.events import Begun, CallUsage, Reservation
 from tests.conftest import DevModel, RedisServer, Stack, analysis, chat
 
 LONG = " ".join(f"word{n}" for n in range(400))
@@ -89,7 +89,7 @@ async def test_only_the_owner_of_the_lease_writes(edge: Stack) -> None:
     with pytest.raises(LeaseLostError):
         await edge.jobs.settle_one(old, "w1", outcome="complete", result='{"text":"old"}')
     with pytest.raises(LeaseLostError):
-        await edge.events.begin_step(old, "w1", step="s", label="s", call="c", tokens=1)
+        await edge.events.begin_step(old, "w1", step="s", label="s", call="c", reserve=Reservation("m", 1))
     states = await edge.jobs.renew(worker="w1", lanes=[("interactive", 1)], lease_ms=1_000, jobs=[(job_id, old.lease)])
     assert states == [0]
     await edge.jobs.settle_one(new, "w2", outcome="complete", result='{"text":"new"}')
@@ -354,11 +354,11 @@ async def test_usage_is_booked_once_and_also_after_the_lease_was_lost(edge: Stac
     job_id = await edge.submit(chat())
     (old,) = await claim(edge, "w1", lease_ms=1)
     step = {"step": "chat:1", "label": "chat"}
-    assert await edge.events.begin_step(old, "w1", call="c1", tokens=100, **step) is None
+    assert isinstance(await edge.events.begin_step(old, "w1", call="c1", reserve=Reservation("m", 100), **step), Begun)
     await asyncio.sleep(0.02)
     await edge.jobs.reap()
     (new,) = await claim(edge, "w2")
-    assert await edge.events.begin_step(new, "w2", call="c2", tokens=100, **step) is None
+    assert isinstance(await edge.events.begin_step(new, "w2", call="c2", reserve=Reservation("m", 100), **step), Begun)
     view = (await edge.call("GET", f"/api/jobs/{job_id}")).json
     assert (view["usage"]["inputTokens"], view["usage"]["wastedTokens"]) == (100, 100)
     with pytest.raises(LeaseLostError):
@@ -367,7 +367,7 @@ async def test_usage_is_booked_once_and_also_after_the_lease_was_lost(edge: Stac
         await edge.events.finish_step(new, "w2", call="c2", usage=CallUsage(90, 20), result=b'{"new":1}', **step)
     usage = (await edge.call("GET", f"/api/jobs/{job_id}")).json["usage"]
     assert (usage["inputTokens"], usage["outputTokens"], usage["wastedTokens"]) == (180, 30, 100)
-    assert await edge.events.begin_step(new, "w2", call="c3", tokens=100, **step) == b'{"new":1}'
+    assert await edge.events.begin_step(new, "w2", call="c3", reserve=Reservation("m", 100), **step) == b'{"new":1}'
     assert (await edge.call("GET", f"/api/jobs/{job_id}")).json["usage"]["reusedTokens"] == 110
 
 

@@ -19,7 +19,6 @@ from worker.model.client import Pacer
 RATE_SLOT_S: Final = 5.0  # a call that may be made so soon waits in its slot
 HELD_S: Final = {Lane.INTERACTIVE: 8.0, Lane.BATCH: 2.0}  # likewise for what others have reserved and may not need
 HELD_RETRY_S: Final = 5.0  # then the job is looked at again
-STREAM_HELD_S: Final = (1.0, 3.0)  # an answer that is under way: not all that wait for each other give up at once
 LOOK_S: Final = 0.25
 AHEAD: Final = 16  # output tokens before its end that a bound is raised, so that the stream need not wait
 
@@ -95,18 +94,14 @@ class Allowance:
             await self._pacer.room()
 
     async def _extend(self) -> None:
+        # No waiting for room: the model would go on meanwhile, and what it makes unread is paid for.
         assert self._bound is not None
-        until_s = monotonic_s() + random.uniform(*STREAM_HELD_S)  # noqa: S311
-        while True:
-            granted = await self._journal.extend(self._call_id, self._progress.made, self._bound)
-            if isinstance(granted, int):
-                self._bound, self._asking = granted, None
-                return
-            if granted.kind != "held" or monotonic_s() > until_s:
-                self._blocked, self._asking = granted, None
-                return
-            LIMIT_WAITS.labels("stream").inc()
-            await asyncio.sleep(LOOK_S)
+        granted = await self._journal.extend(self._call_id, self._progress.made, self._bound)
+        self._asking = None
+        if isinstance(granted, int):
+            self._bound = granted
+        else:
+            self._blocked = granted
 
     async def close(self) -> None:
         """The call is over. A request for more that is under way comes to its end first: it must not reserve anything

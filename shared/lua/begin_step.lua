@@ -45,13 +45,17 @@ if a.model then
   local scopes = scopes_of(tenant_policy(job.tenant), job.tenant, job.key, job.user, job.prompt)
   local hold = {
     i = a.tokens, e = a.embeds or nil, m = a.model, s = a.label, pi = a.input_pico, po = a.output_pico, pv = a.price_version}
-  local usual = not a.embeds and usual_output(job.tenant, job.type or '', a.model) or nil
+  local usual, calls = nil, 0
+  if not a.embeds then usual, calls = usual_output(job.tenant, job.type or '', a.model) end
   local wish = 0
   if not a.embeds then
     wish = math.ceil(usual or FIRST_OUTPUT)
+    if calls < KNOWN_CALLS then wish = math.max(wish, FIRST_OUTPUT) end
     if a.most > 0 then wish = math.min(wish, a.most) end
   end
-  local granted, why = room(scopes, hold, wish, usual or a.embeds or (a.most > 0 and a.most <= wish))
+  -- A call that is held whole cannot become longer.
+  local care = a.most > 0 and a.most <= wish and 1 or care_of(calls)
+  local granted, why = room(scopes, hold, wish, care)
   if not granted then
     why[2].revision = redis.call('HGET', P .. 'tenant:' .. job.tenant, 'revision') or '0'
     return {why[1], cjson.encode(why[2])}

@@ -7,7 +7,7 @@
 --@include base
 --@include limits
 --@include books
-local row = redis.call('HMGET', KEYS[1], 'owner', 'lease', 'status', 'tenant', 'key', 'user', 'prompt')
+local row = redis.call('HMGET', KEYS[1], 'owner', 'lease', 'status', 'tenant', 'key', 'user', 'prompt', 'type')
 local open = redis.call('HGET', KEYS[2], a.call)
 if row[1] ~= a.worker or row[2] ~= tostring(a.lease) or (row[3] ~= 'processing' and row[3] ~= 'cancelling') or not open then
   return {'lost'}
@@ -16,6 +16,7 @@ local hold = cjson.decode(open)
 redis.call('HSET', KEYS[2], a.call .. ':o', int(a.seen))
 local bound = tonumber(hold.b)
 if bound > a.bound then return {'ok', hold.b} end
+learn_output(row[4], row[8] or '', hold.m, a.seen, false)
 local wish = math.max(bound, a.seen) + SLICE
 local more = wish - bound
 local blocked = nil

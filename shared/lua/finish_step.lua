@@ -42,7 +42,7 @@ elseif total > 0 then
 end
 if open or mark or total > 0 then redis.call('HSET', KEYS[2], 'call:' .. a.call, 'exact') end
 if not a.estimated and total > 0 then
-  if a.result and a.tok_out > 0 then learn_output(job.tenant, job.type or '', a.model, a.tok_out) end
+  if a.result and a.tok_out > 0 then learn_output(job.tenant, job.type or '', a.model, a.tok_out, true) end
   local input = a.tok_in + a.tok_embed
   if a.input_bytes > 0 and input > 0 and a.input_bytes / input <= 20 then
     local before = tonumber(redis.call('HGET', P .. 'ratios', a.model) or a.input_bytes / input)

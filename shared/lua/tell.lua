@@ -9,10 +9,18 @@
 local states = {}
 for i, job_id in ipairs(a.jobs) do
   local key = P .. 'job:' .. job_id
-  local row = redis.call('HMGET', key, 'status', 'tenant', 'lane', 'est', 'told')
+  local row = redis.call('HMGET', key, 'status', 'tenant', 'lane', 'est', 'told', 'wait_reason', 'due_ms')
   local rank = row[1] == 'queued' and redis.call('ZRANK', P .. 'q:' .. row[3] .. ':' .. row[2], job_id)
   states[i] = 0
-  if rank then
+  if row[1] == 'queued' and not rank and row[6] == 'rateLimit' then
+    states[i] = 1
+    if row[5] ~= 'rateLimit' then
+      redis.call('HSET', key, 'told', 'rateLimit')
+      local wait = string.format('%.1f', math.max(0, tonumber(row[7] or NOW) - now) / 1000)
+      emit(job_id, 'job.queue', '{"position":null,"aheadTokens":null,"eta":{"p50Seconds":' .. wait .. ',"p90Seconds":' ..
+        wait .. '},"waitingOn":"rateLimit"}')
+    end
+  elseif rank then
     states[i] = 1
     local ahead, waiting, middle, high = outlook(row[3], row[2], rank, tonumber(row[4] or '0'))
     local place, before = string.match(row[5] or '', '^(%d+) (%a+)$')

@@ -12,6 +12,7 @@ from shared.clock import parse_rfc3339, rfc3339
 from shared.errors import ConfigurationError, RefusedError
 from shared.ids import hash_secret, new_api_key, new_id, parse_api_key, same_secret
 from shared.keys import Keys
+from shared.policy import encode_policy
 from shared.redis import Redis, redis_now_ms
 from shared.stores.records import Fields, RecordsStore
 from shared.tenants import (
@@ -200,6 +201,8 @@ def _tenant_fields(new: NewTenant) -> Fields:
         fields["max_queued"] = str(limits.max_queued_jobs)
     if limits.weight is not None:
         fields["weight"] = str(limits.weight)
+    if (policy := encode_policy(limits)) is not None:
+        fields["policy"] = policy
     return fields
 
 

@@ -1,6 +1,16 @@
 -- books: holds, counters and the ledger. A call is reserved, perhaps extended, and settled once; what is written of a
 -- settled call (ledger, counters, usage row, the job's own figures) is written in one step. docs/adr/0013-books.md.
 
+local KNOWN_CALLS = 20 -- until then the size of calls of a kind counts as unknown
+local ALL_KNOWN_CALLS = 60 -- until then some may be under way that began as unknown
+
+-- Room for each token that is reserved. A crowd of calls of unknown size would else spend the whole budget before one of
+-- them is complete; of known size some still become longer than nine of ten.
+local function care_of(calls)
+  if calls < KNOWN_CALLS then return 4 end
+  return calls < ALL_KNOWN_CALLS and 2 or 1.125
+end
+
 local FIRST_OUTPUT = 128 -- output tokens that are reserved for a call of a kind never seen
 local SLICE = 64 -- and by how many more that is extended
 
@@ -18,9 +28,9 @@ local function output_for(hold, input, nano)
 end
 
 -- How many output tokens the hard limits of these scopes let a call have that reads `hold.i` and wishes for `wish`:
--- a number, or nil and {'spent' | 'held', why}: at the hard limit, or only behind what others have reserved. `known`:
--- the size of such calls is known.
-local function room(scopes, hold, wish, known)
+-- a number, or nil and {'spent' | 'held', why}: at the hard limit, or only behind what others have reserved. `care` is how
+-- much room there must be for each token that is reserved: calls that are under way may become longer.
+local function room(scopes, hold, wish, care)
   local granted = wish
   for _, scope in ipairs(scopes) do
     if scope.policy and scope.policy.b then
@@ -42,8 +52,7 @@ local function room(scopes, hold, wish, known)
               end
             else
               local whole = reserved + need
-              -- Unknown sizes start slowly; known ones leave room for those that become longer than usual.
-              if not hold.e then whole = known and reserved * 1.125 + need or (reserved + need) * 4 end
+              if not hold.e then whole = reserved * care + math.max(need, need * care / 2) end
               if whole > left then return nil, {'held', refusal(scope, budget, unit, book)} end
             end
           end
@@ -164,22 +173,31 @@ local function let_go(hold, used)
   end
 end
 
--- The running 90th percentile of the output of such calls: up by nine parts when it was more, down by one when it was
--- less (stochastic approximation; Robbins and Monro 1951). nil for a kind never seen.
+-- How long the output of such calls usually is, and how many were seen: `<90th percentile> <calls>`; nil for a kind
+-- never seen.
 local function usual_output(tenant, kind, model)
-  return tonumber(redis.call('HGET', P .. 'outs:' .. tenant, kind .. '|' .. model) or nil)
+  local known = redis.call('HGET', P .. 'outs:' .. tenant, kind .. '|' .. model)
+  if not known then return nil, 0 end
+  local size, calls = string.match(known, '^(%S+) (%d+)$')
+  return tonumber(size), tonumber(calls)
 end
 
 local MOST_KINDS = 2000 -- of a tenant: names of models are the clients'
 
-local function learn_output(tenant, kind, model, output)
+-- Up by nine parts when it was more, down by one when it was less (stochastic approximation; Robbins and Monro 1951).
+-- The first are the largest so far, also of calls that are still under way (`is_over` false): the short ones are over
+-- first, and would be taken for all.
+local function learn_output(tenant, kind, model, output, is_over)
   local key, field = P .. 'outs:' .. tenant, kind .. '|' .. model
-  local known = tonumber(redis.call('HGET', key, field) or nil)
-  if not known then
-    if redis.call('HLEN', key) < MOST_KINDS then redis.call('HSET', key, field, int(output)) end
+  local size, calls = usual_output(tenant, kind, model)
+  if not size and redis.call('HLEN', key) >= MOST_KINDS then return end
+  if calls < KNOWN_CALLS then
+    size = math.max(size or 1, output)
+  elseif not is_over then
     return
+  else
+    local step = math.max(2, size * 0.1)
+    if output > size then size = math.min(output, size + 0.9 * step) else size = math.max(output, size - 0.1 * step) end
   end
-  local step = math.max(2, known * 0.1)
-  known = output > known and math.min(output, known + 0.9 * step * 3) or math.max(output, known - 0.1 * step)
-  redis.call('HSET', key, field, string.format('%.2f', math.max(1, known)))
+  redis.call('HSET', key, field, string.format('%.2f %d', math.max(1, size), is_over and math.min(calls + 1, ALL_KNOWN_CALLS) or calls))
 end

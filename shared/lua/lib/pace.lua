@@ -37,7 +37,11 @@ local function outlook(lane, tenant, rank, est, woken)
   if free > 0 and not woken and pace[7] == '1' and redis.call('SCARD', P .. 'idle:' .. lane) == 0 then free = 0 end
   local waiting = 'worker'
   if parked then waiting = 'tenantConcurrency' elseif rank > 0 then waiting = 'priority' end
-  if limits[2] and redis.call('ZSCORE', P .. 'q:' .. lane .. ':rated', tenant) then waiting = 'rateLimit' end
+  local rated = limits[2] and redis.call('ZSCORE', P .. 'q:' .. lane .. ':rated', tenant)
+  if rated then
+    local wait = math.max(0, tonumber(rated) - now)
+    return ahead_tokens, 'rateLimit', wait, wait
+  end
   if slots <= 0 then return ahead_tokens, waiting, -1, -1 end
   if free > ahead then return ahead_tokens, waiting, 0, 0 end
   local n = tonumber(pace[4] or '0')

@@ -1,0 +1,201 @@
+"""Budgets and rates while work is done: reserved, extended, settled once; refused and resumed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from shared.limits import detail_of
+from shared.prices import Price
+from shared.stores.events import Begun, Blocked, CallUsage, Reservation
+from shared.stores.jobs import Claimed
+from tests.conftest import DevModel, Stack, chat
+
+PRICE = Price(1_000_000, 2_000_000, "test")  # a dollar a million in, two out
+
+
+async def claim(stack: Stack, worker: str = "w1", lane: str = "interactive", count: int = 50) -> list[Claimed]:
+    jobs, _ = await stack.jobs.claim(worker=worker, lanes=[(lane, count)], count=count, lease_ms=15_000)
+    return jobs
+
+
+async def book_of(stack: Stack, scope: str) -> dict[str, str]:
+    raw = await stack.client.hgetall(f"{stack.settings.redis_prefix}books:{scope}")
+    return {name.decode(): value.decode() for name, value in raw.items()}
+
+
+async def ledger_of(stack: Stack, tenant: str) -> list[dict[str, str]]:
+    entries = await stack.client.xrange(f"{stack.settings.redis_prefix}ledger:{tenant}")
+    return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
+
+
+def step(name: str) -> dict[str, str]:
+    return {"step": name, "label": name, "call": f"c-{name}"}
+
+
+async def test_a_call_is_reserved_and_settled_everywhere(edge: Stack) -> None:
+    """Given a tenant with a budget, when a call is begun, then input and first output are reserved; when it ends, then
+    counters of tenant, key and user, the ledger and the job say what it used, and nothing is reserved."""
+    tenant, key = await edge.tenant(budgets=[{"period": "day", "hardTokens": 1_000}])
+    job_id = await edge.submit(chat(user="ann"), key=key)
+    (job,) = await claim(edge)
+    begun = await edge.events.begin_step(job, "w1", reserve=Reservation("m", 40, price=PRICE), **step("a"))
+    assert begun == Begun(bound=128)
+    book = await book_of(edge, tenant)
+    assert (book["ht"], book["hn"]) == ("168", str(40 * 1000 + 128 * 2000))
+    await edge.events.finish_step(
+        job, "w1", usage=CallUsage(42, 10), result=b"{}", model="m", price=PRICE, **step("a")
+    )
+    for scope in (tenant, job.key, f"{tenant}:u:ann"):
+        book = await book_of(edge, scope)
+        assert [book[name] for name in ("dt", "mt", "tt", "dn", "mn", "tn")] == ["52"] * 3 + ["62000"] * 3
+        assert book.get("ht", "0") == "0" and book.get("hn", "0") == "0"
+    (line,) = await ledger_of(edge, tenant)
+    assert {name: line[name] for name in "cjkumioewnvxz"} == {
+        "c": "c-a", "j": job_id, "k": job.key, "u": "ann", "m": "m", "i": "42", "o": "10", "e": "0", "w": "0",
+        "n": "62000", "v": "test", "x": "0", "z": "0",
+    }  # fmt: skip
+    view = (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json
+    assert view["usage"]["totalTokens"] == 52 and view["usage"]["costUsd"] == 0.000062
+
+
+async def test_what_a_lost_worker_had_under_way_is_booked_once(edge: Stack) -> None:
+    """Given a worker that is lost in a call of which 30 tokens were seen, when it is reaped, then input and 30 are booked
+    as estimated and nothing is reserved; when the call ends after all, then its true figure stands, once."""
+    tenant, key = await edge.tenant(budgets=[{"period": "total", "hardTokens": 10_000}])
+    job_id = await edge.submit(chat(), key=key)
+    (job,) = (await edge.jobs.claim(worker="w1", lanes=[("interactive", 1)], count=1, lease_ms=1))[0]
+    await edge.events.begin_step(job, "w1", reserve=Reservation("m", 40, price=PRICE), **step("a"))
+    assert await edge.events.extend(job, "w1", call="c-a", seen=30, bound=128) == 192
+    await asyncio.sleep(0.01)
+    await edge.jobs.reap()
+    book = await book_of(edge, tenant)
+    assert (book["tt"], book["ht"], book["hn"]) == ("70", "0", "0")
+    for _ in range(2):
+        with pytest.raises(Exception, match=job_id):
+            await edge.events.finish_step(
+                job, "w1", usage=CallUsage(44, 50), result=b"{}", model="m", price=PRICE, **step("a")
+            )
+            raise AssertionError(job_id)
+    book = await book_of(edge, tenant)
+    assert (book["tt"], book["tn"], book["ht"]) == ("94", str(44_000 + 100_000), "0")
+    lines = await ledger_of(edge, tenant)
+    assert [(line["i"], line["o"], line["z"], line["x"]) for line in lines] == [
+        ("40", "30", "0", "1"),
+        ("4", "20", "1", "0"),
+    ]
+    usage = (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json["usage"]
+    assert (usage["totalTokens"], usage["wastedTokens"], usage["estimated"]) == (94, 94, False)
+
+
+async def test_a_hard_limit_is_never_crossed_by_what_is_reserved(edge: Stack) -> None:
+    """Given a budget of 1,000 tokens and known answers of 100, when calls of 10 are begun, then no more are let in than
+    fit with an eighth to spare; the rest hears that they are held up by others, and at the limit that it is spent."""
+    tenant, key = await edge.tenant(budgets=[{"period": "day", "hardTokens": 1_000}])
+    for _ in range(12):
+        await edge.submit(chat(), key=key)
+    jobs = await claim(edge)
+    first = jobs.pop()
+    await edge.events.begin_step(first, "w1", reserve=Reservation("m", 10), **step("x"))
+    await edge.events.finish_step(first, "w1", usage=CallUsage(10, 100), result=b"{}", model="m", **step("x"))
+    begun = [
+        await edge.events.begin_step(job, "w1", reserve=Reservation("m", 10), **step(f"s{number}"))
+        for number, job in enumerate(jobs)
+    ]
+    granted = [one for one in begun if isinstance(one, Begun)]
+    refused = [one for one in begun if isinstance(one, Blocked)]
+    assert all(one == Begun(bound=100) for one in granted) and len(granted) == 7
+    assert {one.kind for one in refused} == {"held"}
+    detail = detail_of(refused[-1].why)
+    assert (detail.scope, detail.period, detail.limit, detail.used, detail.reserved) == ("tenant", "day", 1_000, 110, 770)
+    for number, job in enumerate(jobs[:7]):
+        await edge.events.finish_step(job, "w1", usage=CallUsage(10, 120), result=b"{}", model="m", **step(f"s{number}"))
+    last = await edge.events.begin_step(jobs[8], "w1", reserve=Reservation("m", 10), **step("last"))
+    assert isinstance(last, Blocked) and last.kind == "spent"
+    answer = await edge.call("POST", "/api/jobs", chat(), key=key)
+    assert answer.status == 402
+
+
+async def test_new_work_at_the_hard_limit_is_402(stack: Stack, model: DevModel) -> None:
+    """Given a tenant whose budget is spent, when it submits, then 402 says scope, used, limit and when it frees, and SDKs
+    are told not to repeat."""
+    _, key = await stack.tenant(budgets=[{"period": "month", "hardTokens": 5}], onHardLimit="fail")
+    job_id = await stack.submit(chat("Tell me."), key=key)
+    view = await stack.finished(job_id, key=key)
+    assert view["status"] == "failed" and view["error"]["code"] == "budget_exhausted", view
+    assert view["error"]["limit"]["limit"] == 5
+    tenant, key = await stack.tenant(budgets=[{"period": "month", "hardTokens": 40}])
+    await stack.submit(chat("The harbour opens at nine. The ferry leaves at ten."), key=key)
+    for _ in range(100):
+        answer = await stack.call("POST", "/api/jobs", chat(), key=key)
+        if answer.status == 402:
+            break
+        await asyncio.sleep(0.05)
+    assert answer.status == 402, answer.text
+    problem = answer.json
+    assert problem["code"] == "budget_exhausted" and problem["scope"] == "tenant" and problem["limit"] == 40
+    assert problem["used"] >= 40 and problem["freesAt"].endswith("-01T00:00:00.000Z")
+    assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_a_paused_job_goes_on_when_the_budget_is_raised(stack: Stack, model: DevModel) -> None:
+    """Given a job that waits for its budget, when the budget is raised, then it goes on by itself and is complete."""
+    tenant, key = await stack.tenant(budgets=[{"period": "total", "hardTokens": 12}])
+    job_id = await stack.submit(chat("The harbour opens at nine. The ferry leaves at ten. " * 3), key=key)
+    for _ in range(200):
+        view = (await stack.call("GET", f"/api/jobs/{job_id}", key=key)).json
+        if view["status"] == "waiting":
+            break
+        await asyncio.sleep(0.02)
+    assert view["status"] == "waiting", view
+    assert view["waiting"]["kind"] == "budget" and view["waiting"]["limit"]["limit"] == 12
+    assert view["queue"]["waitingOn"] == "budget"
+
+
+async def test_requests_over_the_rate_spend_nothing(edge: Stack) -> None:
+    """Given five requests a minute, when six come, then the sixth is 429 with exact times, and what refused it is said."""
+    _, key = await edge.tenant(requestsPerMinute=5)
+    answers = [await edge.call("POST", "/api/jobs", chat(), key=key) for _ in range(6)]
+    assert [answer.status for answer in answers] == [202] * 5 + [429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers[:5]] == ["4", "3", "2", "1", "0"]
+    refused = answers[-1]
+    assert refused.json["code"] == "rate_limited" and refused.json["scope"] == "tenant"
+    assert 11_000 < int(refused.headers["retry-after-ms"]) <= 12_000 and refused.headers["Retry-After"] == "12"
+    assert refused.headers["RateLimit-Policy"] == '"requests";q=5;w=60'
+    assert refused.headers["RateLimit"].startswith('"requests";r=0;t=')
+
+
+async def test_queued_work_over_its_token_rate_waits(stack: Stack, model: DevModel) -> None:
+    """Given a tenant with a small token rate, when jobs are queued, then the first runs and the next waits for the rate."""
+    _, key = await stack.tenant(tokensPerMinute=600, tokensBurst=150)
+    first = await stack.submit(chat("The harbour opens at nine."), key=key)
+    assert (await stack.finished(first, key=key))["status"] == "complete"
+    rows = [await stack.submit(chat("The harbour opens at nine. " * 12), key=key) for _ in range(4)]
+    seen: set[Any] = set()
+    for _ in range(100):
+        for job_id in rows:
+            view = (await stack.call("GET", f"/api/jobs/{job_id}", key=key)).json
+            if view["queue"]:
+                seen.add(view["queue"]["waitingOn"])
+        if "rateLimit" in seen:
+            break
+        await asyncio.sleep(0.02)
+    assert "rateLimit" in seen
+
+
+async def test_a_soft_limit_warns_once(stack: Stack, model: DevModel) -> None:
+    """Given a soft limit, when calls cross it, then exactly one job is warned, and every answer carries the header."""
+    _, key = await stack.tenant(budgets=[{"period": "day", "softTokens": 10, "hardTokens": 1_000_000}])
+    ids = [await stack.submit(chat("The harbour opens at nine."), key=key) for _ in range(3)]
+    warned = 0
+    for job_id in ids:
+        assert (await stack.finished(job_id, key=key))["status"] == "complete"
+        events = (await stack.call("GET", f"/api/jobs/{job_id}/events?limit=1000", key=key)).json["data"]
+        warned += sum(event["type"] == "job.warning" and event["code"] == "budget_soft_limit" for event in events)
+    assert warned == 1
+    await asyncio.sleep(1.05)
+    answer = await stack.call("GET", f"/api/jobs/{ids[0]}", key=key)
+    assert answer.headers["X-Usage-Warning"].startswith("tenant-day-tokens; used=")
+    assert "; soft=10; hard=1000000" in answer.headers["X-Usage-Warning"]
