@@ -19,6 +19,7 @@ from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import Principal, TenantsStore
 from shared.stores.tickets import TicketsStore
+from shared.stores.usage import UsageStore
 from shared.upkeep import Disposal, Upkeep
 
 if TYPE_CHECKING:  # they look things up here themselves
@@ -43,6 +44,7 @@ SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
 TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
+USAGE = web.AppKey("usage", UsageStore)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, chat, documents, jobs, judging, ops, output
+from api.handlers import admin, chat, documents, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
@@ -18,6 +18,7 @@ from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
 from shared.specs import PublicJob
 from shared.tenants import KeyView, NewKey, NewTenant, Scope, TenantView
+from shared.usage import UsageRow
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -241,6 +242,24 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "DELETE", "/api/documents/{id}", documents.delete, "Delete a document", Scope.DOCUMENTS,
         {204: ("Record, file and text are removed.", None)}, problems=("not_found",),
+    ),
+    Route(
+        "GET", "/api/usage", usage.usage, "What was used: tokens and cost by day, model, type, prompt, user, key",
+        Scope.USAGE,
+        {200: ("One page, by day, then most tokens first. `Accept: text/csv`: all rows.", Page(UsageRow))},
+        parameters=(
+            _q("from", "first UTC day: `YYYY-MM-DD`, or an RFC 3339 time in it; default: 29 days before `to`"),
+            _q("to", "last UTC day, included; default: today. At most 400 days in all"),
+            _q("groupBy", "some of `day`, `model`, `type`, `prompt`, `user`, `key`, `tenant`, with commas between; default "
+               "`day`; empty: one row of totals"),
+            _q("model", "only calls of this model"), _q("type", "only jobs of this type"),
+            _q("prompt", "only jobs of this prompt: `name`, or `name@version`; empty: of none"),
+            _q("user", "only jobs of this end user; empty: of none"), _q("key", "only jobs of this API key (its id)"),
+            _q("tenant", "with the scope `admin`: another tenant, or `*` for all"),
+            _q("limit", "1 to 10000, default 1000"), LIST[1],
+            _h("Accept", "`text/csv`: all rows as RFC 4180, without pages"),
+        ),
+        problems=("invalid_request", "not_found"),
     ),
     Route(
         "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
