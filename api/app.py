@@ -20,6 +20,7 @@ from api.teller import Teller
 from api.websocket import Socket
 from shared.blobs import blobs_of
 from shared.keys import Keys
+from shared.prices import PriceBook
 from shared.redis import connect
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
@@ -70,6 +71,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.SESSIONS] = Sessions(app[keys.TENANTS])
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
+    app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
     app[keys.USAGE] = UsageStore(client, names)
     sockets: set[Socket] = set()
     app[keys.SOCKETS] = sockets

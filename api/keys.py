@@ -11,6 +11,7 @@ from api.teller import Teller
 from shared.blobs import Blobs
 from shared.keys import Keys
 from shared.limits import Standing
+from shared.prices import PriceBook
 from shared.redis import Redis
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
@@ -45,6 +46,7 @@ TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 USAGE = web.AppKey("usage", UsageStore)
+PRICES = web.AppKey("prices", PriceBook)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)

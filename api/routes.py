@@ -16,6 +16,7 @@ from api.websocket import socket
 from shared.batch import MEDIA_TYPE
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
+from shared.limit_rows import LimitsView
 from shared.specs import PublicJob
 from shared.tenants import KeyView, NewKey, NewTenant, Scope, TenantView
 from shared.usage import UsageRow
@@ -250,8 +251,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         parameters=(
             _q("from", "first UTC day: `YYYY-MM-DD`, or an RFC 3339 time in it; default: 29 days before `to`"),
             _q("to", "last UTC day, included; default: today. At most 400 days in all"),
-            _q("groupBy", "some of `day`, `model`, `type`, `prompt`, `user`, `key`, `tenant`, with commas between; default "
-               "`day`; empty: one row of totals"),
+            _q("groupBy", "some of `day`, `model`, `type`, `prompt`, `user`, `key`, `tenant`, with commas between; "
+               "default `day`; empty: one row of totals"),
             _q("model", "only calls of this model"), _q("type", "only jobs of this type"),
             _q("prompt", "only jobs of this prompt: `name`, or `name@version`; empty: of none"),
             _q("user", "only jobs of this end user; empty: of none"), _q("key", "only jobs of this API key (its id)"),
@@ -260,6 +261,13 @@ ROUTES: Final[tuple[Route, ...]] = (
             _h("Accept", "`text/csv`: all rows as RFC 4180, without pages"),
         ),
         problems=("invalid_request", "not_found"),
+    ),
+    Route(
+        "GET", "/api/limits", usage.limits, "Every limit that applies, how it stands, and which binds",
+        Scope.USAGE,
+        {200: ("All of one instant.", LimitsView)},
+        parameters=(_q("user", "an end user: those of `perUser` too"),
+                    _q("prompt", "`name` or `name@version`: those of `perPrompt` too")),
     ),
     Route(
         "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
@@ -290,6 +298,13 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "DELETE", "/api/admin/tenants/{tenantId}/keys/{keyId}", admin.revoke_key, "Revoke a key", Scope.ADMIN,
         {204: ("The key no longer works, in any process.", None)}, problems=("not_found",),
+    ),
+    Route(
+        "GET", "/api/admin/tenants/{tenantId}/limits", usage.tenant_limits, "How a tenant's limits stand", Scope.ADMIN,
+        {200: ("All of one instant.", LimitsView)},
+        parameters=(_q("key", "the id of one of its keys: that key's too"), _q("user", "an end user"),
+                    _q("prompt", "`name` or `name@version`")),
+        problems=("not_found", "invalid_request"),
     ),
     Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
     Route(

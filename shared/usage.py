@@ -32,8 +32,8 @@ class Group(StrEnum):
 
 
 class Amounts(msgspec.Struct, array_like=True):
-    """The figures of a usage row, in the order in which they are stored: tokens, nano-USD, tokens without a price, calls
-    that were estimated. `jobs` stands in a field of its own."""
+    """The figures of a usage row, in the order in which they are stored: tokens, nano-USD, tokens without a price,
+    calls that were estimated. `jobs` stands in a field of its own."""
 
     input: int = 0
     output: int = 0
@@ -88,11 +88,11 @@ class UsageRow(Output, frozen=True, kw_only=True):
 
     day: str | UnsetType = UNSET
     tenant: str | UnsetType = UNSET
-    model: str | None | UnsetType = UNSET
-    type: str | None | UnsetType = UNSET
-    prompt: str | None | UnsetType = UNSET
-    user: str | None | UnsetType = UNSET
-    key: str | None | UnsetType = UNSET
+    model: str | UnsetType | None = UNSET
+    type: str | UnsetType | None = UNSET
+    prompt: str | UnsetType | None = UNSET
+    user: str | UnsetType | None = UNSET
+    key: str | UnsetType | None = UNSET
     jobs: int
     input_tokens: int
     output_tokens: int
@@ -194,7 +194,7 @@ def day_name(day: date) -> str:
 
 
 def span(first: date | None, last: date | None, today: date) -> tuple[date, date]:
-    """The days that are meant: the last thirty, today included, or so many up to a `last` or from a `first` to today."""
+    """The days that are meant: thirty up to `last` or today, or those from `first` on."""
     until = last or today
     return first or until - timedelta(days=DEFAULT_DAYS - 1), until
 

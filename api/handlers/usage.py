@@ -11,9 +11,10 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from api.keys import PRINCIPAL, REDIS, TENANTS, USAGE
+from api.keys import LIMITS, PRINCIPAL, REDIS, TENANTS, USAGE
 from api.wire import answer, asks_for, integer, invalid, page_answer, query
 from shared.errors import RefusedError
+from shared.limit_rows import view_of
 from shared.redis import redis_now_ms
 from shared.tenants import Scope
 from shared.usage import MAX_DAYS, Group, Key, UsageQuery, csv_of, day_of, ordered, place_of, row_of, span
@@ -53,6 +54,26 @@ async def usage(request: web.Request) -> web.Response:
     page = rows[:limit]
     cursor = _cursor(place_of(*page[-1], wanted.groups)) if len(rows) > limit else None
     return page_answer(request, [row_of(*row, wanted.groups) for row in page], cursor, headers={"Vary": "Accept"})
+
+
+async def limits(request: web.Request) -> web.Response:
+    """GET /api/limits."""
+    parameters = query(request, ("user", "prompt"))
+    principal = request[PRINCIPAL]
+    state = await request.app[LIMITS].store.state(
+        principal.tenant, key=principal.key_id, user=parameters.get("user"), prompt=parameters.get("prompt")
+    )
+    return answer(view_of(state))
+
+
+async def tenant_limits(request: web.Request) -> web.Response:
+    """GET /api/admin/tenants/{tenantId}/limits."""
+    parameters = query(request, ("key", "user", "prompt"))
+    tenant = request.match_info["tenantId"]
+    await request.app[TENANTS].tenant(tenant)
+    if "key" in parameters:
+        await request.app[TENANTS].key(tenant, parameters["key"])
+    return answer(view_of(await request.app[LIMITS].store.state(tenant, **parameters)))
 
 
 def _days(parameters: Mapping[str, str], today: date) -> tuple[date, date]:
