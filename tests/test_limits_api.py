@@ -180,6 +180,16 @@ async def test_great_sums_are_exact(edge: Stack) -> None:
     assert named(found, "hardUsd")["limit"] == 8_999_999.25
 
 
+async def test_great_sums_can_be_refused_and_warned_of(edge: Stack) -> None:
+    """Given a budget of more nano-dollars than Lua writes out, when it is spent, then that is said, in both places."""
+    tenant, key = await limited(edge, {"budgets": [{"period": "total", "softUsd": 200_000, "hardUsd": 300_000.5}]})
+    await edge.client.hset(edge.keys.books(tenant), "tn", 300_001 * 10**9)
+    refused = await edge.call("POST", "/api/jobs", chat(), key=key)
+    assert (refused.status, refused.json["limit"], refused.json["used"]) == (402, 300_000.5, 300_001)
+    warning = (await edge.call("GET", "/api/jobs", key=key)).headers["X-Usage-Warning"]
+    assert warning == "tenant-total-usd; used=300001.000000; soft=200000.000000; hard=300000.500000"
+
+
 async def test_an_administrator_reads_any_tenants(edge: Stack) -> None:
     tenant, key = await limited(edge, {"perUser": {"tokensPerMinute": 7}}, {"requestsPerMinute": 9})
     path = f"/api/admin/tenants/{tenant}/limits"
