@@ -20,6 +20,7 @@ from api.teller import Teller
 from api.websocket import Socket
 from shared.blobs import blobs_of
 from shared.keys import Keys
+from shared.prices import PriceBook
 from shared.redis import connect
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
@@ -29,6 +30,7 @@ from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
+from shared.stores.usage import UsageStore
 from shared.upkeep import Disposal, Upkeep
 
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
@@ -69,6 +71,8 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.SESSIONS] = Sessions(app[keys.TENANTS])
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
+    app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
+    app[keys.USAGE] = UsageStore(client, names)
     sockets: set[Socket] = set()
     app[keys.SOCKETS] = sockets
     for route in ROUTES:

@@ -11,6 +11,7 @@ from api.teller import Teller
 from shared.blobs import Blobs
 from shared.keys import Keys
 from shared.limits import Standing
+from shared.prices import PriceBook
 from shared.redis import Redis
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
@@ -19,6 +20,7 @@ from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import Principal, TenantsStore
 from shared.stores.tickets import TicketsStore
+from shared.stores.usage import UsageStore
 from shared.upkeep import Disposal, Upkeep
 
 if TYPE_CHECKING:  # they look things up here themselves
@@ -43,6 +45,8 @@ SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
 TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
+USAGE = web.AppKey("usage", UsageStore)
+PRICES = web.AppKey("prices", PriceBook)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)

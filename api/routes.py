@@ -9,15 +9,17 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, chat, documents, jobs, judging, ops, output
+from api.handlers import admin, chat, documents, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
 from shared.batch import MEDIA_TYPE
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
+from shared.limit_rows import LimitsView
 from shared.specs import PublicJob
 from shared.tenants import KeyView, NewKey, NewTenant, Scope, TenantView
+from shared.usage import UsageRow
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -243,6 +245,31 @@ ROUTES: Final[tuple[Route, ...]] = (
         {204: ("Record, file and text are removed.", None)}, problems=("not_found",),
     ),
     Route(
+        "GET", "/api/usage", usage.usage, "What was used: tokens and cost by day, model, type, prompt, user, key",
+        Scope.USAGE,
+        {200: ("One page, by day, then most tokens first. `Accept: text/csv`: all rows.", Page(UsageRow))},
+        parameters=(
+            _q("from", "first UTC day: `YYYY-MM-DD`, or an RFC 3339 time in it; default: 29 days before `to`"),
+            _q("to", "last UTC day, included; default: today. At most 400 days in all"),
+            _q("groupBy", "some of `day`, `model`, `type`, `prompt`, `user`, `key`, `tenant`, with commas between; "
+               "default `day`; empty: one row of totals"),
+            _q("model", "only calls of this model"), _q("type", "only jobs of this type"),
+            _q("prompt", "only jobs of this prompt: `name`, or `name@version`; empty: of none"),
+            _q("user", "only jobs of this end user; empty: of none"), _q("key", "only jobs of this API key (its id)"),
+            _q("tenant", "with the scope `admin`: another tenant, or `*` for all"),
+            _q("limit", "1 to 10000, default 1000"), LIST[1],
+            _h("Accept", "`text/csv`: all rows as RFC 4180, without pages"),
+        ),
+        problems=("invalid_request", "not_found"),
+    ),
+    Route(
+        "GET", "/api/limits", usage.limits, "Every limit that applies, how it stands, and which binds",
+        Scope.USAGE,
+        {200: ("All of one instant.", LimitsView)},
+        parameters=(_q("user", "an end user: those of `perUser` too"),
+                    _q("prompt", "`name` or `name@version`: those of `perPrompt` too")),
+    ),
+    Route(
         "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
         {201: ("The tenant.", TenantView)}, body=NewTenant, parameters=(IDEMPOTENCY,),
         problems=("malformed_request", "invalid_request", "idempotency_mismatch"),
@@ -271,6 +298,13 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "DELETE", "/api/admin/tenants/{tenantId}/keys/{keyId}", admin.revoke_key, "Revoke a key", Scope.ADMIN,
         {204: ("The key no longer works, in any process.", None)}, problems=("not_found",),
+    ),
+    Route(
+        "GET", "/api/admin/tenants/{tenantId}/limits", usage.tenant_limits, "How a tenant's limits stand", Scope.ADMIN,
+        {200: ("All of one instant.", LimitsView)},
+        parameters=(_q("key", "the id of one of its keys: that key's too"), _q("user", "an end user"),
+                    _q("prompt", "`name` or `name@version`")),
+        problems=("not_found", "invalid_request"),
     ),
     Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
     Route(
