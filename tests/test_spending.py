@@ -97,6 +97,7 @@ async def test_a_hard_limit_is_never_crossed_by_what_is_reserved(edge: Stack) ->
     for _ in range(12):
         await edge.submit(chat(), key=key)
     jobs = await claim(edge)
+    await edge.client.hset(edge.keys.outs(tenant), "chat|m", "100 60")
     first = jobs.pop()
     await edge.events.begin_step(first, "w1", reserve=Reservation("m", 10), **step("x"))
     await edge.events.finish_step(first, "w1", usage=CallUsage(10, 100), result=b"{}", model="m", **step("x"))
@@ -169,7 +170,7 @@ async def test_requests_over_the_rate_spend_nothing(edge: Stack) -> None:
 
 async def test_queued_work_over_its_token_rate_waits(stack: Stack, model: DevModel) -> None:
     """Given a tenant with a small token rate, when jobs are queued, then the first runs and the next waits for the rate."""
-    _, key = await stack.tenant(tokensPerMinute=600, tokensBurst=150)
+    _, key = await stack.tenant(tokensPerMinute=60, tokensBurst=60)
     first = await stack.submit(chat("The harbour opens at nine."), key=key)
     assert (await stack.finished(first, key=key))["status"] == "complete"
     rows = [await stack.submit(chat("The harbour opens at nine. " * 12), key=key) for _ in range(4)]
