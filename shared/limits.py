@@ -92,9 +92,8 @@ def sentence_of(why: Why) -> str:
 
 
 def members_of(detail: LimitDetail) -> dict[str, Any]:
-    """Members of a problem object."""
-    shown: dict[str, Any] = msgspec.to_builtins(detail)
-    return shown
+    """Members of a problem object, by their names in Python."""
+    return msgspec.structs.asdict(detail)
 
 
 def budget_refused(why: Why) -> RefusedError:

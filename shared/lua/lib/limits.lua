@@ -134,7 +134,8 @@ local function rate_check(scopes, field, cost)
         local used = math.ceil(math.max(0, tat - NOW_US) / each)
         worst = {
           scope = scope.kind, id = scope.id, unit = names[1], limit = rate, burst = scope.policy[names[3]], used = used,
-          reserved = 0, remaining = math.max(0, scope.policy[names[3]] - used), waitUs = wait, requested = cost}
+          reserved = 0, remaining = math.max(0, scope.policy[names[3]] - used), waitUs = wait, requested = cost,
+          freesAt = now + math.ceil(wait / 1000)}
       end
     end
   end
