@@ -11,6 +11,7 @@ import pytest
 
 from shared.errors import LeaseLostError
 from shared.prices import Price
+from shared.redis import redis_now_ms
 from shared.stores.books import BooksStore
 from shared.stores.events import CallUsage, Reservation
 from shared.stores.tenants import DEFAULT_TENANT
@@ -256,6 +257,49 @@ async def test_the_check_is_exact_while_calls_are_booked(edge: Stack, action: st
     assert (await store.check([tenant])).ok
     owed = await edge.client.hmget(edge.keys.books(tenant), "ht", "hn")
     assert [int(figure or 0) for figure in owed] == [0, 0]
+
+
+async def test_what_is_booked_in_the_midst_of_a_rebuild_is_kept(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given calls that are booked after the ledger was summed up and before the sums are written, one of them a row of
+    its own and one a correction, then they are in what is written."""
+    tenant, _, job = await planted(edge)
+    await edge.client.delete(edge.keys.books(tenant))
+    work = Working(edge)
+    work.calls = 10
+
+    async def late(client: Any) -> int:
+        if work.calls == 10:
+            await work.finish(job, "c2", CallUsage(40, 9), step="chat:2")
+            await work.call(job, CallUsage(1, 2), step="chat:3", model="m2", price=None)
+            call, _ = await work.begin(job, tokens=60, step="chat:4")
+            await edge.client.zadd(edge.keys.leases, {job.job_id: 1})
+            await edge.jobs.reap()
+            with pytest.raises(LeaseLostError):
+                await work.finish(job, call, CallUsage(50, 5), step="chat:4")
+        return await redis_now_ms(client)
+
+    monkeypatch.setattr("shared.stores.books.redis_now_ms", late)
+    assert (await books(edge, "rebuild", tenant))["ok"]
+    assert work.calls > 10
+    assert await differences(edge, tenant) == []
+    assert (await edge.client.hget(edge.keys.books(tenant), "tt")) == str(120 + 49 + 3 + 55).encode()
+
+
+async def test_a_window_that_turns_in_the_midst_of_a_rebuild_is_waited_out(
+    edge: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant, _, _ = await planted(edge)
+    asked = 0
+
+    async def yesterday(client: Any) -> int:
+        nonlocal asked
+        asked += 1
+        return await redis_now_ms(client) - (86_400_000 if asked == 1 else 0)
+
+    monkeypatch.setattr("shared.stores.books.redis_now_ms", yesterday)
+    await edge.client.hset(edge.keys.books(tenant), "dt", 1)
+    assert (await books(edge, "rebuild", tenant))["ok"]
+    assert asked == 2
 
 
 async def test_long_books_are_read_in_pieces(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
