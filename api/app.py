@@ -23,6 +23,7 @@ from shared.keys import Keys
 from shared.prices import PriceBook
 from shared.redis import connect
 from shared.settings import Settings
+from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
@@ -72,6 +73,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
     app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
+    app[keys.BOOKS] = BooksStore(client, names)
     app[keys.USAGE] = UsageStore(client, names)
     sockets: set[Socket] = set()
     app[keys.SOCKETS] = sockets

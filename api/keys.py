@@ -14,6 +14,7 @@ from shared.limits import Standing
 from shared.prices import PriceBook
 from shared.redis import Redis
 from shared.settings import Settings
+from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
@@ -47,6 +48,7 @@ AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 USAGE = web.AppKey("usage", UsageStore)
 PRICES = web.AppKey("prices", PriceBook)
+BOOKS = web.AppKey("books", BooksStore)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)

@@ -9,11 +9,12 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, chat, documents, jobs, judging, ops, output, usage
+from api.handlers import admin, books, chat, documents, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
 from shared.batch import MEDIA_TYPE
+from shared.books import BooksReport
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
 from shared.limit_rows import LimitsView
@@ -305,6 +306,18 @@ ROUTES: Final[tuple[Route, ...]] = (
         parameters=(_q("key", "the id of one of its keys: that key's too"), _q("user", "an end user"),
                     _q("prompt", "`name` or `name@version`")),
         problems=("not_found", "invalid_request"),
+    ),
+    Route(
+        "POST", "/api/admin/books/check", books.check, "Whether counters, usage and jobs are what the ledger says",
+        Scope.ADMIN, {200: ("What differs, by tenant; exact while calls are booked.", BooksReport)},
+        body=books.WhichBooks,
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
+    ),
+    Route(
+        "POST", "/api/admin/books/rebuild", books.rebuild, "Make counters, reservations and usage anew from the ledger",
+        Scope.ADMIN, {200: ("What differed before; `ok` when nothing does any more.", BooksReport)},
+        body=books.WhichBooks,
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
     ),
     Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
     Route(

@@ -92,7 +92,7 @@ def sentence_of(why: Why) -> str:
 
 
 def members_of(detail: LimitDetail) -> dict[str, Any]:
-    """Members of a problem object."""
+    """Members of a problem object, by their names in Python."""
     return msgspec.structs.asdict(detail)
 
 

@@ -190,6 +190,23 @@ async def test_great_sums_can_be_refused_and_warned_of(edge: Stack) -> None:
     assert warning == "tenant-total-usd; used=300001.000000; soft=200000.000000; hard=300000.500000"
 
 
+async def test_a_refusal_says_whose_limit_it_is_and_when_it_frees(edge: Stack) -> None:
+    tenant, key = await limited(edge, {"requestsPerMinute": 2, "requestsBurst": 1})
+    await edge.submit(chat(), key=key)
+    refused = await edge.call("POST", "/api/jobs", chat(), key=key)
+    problem = refused.json
+    assert (refused.status, problem["code"], problem["scope"], problem["id"]) == (429, "rate_limited", "tenant", tenant)
+    assert (problem["unit"], problem["period"], problem["limit"], problem["remaining"]) == ("requests", "minute", 2, 0)
+    seconds, micros = await edge.client.time()
+    left_ms = parse_rfc3339(problem["freesAt"]) - (seconds * 1000 + micros / 1000)
+    assert abs(left_ms - int(refused.headers["retry-after-ms"])) < 1_000
+    await limit(edge, tenant, {"budgets": [{"period": "day", "hardTokens": 0}]})
+    refused = await edge.call("POST", "/api/jobs", chat(), key=key)
+    assert (refused.status, refused.json["code"]) == (402, "budget_exhausted")
+    assert refused.headers["x-should-retry"] == "false"
+    assert refused.json["freesAt"].endswith("T00:00:00.000Z")
+
+
 async def test_an_administrator_reads_any_tenants(edge: Stack) -> None:
     tenant, key = await limited(edge, {"perUser": {"tokensPerMinute": 7}}, {"requestsPerMinute": 9})
     path = f"/api/admin/tenants/{tenant}/limits"

@@ -1,8 +1,8 @@
 -- limits: who is counted and limited, how much is used, reserved and left, and rates. docs/adr/0013-books.md.
 
--- The windows that `now` lies in, UTC: names as the counters keep them, and when they turn, ms.
-local function windows()
-  local days = math.floor(now / 86400000)
+-- The windows that a time in ms lies in, UTC: names as the counters keep them, and when they turn, ms.
+local function windows(at)
+  local days = math.floor(at / 86400000)
   -- Days to a date and back: Hinnant, "chrono-compatible low-level date algorithms".
   local z = days + 719468
   local era = math.floor(z / 146097)
@@ -19,7 +19,7 @@ local function windows()
     d = string.format('%04d%02d%02d', year, month, day), m = string.format('%04d%02d', year, month),
     turns = {d = (days + 1) * 86400000, m = (days + lengths[month] - day + 1) * 86400000}}
 end
-local WINDOW = windows()
+local WINDOW = windows(now)
 local NOW_US = time[1] * 1000000 + time[2]
 
 local function policy_of(text)
@@ -134,7 +134,8 @@ local function rate_check(scopes, field, cost)
         local used = math.ceil(math.max(0, tat - NOW_US) / each)
         worst = {
           scope = scope.kind, id = scope.id, unit = names[1], limit = rate, burst = scope.policy[names[3]], used = used,
-          reserved = 0, remaining = math.max(0, scope.policy[names[3]] - used), waitUs = wait, requested = cost}
+          reserved = 0, remaining = math.max(0, scope.policy[names[3]] - used), waitUs = wait, requested = cost,
+          freesAt = now + math.ceil(wait / 1000)}
       end
     end
   end
