@@ -62,7 +62,7 @@ async def test_real_jobs_agree(stack: Stack) -> None:
 
 
 async def planted(stack: Stack) -> tuple[str, str, Any]:
-    """A tenant with one settled call of 120 tokens and one of 40 and an unknown output under way; its key id and job."""
+    """A tenant with a settled call of 120 tokens, and one of 40 and more under way; the id of its key, and the job."""
     tenant, key = await limited(stack, {**GREAT, "perUser": GREAT})
     work = Working(stack)
     await stack.submit(chat(user="ann"), key=key)
