@@ -84,13 +84,17 @@ CHAT_PROBLEMS = (
     "upstream_rate_limited",
     "timeout",
     "worker_lost",
+    "budget_exhausted",
 )
+# What a limit refuses, before anything was spent: shared by all that take a job in.
+LIMIT_PROBLEMS = ("queue_full", "rate_limited", "budget_exhausted")
 BODY_CHAT_PROBLEMS = (
     "malformed_request",
     "too_large",
     "unsupported_media_type",
     "idempotency_mismatch",
     "queue_full",
+    "rate_limited",
     "request_timeout",
 )
 
@@ -108,7 +112,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             _h("Accept", "`text/event-stream`: the job's events, inline"),
         ),
         problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request",
-                  "idempotency_mismatch", "queue_full", "request_timeout"),
+                  "idempotency_mismatch", *LIMIT_PROBLEMS, "request_timeout"),
     ),
     Route(
         "GET", "/api/jobs", jobs.list_jobs, "List jobs, newest first (`?metadata.NAME=` filters too)", Scope.JOBS,
@@ -142,7 +146,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "POST", "/api/jobs/{id}/retry", jobs.retry, "Retry a failed, cancelled or expired job", Scope.JOBS,
         {202: ("Queued again; finished steps are reused.", JobView)},
         body=jobs.RetryRequest,
-        problems=("not_found", "gone", "conflict", "invalid_request"),
+        problems=("not_found", "gone", "conflict", "invalid_request", *LIMIT_PROBLEMS),
     ),
     Route(
         "POST", "/api/jobs/{id}/feedback", judging.feedback, "Say what you think of a job's result", Scope.JOBS,
@@ -175,7 +179,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET", SOCKET_PATH, socket,
         "Many jobs on one WebSocket: `submit`, `subscribe`, `unsubscribe`, `cancel`, `input`", Scope.JOBS,
         {101: ("Frames are JSON; without an `Authorization` header the first is "
-               "`{\"op\": \"auth\", \"key\": \"ek_…\"}`.", None)},
+               "`{\"op\": \"auth\", \"key\": \"ek_…\"}`. What a limit refuses is answered with its `problem`, and the "
+               "socket stays open.", None)},
         problems=("malformed_request",), is_stream=True,
     ),
     Route(
@@ -197,7 +202,8 @@ ROUTES: Final[tuple[Route, ...]] = (
             _q("temperature", "0 to 2"), _q("user", "your end user"),
             _q("disconnectGraceSeconds", "cancelled when nobody has listened for so long"), IDEMPOTENCY, PLACE,
         ),
-        problems=(*CHAT_PROBLEMS, "not_found", "gone", "queue_full", "idempotency_mismatch"), is_stream=True,
+        problems=(*CHAT_PROBLEMS, "not_found", "gone", "queue_full", "rate_limited", "idempotency_mismatch"),
+        is_stream=True,
     ),
     Route(
         "GET", "/api/chat/stream/{jobId}", chat.resume, "Resume a chat's stream", Scope.JOBS,
@@ -227,7 +233,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         {202: ("Stored; an ingest job reads it.", DocumentAccepted)},
         body=NewTextDocument, upload=True, parameters=(IDEMPOTENCY,),
         problems=("malformed_request", "too_large", "invalid_request", "idempotency_mismatch",
-                  "unsupported_media_type", "queue_full"),
+                  "unsupported_media_type", *LIMIT_PROBLEMS),
     ),
     Route(
         "GET", "/api/documents", documents.list_documents, "List documents, newest first", Scope.DOCUMENTS,

@@ -47,7 +47,7 @@ STEPS: Final = (1, 4)  # low and expected; the high end is `maxSteps` and a last
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """How many tokens, in all: at least, probably, at most. `made`: of each, what the model writes, which costs more."""
+    """How many tokens, in all: at least, probably, at most. `made`: of each, what the model writes (it costs more)."""
 
     low: int
     expected: int

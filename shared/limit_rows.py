@@ -69,7 +69,7 @@ class LimitRow(Output, frozen=True, kw_only=True):
     """One limit and how it stands, in its unit (`requests`, `tokens`, `usd`, `jobs`). `limit` is the hard limit, or the
     soft one where there is no hard one; of a rate, what a minute allows, while `remaining` is what may come at once (of
     `burst`). `resetAt` is when the period turns or the rate is full again, null where time alone changes nothing.
-    `binds` marks the limit that has the least share left."""
+    `binds` marks the limit that has the least share left, a budget before a rate."""
 
     scope: str
     id: str
@@ -108,7 +108,7 @@ def view_of(state: LimitsState) -> LimitsView:
     holding = [index for index, row in enumerate(rows) if row.hard is not None]
     binding = None
     if holding:
-        least = min(holding, key=lambda index: rows[index].share)
+        least = min(holding, key=lambda index: (rows[index].share, rows[index].period in (None, "minute")))
         rows[least] = binding = msgspec.structs.replace(rows[least], binds=True)
     return LimitsView(data=rows, binding=binding, warnings=[row for row in rows if is_crossed(row)])
 

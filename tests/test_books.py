@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from shared.stores.books import BooksStore
 from shared.stores.events import CallUsage, Reservation
 from shared.stores.tenants import DEFAULT_TENANT
 from tests.conftest import Stack, analysis, chat
+from tests.test_cli import errand
 from tests.test_limits_api import limited
 from tests.test_usage import PRICE, Working, job_sums, lived_in, totals
 
@@ -60,7 +62,7 @@ async def test_real_jobs_agree(stack: Stack) -> None:
 
 
 async def planted(stack: Stack) -> tuple[str, str, Any]:
-    """A tenant with one settled call of 120 tokens and one of 40 and an unknown output under way; its key id and job."""
+    """A tenant with a settled call of 120 tokens, and one of 40 and more under way; the id of its key, and the job."""
     tenant, key = await limited(stack, {**GREAT, "perUser": GREAT})
     work = Working(stack)
     await stack.submit(chat(user="ann"), key=key)
@@ -338,3 +340,19 @@ async def test_only_an_administrator_may(edge: Stack) -> None:
         assert (await edge.call("POST", path, {"tenant": tenant})).status == 422
         answer = await edge.call("POST", path)  # no body: all tenants
         assert {one["tenantId"] for one in answer.json["tenants"]} == {DEFAULT_TENANT, tenant}
+
+
+async def test_the_books_on_the_command_line(edge: Stack) -> None:
+    """Tenant by tenant; 1 and a table when something differs; after a rebuild 0."""
+    tenant, key, _ = await planted(edge)
+    assert (await errand(edge, "books", "check")).code == 0
+    await edge.client.hset(edge.keys.books(key), "tt", 7)
+    ran = await errand(edge, "books", "check")
+    assert ran.code == 1
+    assert f"{DEFAULT_TENANT}  0 calls, 0 tokens, cost unknown: ok" in ran.out
+    assert f"{tenant}  1 calls, 120 tokens, 0.000027 USD: 1 DIFFERENT" in ran.out
+    assert re.search(rf"counter +{key} +totalTokens +7 +120$", ran.out, re.MULTILINE)
+    assert (await errand(edge, "books", "check", "--tenant", DEFAULT_TENANT)).code == 0
+    mended = await errand(edge, "books", "rebuild", "--tenant", tenant)
+    assert (mended.code, "1 mended" in mended.out) == (0, True)
+    assert (await errand(edge, "books", "check", "--json")).json["ok"] is True

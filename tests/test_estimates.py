@@ -96,8 +96,8 @@ async def test_an_estimate_names_the_limits_that_the_job_would_meet(edge: Stack)
     answer = await edge.call("POST", "/api/jobs/estimate", chat(tokenBudget=10), key=key)
     hits = {hit["limit"]: hit for hit in answer.json["limits"]}
     assert hits["maxQueuedJobs"] == {
-        "scope": "tenant", "id": tenant, "limit": "maxQueuedJobs", "unit": "jobs", "value": 1, "used": 1, "remaining": 0,
-        "effect": "refused",
+        "scope": "tenant", "id": tenant, "limit": "maxQueuedJobs", "unit": "jobs", "value": 1, "used": 1,
+        "remaining": 0, "effect": "refused",
     }  # fmt: skip
     assert hits["tokenBudget"]["effect"] == "stops"
     assert answer.json["tokens"]["high"] == 10

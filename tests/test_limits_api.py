@@ -163,6 +163,12 @@ async def test_the_least_share_binds(edge: Stack) -> None:
     assert (admin["binding"]["name"], admin["binding"]["period"]) == ("hardTokens", "day")
 
 
+async def test_a_spent_budget_binds_before_an_empty_rate(edge: Stack) -> None:
+    _, key = await limited(edge, {"tokensPerMinute": 1, "budgets": [{"period": "total", "hardTokens": 0}]})
+    found = await standing(edge, key)
+    assert (found["binding"]["name"], found["binding"]["remaining"]) == ("hardTokens", 0)
+
+
 async def test_without_limits_there_is_the_queues_bound(edge: Stack) -> None:
     _, key = await edge.tenant()
     found = await standing(edge, key)

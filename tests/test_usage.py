@@ -7,13 +7,17 @@ import csv
 import io
 from typing import Any
 
+import msgspec
 import pytest
 
 from shared.errors import LeaseLostError
+from shared.policy import encode_policy
 from shared.prices import Price
 from shared.stores.events import CallUsage, Reservation
 from shared.stores.tenants import DEFAULT_TENANT
+from shared.tenants import Limits
 from tests.conftest import ADMIN_KEY, Stack, analysis, chat
+from tests.test_cli import errand
 
 PRICE = Price(input_pico=150_000, output_pico=600_000, version="test")
 OWNER = DEFAULT_TENANT
@@ -355,3 +359,35 @@ async def test_usage_needs_its_scope(edge: Stack) -> None:
     made = await edge.call("POST", f"/api/admin/tenants/{tenant}/keys", {"scopes": ["jobs"]})
     refused = await edge.call("GET", "/api/usage", key=made.json["key"])
     assert (refused.status, refused.json["code"]) == (403, "scope_missing")
+
+
+async def test_usage_on_the_command_line(edge: Stack) -> None:
+    """A table for people; JSON and CSV for programs; a bad parameter is refused with 1."""
+    await lived_in(edge)
+    ran = await errand(edge, "usage", "--group-by", "model,user")
+    head, *lines = ran.out.splitlines()
+    assert (ran.code, head.split()[:3]) == (0, ["MODEL", "USER", "JOBS"])
+    by_model = {line.split()[0]: line for line in lines if " ann " in line}
+    assert by_model["m2"].endswith("unknown")
+    assert "~" in by_model["m1"]
+    expected = await totals(edge)
+    assert (await errand(edge, "usage", "--group-by", "", "--json")).json["data"] == [expected]
+    text = (await errand(edge, "usage", "--csv", "--group-by", "user")).out
+    assert len(list(csv.reader(io.StringIO(text)))) == 4
+    assert (await errand(edge, "usage", "--to", "2020-01-01")).out == "nothing was used\n"
+    refused = await errand(edge, "usage", "--from", "yesterday")
+    assert (refused.code, "?from" in refused.err) == (1, True)
+
+
+async def test_limits_on_the_command_line(edge: Stack) -> None:
+    tenant, _ = await edge.tenant(maxConcurrentJobs=3)
+    policy = encode_policy(msgspec.convert({"budgets": [{"period": "day", "softTokens": 0, "hardUsd": 2}]}, Limits))
+    await edge.client.hset(edge.keys.tenant(tenant), "policy", policy)
+    ran = await errand(edge, "limits", "--tenant", tenant)
+    assert ran.code == 0
+    rows = {line.lstrip("* ").split()[0]: line for line in ran.out.splitlines()[1:]}
+    assert set(rows) == {"maxConcurrentJobs", "maxQueuedJobs", "softTokens", "hardUsd"}
+    assert "2.000000" in rows["hardUsd"]
+    assert sum(line.startswith("*") for line in ran.out.splitlines()) == 1
+    assert "soft limit of 0 tokens (day) of the tenant is crossed" in ran.err
+    assert (await errand(edge, "limits", "--user", "ann", "--json")).json["binding"]["name"] == "maxQueuedJobs"
