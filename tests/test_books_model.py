@@ -180,6 +180,8 @@ class Machine(RuleBasedStateMachine):
         for name in scopes:
             book = self.books[name]
             for unit, period, limit in book.caps:
+                if unit == "n" and price is None:
+                    return "unpriced"
                 left, held = limit - book.used(unit, period), book.held(unit)
                 least, need = tokens + 1, tokens + wish
                 if unit == "n":
@@ -190,7 +192,7 @@ class Machine(RuleBasedStateMachine):
                     if need > left:
                         fits = left - tokens
                         if unit == "n":
-                            assert price is not None
+                            assert price is not None  # see above
                             fits = math.floor((left * 1000 - tokens * price.input_pico) / price.output_pico)
                         granted = min(granted, fits)
                 elif held * care + max(need, need * care / 2) > left:

@@ -200,3 +200,19 @@ async def test_a_soft_limit_warns_once(stack: Stack, model: DevModel) -> None:
     answer = await stack.call("GET", f"/api/jobs/{ids[0]}", key=key)
     assert answer.headers["X-Usage-Warning"].startswith("tenant-day-tokens; used=")
     assert "; soft=10; hard=1000000" in answer.headers["X-Usage-Warning"]
+
+
+async def test_a_model_without_a_price_is_refused_where_money_is_limited(make_stack: Any, model: DevModel) -> None:
+    """Given a hard limit in USD, when a job names a model whose price is unknown, then it is refused and the model named;
+    with a price it runs, its cost is shown, and the limit in USD ends it."""
+    stack: Stack = await make_stack(
+        workers=("interactive",), prices='{"errand-dev-extractive": {"input": 1000, "output": 1000}}'
+    )
+    _, key = await stack.tenant(budgets=[{"period": "day", "hardUsd": 0.05}], onHardLimit="fail")
+    refused = await stack.call("POST", "/api/jobs", chat(model="nobody-knows-it"), key=key)
+    assert refused.status == 422 and refused.json["errors"][0]["path"] == "$.model", refused.text
+    view = await stack.finished(await stack.submit(chat("The harbour opens at nine."), key=key), key=key)
+    assert view["status"] == "complete"
+    assert view["usage"]["costUsd"] == pytest.approx(view["usage"]["totalTokens"] / 1000, rel=1e-6)
+    view = await stack.finished(await stack.submit(chat("The harbour opens at nine. " * 20), key=key), key=key)
+    assert view["status"] == "failed" and view["error"]["limit"]["unit"] == "usd", view

@@ -5,12 +5,13 @@
 --       (a record with `grace_ms` is cancelled when nobody has listened to the job for so long)
 --       idem_body (hash of the body; absent = no key), companion (optional: {index, key prefix, id, fields}, a
 --       document that is stored in the same step), patience_ms (an interactive job that would wait longer for its token
---       rate is refused; absent: any job waits)
+--       rate is refused; absent: any job waits), unpriced (bool: no price of its model is known)
 -- Returns {'ok', job id, now ms, status, due ms, '0' or '1' replayed, and for a queued job: rank from 0, tokens ahead,
 --          what it waits for, time to its start in ms (middle, 90th percentile; -1 unknown)}; after the `replayed` mark how
 --          its limits stand (JSON, '' without limits)
 --         {'mismatch'} the idempotency key stands for another body     {'no_tenant'} the tenant was deleted
 --         {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON
+--         {'unpriced', scope} a hard limit in money, and no price of the model
 --         {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
 -- Events job.queued (not for a job that starts later)
 --@include base
@@ -32,7 +33,7 @@ if not limit[1] then return {'no_tenant'} end
 local waiting, bound = queue_room(a.tenant, limit[2])
 if waiting >= bound then return {'full', int(bound), int(room_in_s(a.lane, a.tenant))} end
 local scopes = scopes_of(policy_of(limit[3]), a.tenant, a.record.key, a.record.user, a.record.prompt)
-local refused = admit_limits(scopes, tonumber(a.record.est or 0), a.patience_ms)
+local refused = admit_limits(scopes, tonumber(a.record.est or 0), a.patience_ms, a.unpriced)
 if refused then return refused end
 
 local job_id = 'job_' .. ulid_time() .. a.random

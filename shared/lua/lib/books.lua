@@ -28,7 +28,8 @@ local function output_for(hold, input, nano)
 end
 
 -- How many output tokens the hard limits of these scopes let a call have that reads `hold.i` and wishes for `wish`:
--- a number, or nil and {'spent' | 'held', why}: at the hard limit, or only behind what others have reserved. `care` is how
+-- a number, or nil and {'spent' | 'held' | 'unpriced', why}: at the hard limit, only behind what others have reserved, or
+-- a limit in money and no price. `care` is how
 -- much room there must be for each token that is reserved: calls that are under way may become longer.
 local function room(scopes, hold, wish, care)
   local granted = wish
@@ -38,6 +39,7 @@ local function room(scopes, hold, wish, care)
       for _, budget in ipairs(scope.policy.b) do
         for _, unit in ipairs(UNITS) do
           local limit = budget[unit[2]]
+          if limit and unit[1] == 'usd' and not hold.pi then return nil, {'unpriced', refusal(scope, budget, unit, book)} end
           if limit then
             local reserved, left = book[unit[4]], limit - book[budget.p .. unit[3]]
             local least, need = hold.i + (hold.e and 0 or 1), hold.i + wish

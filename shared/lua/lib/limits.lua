@@ -181,13 +181,18 @@ local function soft_crossed(scope, book)
   return crossed
 end
 
--- Whether a job may come in now, as far as rates and budgets go: nil, or {'rate' | 'budget', why}. What is written is
+-- Whether a job may come in now, as far as rates and budgets go: nil, or {'rate' | 'budget' | 'unpriced', why}. What is written is
 -- written only when it may. `tokens` and `patience_ms`: an interactive job that would wait longer for its tokens is
--- refused.
-local function admit_limits(scopes, tokens, patience_ms)
+-- refused; likewise one whose model has no price (`unpriced`) where a hard limit is in money.
+local function admit_limits(scopes, tokens, patience_ms, unpriced)
   local any = false
   for _, scope in ipairs(scopes) do any = any or scope.policy end
   if not any then return nil end
+  for _, scope in ipairs(unpriced and scopes or {}) do
+    for _, budget in ipairs(scope.policy and scope.policy.b or {}) do
+      if budget.hn then return {'unpriced', scope.kind} end
+    end
+  end
   local spent = exhausted(scopes)
   if spent then return {'budget', cjson.encode(spent)} end
   local slow, writes = rate_check(scopes, 'r', 1)
