@@ -71,6 +71,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("tenant:{tenantId}", "hash", "for ever", "create", "claim, admit, API", "a tenant: name, limits, created_ms"),
     KeyKind("keys:{tenantId}", "zset", "for ever", "create", "list", "key ids of a tenant, score 0"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create", "API", "an API key: tenant, secret hash, scopes, name, times"),
+    KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
+            "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, details JSON"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
@@ -180,6 +182,11 @@ class Keys(msgspec.Struct, frozen=True):
     def api_key(self, key_id: str) -> str:
         """An API key's record."""
         return f"{self.prefix}key:{key_id}"
+
+    @property
+    def audit(self) -> str:
+        """The audit log."""
+        return f"{self.prefix}audit"
 
     def documents(self, tenant: str) -> str:
         """The index of a tenant's documents."""
