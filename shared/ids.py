@@ -75,3 +75,8 @@ def hash_secret(secret: str) -> str:
 def same_secret(secret: str, stored_hash: str) -> bool:
     """Whether a presented secret is the stored one, compared in constant time."""
     return hmac.compare_digest(hash_secret(secret), stored_hash)
+
+
+def secret_mark(stored_hash: str) -> str:
+    """How processes name a secret among themselves: the beginning of its hash (lib/keys.lua)."""
+    return stored_hash[:16]
