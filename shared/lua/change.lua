@@ -21,6 +21,9 @@ for field, value in pairs(a.fields) do
   end
 end
 audit(a.audit)
-if a.limits then bump_limits(KEYS[2], a.tenant) end
+if a.limits then
+  redis.call('HINCRBY', KEYS[2], 'revision', 1)
+  limits_changed(a.tenant)
+end
 if a.id then tell_key(KEYS[1], a.id) end
 return 'ok'

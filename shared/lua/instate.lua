@@ -4,7 +4,6 @@
 -- ARGV  prefix, id, tenant, hash, scopes, rotated, revoked (entries for the audit log; the latter without its key)
 -- Returns 'ok'   'foreign' the key is another tenant's
 --@include base
---@include queue
 --@include audit
 --@include keys
 local row = redis.call('HMGET', KEYS[1], 'tenant', 'hash')

@@ -3,7 +3,6 @@
 -- ARGV  prefix, id, tenant, audit (its entry)
 -- Returns 'ok'   'none' no such key of this tenant   'admin' it is the admin key
 --@include base
---@include queue
 --@include audit
 --@include keys
 if redis.call('HGET', KEYS[1], 'tenant') ~= a.tenant then return 'none' end

@@ -5,7 +5,6 @@
 -- Returns {'ok', '0' or '1' replayed}   {'none'} no such key of this tenant   {'admin'} it is the admin key
 --         {'expired'} the key is over   {'mismatch'} the idempotency key stands for another body
 --@include base
---@include queue
 --@include audit
 --@include keys
 local again = replay(KEYS[3])

@@ -18,9 +18,3 @@ local function tell_key(record, id)
   if row[2] and tonumber(row[3]) > now then message = message .. ' ' .. mark_of(row[2]) end
   redis.call('PUBLISH', P .. 'revoked', message)
 end
-
--- The limits of a tenant or one of its keys are others now.
-local function bump_limits(tenant_record, tenant)
-  redis.call('HINCRBY', tenant_record, 'revision', 1)
-  limits_changed(tenant)
-end
