@@ -13,6 +13,7 @@ from shared.keys import Keys
 from shared.limits import Standing
 from shared.redis import Redis
 from shared.settings import Settings
+from shared.stores.audit import AuditStore
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
@@ -32,6 +33,7 @@ REDIS_KEYS = web.AppKey("redis_keys", Keys)
 JOBS = web.AppKey("jobs", JobsStore)
 EVENTS = web.AppKey("events", EventsStore)
 TENANTS = web.AppKey("tenants", TenantsStore)
+AUDIT = web.AppKey("audit", AuditStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
 OUTPUTS = web.AppKey("outputs", OutputsStore)
 BLOBS = web.AppKey("blobs", Blobs)

@@ -68,9 +68,12 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("scheduled", "hash", "for ever, small", "admit, claim", "admit", "scheduled jobs per tenant"),
     KeyKind("workers:{lane}", "zset", "15 s a member", "renew", "readyz", "live workers; score is when they count as gone, ms"),
     KeyKind("tenants", "zset", "for ever", "create", "list", "all tenant ids, score 0"),
-    KeyKind("tenant:{tenantId}", "hash", "for ever", "create", "claim, admit, API", "a tenant: name, limits, created_ms"),
+    KeyKind("tenant:{tenantId}", "hash", "for ever", "create, change", "claim, admit, API",
+            "a tenant: name, created_ms, limits (JSON) and what scripts read of them: policy, max_concurrent, max_queued, weight; "
+            "revision: changes of its or its keys' limits; admin_key: of this installation"),
     KeyKind("keys:{tenantId}", "zset", "for ever", "create", "list", "key ids of a tenant, score 0"),
-    KeyKind("key:{keyId}", "hash", "until revoked", "create", "API", "an API key: tenant, secret hash, scopes, name, times"),
+    KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
+            "an API key: tenant, hash of its secret, old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
     KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
             "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, details JSON"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
@@ -78,7 +81,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
-    KeyKind("revoked", "channel", "-", "API", "API", "a key id that every process must forget"),
+    KeyKind("revoked", "channel", "-", "change, rotate, revoke, instate", "API",
+            "a key id that every process must forget, and the marks of its secrets that live on (none: it was revoked)"),
 )  # fmt: skip
 
 

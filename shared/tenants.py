@@ -116,22 +116,22 @@ class KeyLimitsPatch(Wire, frozen=True):
     """Changes of a key's limits, as a JSON merge patch (RFC 7396): a member that is given replaces, `null` removes, a
     list is replaced whole."""
 
-    requests_per_minute: Rate | None | UnsetType = UNSET
-    requests_burst: Rate | None | UnsetType = UNSET
-    tokens_per_minute: Rate | None | UnsetType = UNSET
-    tokens_burst: Rate | None | UnsetType = UNSET
-    budgets: Budgets | None | UnsetType = UNSET
+    requests_per_minute: Rate | UnsetType | None = UNSET
+    requests_burst: Rate | UnsetType | None = UNSET
+    tokens_per_minute: Rate | UnsetType | None = UNSET
+    tokens_burst: Rate | UnsetType | None = UNSET
+    budgets: Budgets | UnsetType | None = UNSET
 
 
 class LimitsPatch(KeyLimitsPatch, frozen=True):
     """Changes of a tenant's limits, likewise; `perUser` and `perPrompt` are merged member by member."""
 
-    max_concurrent_jobs: Concurrency | None | UnsetType = UNSET
-    max_queued_jobs: Waiting | None | UnsetType = UNSET
-    weight: Weight | None | UnsetType = UNSET
-    per_user: KeyLimitsPatch | None | UnsetType = UNSET
-    per_prompt: Annotated[dict[str, KeyLimitsPatch | None], Meta(max_length=1_000)] | None | UnsetType = UNSET
-    on_hard_limit: OnHardLimit | None | UnsetType = UNSET
+    max_concurrent_jobs: Concurrency | UnsetType | None = UNSET
+    max_queued_jobs: Waiting | UnsetType | None = UNSET
+    weight: Weight | UnsetType | None = UNSET
+    per_user: KeyLimitsPatch | UnsetType | None = UNSET
+    per_prompt: Annotated[dict[str, KeyLimitsPatch | None], Meta(max_length=1_000)] | UnsetType | None = UNSET
+    on_hard_limit: OnHardLimit | UnsetType | None = UNSET
 
 
 def _require_printable(name: str | UnsetType | None) -> None:
@@ -183,9 +183,9 @@ class NewKey(Wire, frozen=True):
 class KeyPatch(Wire, frozen=True):
     """Body of `PATCH /api/admin/tenants/{tenantId}/keys/{keyId}`: what is to change. `null` removes name and expiry."""
 
-    name: Name | None | UnsetType = UNSET
+    name: Name | UnsetType | None = UNSET
     scopes: Scopes | UnsetType = UNSET
-    expires_at: str | None | UnsetType = UNSET
+    expires_at: str | UnsetType | None = UNSET
     limits: KeyLimitsPatch | UnsetType = UNSET
 
     def __post_init__(self) -> None:

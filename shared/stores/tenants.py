@@ -22,7 +22,6 @@ from shared.stores.tenant_records import (
     key_fields,
     key_view,
     limit_fields,
-    limits_of,
     patched,
     tenant_fields,
     tenant_view,
@@ -209,13 +208,14 @@ class TenantsStore(RecordsStore):
         return [key_view(row, now_ms) for row in rows if row], more
 
     async def change_key(self, tenant: str, key_id: str, patch: KeyPatch, *, by: Actor = SYSTEM) -> KeyView:
-        """Changes a key, as `change_tenant`. Raises RefusedError `not_found`, `invalid_request`, and `conflict` when the
-        admin key would expire or lose the scope `admin`."""
+        """Changes a key, as `change_tenant`. Raises RefusedError `not_found`, `invalid_request`, and `conflict` when
+        the admin key would expire or lose a scope."""
         for _ in range(MAX_TRIES):
             row = await self._key(tenant, key_id)
             now_ms = await redis_now_ms(self.client)
             fields: Fields = {}
             changes: dict[str, tuple[Any, Any]] = {}
+            scopes = list(Scope)
             if patch.name is not UNSET:
                 fields["name"] = patch.name or ""
                 changes["name"] = (row.get("name"), patch.name)
@@ -242,11 +242,11 @@ class TenantsStore(RecordsStore):
                 expected={name: row.get(name, "") for name in ("name", "scopes", "expires_ms", "limits")},
                 fields=fields,
                 limits=bool(limits_change),
-                keeps_admin=Scope.ADMIN in fields.get("scopes", Scope.ADMIN) and not fields.get("expires_ms"),
+                keeps_admin=not fields.get("expires_ms") and set(scopes) == set(Scope),
                 audit=entry(by, Action.KEY_CHANGED, tenant, key_id, {**changes, **limits_change}),
             )
             if outcome == b"admin":
-                raise _admin_key("expire or lose the scope `admin`")
+                raise _admin_key("expire or lose a scope")
             if outcome == b"ok":
                 after = {**row, **fields}
                 return key_view({name: value for name, value in after.items() if value != ""}, now_ms)
@@ -406,7 +406,9 @@ class TenantsStore(RecordsStore):
             revoked=entry(SYSTEM, Action.KEY_REVOKED, DEFAULT_TENANT, changes={"replacedBy": (None, key_id)}),
         )
         if outcome == b"foreign":
-            raise ConfigurationError("The admin key (ERRAND_ADMIN_KEY, or admin.key) is a key of another tenant already.")
+            raise ConfigurationError(
+                "The admin key (ERRAND_ADMIN_KEY, or admin.key) is a key of another tenant already."
+            )
 
 
 _LIFE: Final = ("id", "expires_ms", "hash", "old_hash", "old_until_ms")
@@ -437,8 +439,8 @@ def _no_key(key_id: str) -> RefusedError:
 def _admin_key(what: str) -> RefusedError:
     return RefusedError(
         "conflict",
-        f"This is the admin key of this installation: it cannot {what} here. ERRAND_ADMIN_KEY, or else the file admin.key "
-        "in the data directory, sets it; set another there and start the API again.",
+        f"This is the admin key of this installation: it cannot {what} here. ERRAND_ADMIN_KEY, or else the file "
+        "admin.key in the data directory, sets it; set another there and start the API again.",
     )
 
 
