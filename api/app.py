@@ -23,6 +23,7 @@ from shared.keys import Keys
 from shared.prices import PriceBook
 from shared.redis import connect
 from shared.settings import Settings
+from shared.stores.audit import AuditStore
 from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
@@ -57,6 +58,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.JOBS] = JobsStore(client, names)
     app[keys.EVENTS] = EventsStore(client, names)
     app[keys.TENANTS] = TenantsStore(client, names)
+    app[keys.AUDIT] = AuditStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
     app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
     app[keys.OUTPUTS] = OutputsStore(client, names)
@@ -91,7 +93,7 @@ def create_app(settings: Settings) -> web.Application:
 
 async def _resources(app: web.Application) -> AsyncIterator[None]:
     hub = app[keys.HUB]
-    hub.on_revoked(lambda key_id: forget(app[keys.PRINCIPALS], key_id))
+    hub.on_revoked(lambda key_id, _: forget(app[keys.PRINCIPALS], key_id))
     hub.on_revoked(app[keys.SESSIONS].revoked)
     await hub.start()
     companions = [

@@ -63,14 +63,15 @@ async def principal_of(request: web.Request, header: str) -> Principal:
     known = cache.get(digest)
     if known and known[0] > monotonic_s():
         return known[1]
-    principal = await request.app[TENANTS].authenticate(presented)
-    if principal is None:
+    found = await request.app[TENANTS].authenticate(presented)
+    if found is None:
         cache.pop(digest, None)
         raise RefusedError("unauthenticated", "This key is not valid: unknown, revoked or expired.")
     if len(cache) >= MAX_CACHED:
         cache.clear()
-    cache[digest] = (monotonic_s() + CACHE_S, principal)
-    return principal
+    kept_s = CACHE_S if found.left_ms is None else min(CACHE_S, found.left_ms / 1000)
+    cache[digest] = (monotonic_s() + kept_s, found.principal)
+    return found.principal
 
 
 def require(principal: Principal, scope: Scope) -> None:
@@ -80,6 +81,6 @@ def require(principal: Principal, scope: Scope) -> None:
 
 
 def forget(cache: dict[str, tuple[float, Principal]], key_id: str) -> None:
-    """Drops a revoked key from a process's memory."""
+    """Drops a key that was changed or revoked from a process's memory."""
     for digest in [digest for digest, (_, principal) in cache.items() if principal.key_id == key_id]:
         del cache[digest]

@@ -14,6 +14,7 @@ from shared.limits import Standing
 from shared.prices import PriceBook
 from shared.redis import Redis
 from shared.settings import Settings
+from shared.stores.audit import AuditStore
 from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
 from shared.stores.events import EventsStore
@@ -35,6 +36,7 @@ REDIS_KEYS = web.AppKey("redis_keys", Keys)
 JOBS = web.AppKey("jobs", JobsStore)
 EVENTS = web.AppKey("events", EventsStore)
 TENANTS = web.AppKey("tenants", TenantsStore)
+AUDIT = web.AppKey("audit", AuditStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
 OUTPUTS = web.AppKey("outputs", OutputsStore)
 BLOBS = web.AppKey("blobs", Blobs)

@@ -145,11 +145,12 @@ class Hub:
             client, on_message=self._message, on_subscribed=self._subscribed, on_lost=self._lost
         )
         self._task: asyncio.Task[None] | None = None
-        self._on_revoked: list[Callable[[str], None]] = []
+        self._on_revoked: list[Callable[[str, frozenset[str]], None]] = []
         self.closing = False
 
-    def on_revoked(self, callback: Callable[[str], None]) -> None:
-        """`callback(key_id)` is called when a key was revoked anywhere."""
+    def on_revoked(self, callback: Callable[[str, frozenset[str]], None]) -> None:
+        """`callback(key_id, live)` is called when a key was changed or revoked anywhere; `live` are the marks of its
+        secrets that live on, none when it was revoked."""
         self._on_revoked.append(callback)
 
     async def start(self) -> None:
@@ -176,8 +177,9 @@ class Hub:
             for reader in channel.readers:
                 reader.push(data)
         elif name == self._keys.revoked_channel:
+            key_id, *live = data.decode().split()
             for callback in self._on_revoked:
-                callback(data.decode())
+                callback(key_id, frozenset(live))
 
     def _subscribed(self, name: str) -> None:
         if channel := self._channels.get(name):

@@ -119,7 +119,7 @@ def _operation(route: Route, by_kind: dict[Any, Any]) -> dict[str, Any]:
                     "required": ["file"],
                 }
             }
-        operation["requestBody"] = {"required": not route.path.endswith("/retry"), "content": content}
+        operation["requestBody"] = {"required": not route.path.endswith(("/retry", "/rotate")), "content": content}
     responses: dict[str, Any] = {
         str(status): {"description": sentence, **_content(answer, by_kind)}
         for status, (sentence, answer) in route.answers.items()

@@ -17,7 +17,7 @@ from shared.errors import RefusedError
 from shared.log import get_logger
 from shared.redis import OUTAGE
 from shared.stores.jobs import JobsStore
-from shared.stores.tenants import TenantsStore
+from shared.stores.tenants import Presented, TenantsStore
 from shared.upkeep import Upkeep
 
 log = get_logger()
@@ -28,27 +28,32 @@ BATCH: Final = 500
 
 
 class Sessions:
-    """The open streams and sockets of each key: they end with it."""
+    """The open streams and sockets of each key: they end with it, or with the secret that they came with."""
 
     def __init__(self, tenants: TenantsStore) -> None:
         self._tenants = tenants
-        self._ends: dict[str, set[Callable[[], None]]] = {}
+        self._ends: dict[Presented, set[Callable[[], None]]] = {}
 
     @contextmanager
-    def open(self, key_id: str, end: Callable[[], None]) -> Iterator[None]:
-        """While this lasts, `end()` is called when the key ends."""
-        self._ends.setdefault(key_id, set()).add(end)
+    def open(self, presented: Presented, end: Callable[[], None]) -> Iterator[None]:
+        """While this lasts, `end()` is called when the key or its secret ends."""
+        self._ends.setdefault(presented, set()).add(end)
         try:
             yield
         finally:
-            ends = self._ends.get(key_id, set())
+            ends = self._ends.get(presented, set())
             ends.discard(end)
             if not ends:
-                self._ends.pop(key_id, None)
+                self._ends.pop(presented, None)
 
-    def revoked(self, key_id: str) -> None:
-        """The key has ended."""
-        for end in list(self._ends.get(key_id, ())):
+    def revoked(self, key_id: str, live: frozenset[str]) -> None:
+        """The key was changed: only the secrets with these marks live on; a ticket does while there are any."""
+        for presented in [one for one in self._ends if one[0] == key_id]:
+            if not live or (presented[1] and presented[1] not in live):
+                self._end(presented)
+
+    def _end(self, presented: Presented) -> None:
+        for end in list(self._ends.get(presented, ())):
             end()
 
     async def run(self) -> None:
@@ -56,9 +61,9 @@ class Sessions:
         while True:
             await asyncio.sleep(CHECK_S)
             try:
-                for key_id in await self._tenants.ended(list(self._ends)):
-                    log.info("sessions.ended", key=key_id)
-                    self.revoked(key_id)
+                for presented in await self._tenants.ended(list(self._ends)):
+                    log.info("sessions.ended", key=presented[0])
+                    self._end(presented)
             except OUTAGE:
                 pass  # nobody is cut off because Redis is away
             except Exception:
@@ -99,12 +104,12 @@ def until_hang_up(request: web.Request) -> Iterator[Callable[[], None]]:
         raise ConnectionResetError("the client went away")
     handler.on_lost.add(end)
     try:
-        with request.app[SESSIONS].open(request[PRINCIPAL].key_id, end_key):
+        with request.app[SESSIONS].open(request[PRINCIPAL].presented, end_key):
             yield done
     except asyncio.CancelledError:
         if hung_up and task.uncancel() == 0:
             if key_ended and not request.writer.output_size:
-                raise RefusedError("unauthenticated", "The key was revoked, or has expired.") from None
+                raise RefusedError("unauthenticated", "The key was revoked or rotated, or has expired.") from None
             raise ConnectionResetError("the client went away, or its key ended") from None
         raise
     finally:

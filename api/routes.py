@@ -13,13 +13,14 @@ from api.handlers import admin, books, chat, documents, jobs, judging, ops, outp
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
+from shared.audit import AuditEntry
 from shared.batch import MEDIA_TYPE
 from shared.books import BooksReport
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
 from shared.limit_rows import LimitsView
 from shared.specs import PublicJob
-from shared.tenants import KeyView, NewKey, NewTenant, Scope, TenantView
+from shared.tenants import KeyPatch, KeyView, NewKey, NewTenant, Rotation, Scope, TenantPatch, TenantView
 from shared.usage import UsageRow
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -290,6 +291,12 @@ ROUTES: Final[tuple[Route, ...]] = (
         {200: ("The tenant.", TenantView)}, problems=("not_found",),
     ),
     Route(
+        "PATCH", "/api/admin/tenants/{tenantId}", admin.change_tenant,
+        "Change a tenant; `limits` is a JSON merge patch", Scope.ADMIN,
+        {200: ("The tenant as it is now.", TenantView)}, body=TenantPatch,
+        problems=("malformed_request", "invalid_request", "not_found", "conflict"),
+    ),
+    Route(
         "POST", "/api/admin/tenants/{tenantId}/keys", admin.create_key, "Create an API key", Scope.ADMIN,
         {201: ("The key; its secret is shown this once.", KeyView)}, body=NewKey, parameters=(IDEMPOTENCY,),
         problems=("malformed_request", "invalid_request", "not_found", "idempotency_mismatch"),
@@ -303,8 +310,29 @@ ROUTES: Final[tuple[Route, ...]] = (
         {200: ("The key, without its secret.", KeyView)}, problems=("not_found",),
     ),
     Route(
+        "PATCH", "/api/admin/tenants/{tenantId}/keys/{keyId}", admin.change_key,
+        "Change a key; `limits` is a JSON merge patch", Scope.ADMIN,
+        {200: ("The key as it is now, without its secret.", KeyView)}, body=KeyPatch,
+        problems=("malformed_request", "invalid_request", "not_found", "conflict"),
+    ),
+    Route(
+        "POST", "/api/admin/tenants/{tenantId}/keys/{keyId}/rotate", admin.rotate_key,
+        "Give a key a new secret; the one so far lives on for a while", Scope.ADMIN,
+        {200: ("The key; its new secret is shown this once.", KeyView)}, body=Rotation, parameters=(IDEMPOTENCY,),
+        problems=("malformed_request", "invalid_request", "not_found", "conflict", "idempotency_mismatch"),
+    ),
+    Route(
         "DELETE", "/api/admin/tenants/{tenantId}/keys/{keyId}", admin.revoke_key, "Revoke a key", Scope.ADMIN,
-        {204: ("The key no longer works, in any process.", None)}, problems=("not_found",),
+        {204: ("The key no longer works, in any process.", None)}, problems=("not_found", "conflict"),
+    ),
+    Route(
+        "GET", "/api/admin/audit", admin.audit_log, "Who changed which tenant or key, newest first", Scope.ADMIN,
+        {200: ("One page; with filters it may be short though there are more.", Page(AuditEntry))},
+        parameters=(
+            *LIST, _q("tenant", "the tenant that was changed"), _q("action", "for example `key.revoked`"),
+            _q("key", "the key that was changed"), _q("actor", "id of the key that changed it, or `system`"),
+        ),
+        problems=("invalid_request",),
     ),
     Route(
         "GET", "/api/admin/tenants/{tenantId}/limits", usage.tenant_limits, "How a tenant's limits stand", Scope.ADMIN,

@@ -159,7 +159,7 @@ class Socket:
                 self.end(WSCloseCode.SERVICE_RESTART, "this process is stopping")
             if PRINCIPAL not in self._request and not await self._authenticate():
                 return
-            with self._request.app[SESSIONS].open(self._request[PRINCIPAL].key_id, self._key_ended):
+            with self._request.app[SESSIONS].open(self._request[PRINCIPAL].presented, self._key_ended):
                 async for message in self._socket:
                     self._heard = True
                     if message.type is WSMsgType.PING:

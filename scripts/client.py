@@ -81,6 +81,16 @@ class Client:
         except aiohttp.ClientConnectionError as error:
             raise UnreachableError(f"there is no Errand at {self.url}: {error}") from None
 
+    async def pages(self, path: str, *, most: int | None = None, query: str = "") -> dict[str, Any]:
+        """The rows of a list from its start, all or at most so many, as one page."""
+        page: dict[str, Any] = {"data": [], "hasMore": True, "next": None}
+        while page["hasMore"] and (most is None or len(page["data"]) < most):
+            left = 200 if most is None else min(200, most - len(page["data"]))
+            parts = [f"limit={left}", *([f"after={page['next']}"] if page["next"] else []), *([query] if query else [])]
+            found = await self.call("GET", f"{path}?{'&'.join(parts)}")
+            page = {**found, "data": page["data"] + found["data"]}
+        return page
+
     async def upload(self, path: Path, **fields: str) -> Any:
         """Stores a file as a document."""
         with path.open("rb") as file:

@@ -57,8 +57,12 @@ def id_time_ms(identifier: str) -> int:
 def new_api_key(now_ms: int) -> tuple[str, str]:
     """A new key as (key id, the full key that is shown once)."""
     ulid = time_part(now_ms) + random_part()
-    secret = "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
-    return f"key_{ulid}", f"ek_{ulid}_{secret}"
+    return f"key_{ulid}", f"ek_{ulid}_{new_secret()}"
+
+
+def new_secret() -> str:
+    """The secret part of a key."""
+    return "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
 
 
 def parse_api_key(text: str) -> tuple[str, str] | None:
@@ -75,3 +79,8 @@ def hash_secret(secret: str) -> str:
 def same_secret(secret: str, stored_hash: str) -> bool:
     """Whether a presented secret is the stored one, compared in constant time."""
     return hmac.compare_digest(hash_secret(secret), stored_hash)
+
+
+def secret_mark(stored_hash: str) -> str:
+    """How processes name a secret among themselves: the beginning of its hash (lib/keys.lua)."""
+    return stored_hash[:16]

@@ -73,9 +73,10 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("scheduled", "hash", "for ever, small", "admit, claim", "admit", "scheduled jobs per tenant"),
     KeyKind("workers:{lane}", "zset", "15 s a member", "renew", "readyz", "live workers; score is when they count as gone, ms"),
     KeyKind("tenants", "zset", "for ever", "create", "list", "all tenant ids, score 0"),
-    KeyKind("tenant:{tenantId}", "hash", "for ever", "create", "claim, admit, API", "a tenant: name, limits, created_ms"),
+    KeyKind("tenant:{tenantId}", "hash", "for ever", "create, change", "claim, admit, API",
+            "a tenant: name, created_ms, limits (JSON) and what scripts read of them: policy, max_concurrent, max_queued, weight; "
+            "revision: changes of its or its keys' limits; admin_key: of this installation"),
     KeyKind("keys:{tenantId}", "zset", "for ever", "create", "list", "key ids of a tenant, score 0"),
-    KeyKind("key:{keyId}", "hash", "until revoked", "create", "API", "an API key: tenant, secret hash, scopes, name, times"),
     KeyKind("books:{scope}", "hash", "as the tenant", "begin_step, extend, finish_step, settle, reap, rebuild",
             "the same, admit, limits, audit",
             "counters of a tenant, key, end user (`ten_…:u:<user>`) or prompt (`ten_…:p:<name>`): d, m: their windows; dt mt tt "
@@ -92,12 +93,17 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("outs:{tenantId}", "hash", "as the tenant", "finish_step", "begin_step",
             "`type|model` → running 90th percentile of a call's output tokens"),
     KeyKind("ratios", "hash", "for ever, small", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
+    KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
+            "an API key: tenant, hash of its secret, old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
+    KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
+            "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, details JSON"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
-    KeyKind("revoked", "channel", "-", "API", "API", "a key id that every process must forget"),
+    KeyKind("revoked", "channel", "-", "change, rotate, revoke, instate", "API",
+            "a key id that every process must forget, and the marks of its secrets that live on (none: it was revoked)"),
 )  # fmt: skip
 
 
@@ -243,6 +249,11 @@ class Keys(msgspec.Struct, frozen=True):
     def ratios(self) -> str:
         """Bytes per token of the models."""
         return f"{self.prefix}ratios"
+
+    @property
+    def audit(self) -> str:
+        """The audit log."""
+        return f"{self.prefix}audit"
 
     def documents(self, tenant: str) -> str:
         """The index of a tenant's documents."""

@@ -127,9 +127,13 @@ class Machine(RuleBasedStateMachine):
         key=st.none() | st.integers(0, 1_500),
         user=st.none() | st.integers(0, 1_500),
     )
-    def limits(self, tenant: list[tuple[Period, int | None, float | None, bool]], key: int | None, user: int | None) -> None:
+    def limits(
+        self, tenant: list[tuple[Period, int | None, float | None, bool]], key: int | None, user: int | None
+    ) -> None:
         budgets = [
-            Budget(period=period, hard_tokens=tokens, hard_usd=usd, soft_tokens=tokens // 2 if tokens and soft else None)
+            Budget(
+                period=period, hard_tokens=tokens, hard_usd=usd, soft_tokens=tokens // 2 if tokens and soft else None
+            )
             for period, tokens, usd, soft in tenant
             if tokens is not None or usd is not None
         ]
@@ -256,7 +260,8 @@ class Machine(RuleBasedStateMachine):
         if isinstance(found, Blocked):
             assert blocked
             return
-        assert not blocked and found == call.bound + wish
+        assert not blocked
+        assert found == call.bound + wish
         for name in call.scopes:
             self.books[name].held_tokens += wish
             before, after = (nano(price, call.tokens, output) for output in (call.bound, found))
@@ -403,5 +408,3 @@ def test_the_books_do_as_the_model(bench: Bench) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
-
-

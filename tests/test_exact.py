@@ -53,11 +53,16 @@ async def test_a_provider_that_states_no_true_usage(stack: Stack, model: DevMode
     sent = sent_by(await model.stats(calls=True))
     book = await settled(stack, tenant)
     usage = view["usage"]
-    assert usage["totalTokens"] == int(book["tt"]) == sum(int(line["i"]) + int(line["o"]) for line in await ledger_of(stack, tenant))
+    assert (
+        usage["totalTokens"]
+        == int(book["tt"])
+        == sum(int(line["i"]) + int(line["o"]) for line in await ledger_of(stack, tenant))
+    )
     if kind == "twice_usage":
         assert (usage["totalTokens"], usage["estimated"]) == (2 * sent["done"], False)
     else:
-        assert usage["estimated"] and usage["outputTokens"] == sent["done output"]
+        assert usage["estimated"]
+        assert usage["outputTokens"] == sent["done output"]
         assert abs(usage["totalTokens"] - sent["done"]) <= 0.35 * sent["done"]
     await checked(stack, tenant)
 
@@ -158,15 +163,19 @@ async def test_a_stream_is_closed_at_the_chunk_where_its_budget_ends(stack: Stac
     ) as answer:
         assert answer.status == 200
         text = await answer.text()
-    assert '{"text": ' in text and "event: error" in text and "budget_exhausted" in text
-    assert '"scope":"tenant"' in text and '"freesAt"' in text
+    assert '{"text": ' in text
+    assert "event: error" in text
+    assert "budget_exhausted" in text
+    assert '"scope":"tenant"' in text
+    assert '"freesAt"' in text
     book = await settled(stack, tenant)
     assert 250 <= int(book["tt"]) <= 251
     await asyncio.sleep(0.1)
     stats = await model.stats(calls=True)
     assert [call["ended"] for call in stats["list"]] == ["closed"]
     refused = await stack.call("POST", "/api/chat", body, key=key)
-    assert refused.status == 402 and refused.headers["x-should-retry"] == "false"
+    assert refused.status == 402
+    assert refused.headers["x-should-retry"] == "false"
 
 
 async def test_the_sdk_does_not_repeat_a_402_and_waits_as_it_is_told_for_a_429(stack: Stack, model: DevModel) -> None:
@@ -207,7 +216,8 @@ async def test_a_batch_waits_for_its_budget_and_goes_on_without_paying_twice(sta
             view = (await stack.call("GET", f"/api/jobs/{job_id}", key=key)).json
             assert view["status"] not in ("complete", "failed"), view
             await asyncio.sleep(0.02)
-    assert view["waiting"]["kind"] == "budget" and view["attempt"] == 1
+    assert view["waiting"]["kind"] == "budget"
+    assert view["attempt"] == 1
     before = len((await model.stats(calls=True))["list"])
     assert before > 0
     changed = await stack.call(
@@ -215,9 +225,9 @@ async def test_a_batch_waits_for_its_budget_and_goes_on_without_paying_twice(sta
     )
     assert changed.status == 200, changed.text
     view = await stack.finished(job_id, key=key)
-    assert view["status"] == "complete" and view["attempt"] == 1
+    assert view["status"] == "complete"
+    assert view["attempt"] == 1
     stats = await model.stats(calls=True)
     bodies = [str(call["body"]["messages"]) for call in stats["list"] if call["ended"] == "done"]
     assert len(bodies) == len(set(bodies)), "a call that ended was made again"
     await checked(stack, tenant)
-

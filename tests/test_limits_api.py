@@ -50,7 +50,14 @@ def named(found: dict[str, Any], name: str, scope: str = "tenant", period: str |
     return dict(row)
 
 
-async def test_every_limit_of_every_scope_has_a_row(edge: Stack) -> None:
+@pytest.fixture
+async def priced(make_stack: Any) -> Stack:
+    """An API that knows what its model costs."""
+    stack: Stack = await make_stack(prices='{"errand-dev-extractive": {"input": 1, "output": 1}}')
+    return stack
+
+
+async def test_every_limit_of_every_scope_has_a_row(priced: Stack) -> None:
     """Given limits of tenant, key, end users and prompts, then each is there once, with what is used of it."""
     budgets = [
         {"period": "day", "softTokens": 50, "hardTokens": 1_000},
@@ -58,7 +65,7 @@ async def test_every_limit_of_every_scope_has_a_row(edge: Stack) -> None:
         {"period": "total", "softTokens": 9_000},
     ]
     tenant, key = await limited(
-        edge,
+        priced,
         {
             "requestsPerMinute": 60,
             "tokensPerMinute": 6_000,
@@ -74,13 +81,13 @@ async def test_every_limit_of_every_scope_has_a_row(edge: Stack) -> None:
         },
         {"budgets": [{"period": "day", "hardTokens": 800}]},
     )
-    work = Working(edge)
-    await edge.submit(chat(user="ann"), key=key)
-    await edge.submit(chat(), key=key)
+    work = Working(priced)
+    await priced.submit(chat(user="ann"), key=key)
+    await priced.submit(chat(), key=key)
     job = await work.claim()
     await work.call(job, CallUsage(100, 20))
     await work.begin(job, tokens=40, step="chat:2")
-    found = await standing(edge, key, "?user=ann&prompt=greet@2")
+    found = await standing(priced, key, "?user=ann&prompt=greet@2")
     names = [(row["scope"], row["name"], row["period"]) for row in found["data"]]
     assert names == [
         ("tenant", "maxConcurrentJobs", None),
@@ -186,13 +193,13 @@ async def test_great_sums_are_exact(edge: Stack) -> None:
     assert named(found, "hardUsd")["limit"] == 8_999_999.25
 
 
-async def test_great_sums_can_be_refused_and_warned_of(edge: Stack) -> None:
+async def test_great_sums_can_be_refused_and_warned_of(priced: Stack) -> None:
     """Given a budget of more nano-dollars than Lua writes out, when it is spent, then that is said, in both places."""
-    tenant, key = await limited(edge, {"budgets": [{"period": "total", "softUsd": 200_000, "hardUsd": 300_000.5}]})
-    await edge.client.hset(edge.keys.books(tenant), "tn", 300_001 * 10**9)
-    refused = await edge.call("POST", "/api/jobs", chat(), key=key)
+    tenant, key = await limited(priced, {"budgets": [{"period": "total", "softUsd": 200_000, "hardUsd": 300_000.5}]})
+    await priced.client.hset(priced.keys.books(tenant), "tn", 300_001 * 10**9)
+    refused = await priced.call("POST", "/api/jobs", chat(), key=key)
     assert (refused.status, refused.json["limit"], refused.json["used"]) == (402, 300_000.5, 300_001)
-    warning = (await edge.call("GET", "/api/jobs", key=key)).headers["X-Usage-Warning"]
+    warning = (await priced.call("GET", "/api/jobs", key=key)).headers["X-Usage-Warning"]
     assert warning == "tenant-total-usd; used=300001.000000; soft=200000.000000; hard=300000.500000"
 
 

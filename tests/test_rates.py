@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-
 from shared.ids import id_time_ms
 from shared.stores.events import Begun, Blocked, CallUsage, Reservation
 from tests.conftest import Stack, chat
@@ -58,7 +57,9 @@ async def test_a_refusal_in_one_scope_charges_none(edge: Stack) -> None:
         await edge.submit(chat(user="ann"), key=key)
     for _ in range(5):
         answer = await edge.call("POST", "/api/jobs", chat(user="ann"), key=key)
-        assert answer.status == 429 and answer.json["scope"] == "user" and answer.json["id"] == "ann"
+        assert answer.status == 429
+        assert answer.json["scope"] == "user"
+        assert answer.json["id"] == "ann"
     answer = await edge.call("POST", "/api/jobs", chat(user="bob"), key=key)
     assert answer.status == 202
     limits = (await edge.call("GET", "/api/limits", key=key)).json["data"]
@@ -73,7 +74,8 @@ async def test_retry_after_is_exact(edge: Stack) -> None:
     await edge.submit(chat(), key=key)
     refused = await edge.call("POST", "/api/jobs", chat(), key=key)
     wait_s = int(refused.headers["retry-after-ms"]) / 1000
-    assert 0.3 < wait_s <= 0.5 and refused.headers["Retry-After"] == "1"
+    assert 0.3 < wait_s <= 0.5
+    assert refused.headers["Retry-After"] == "1"
     await asyncio.sleep(wait_s - 0.1)
     assert (await edge.call("POST", "/api/jobs", chat(), key=key)).status == 429
     await asyncio.sleep(0.1)
@@ -92,7 +94,7 @@ async def test_a_replayed_request_is_not_charged(edge: Stack) -> None:
 async def test_tokens_are_charged_when_reserved_and_corrected_when_settled(edge: Stack) -> None:
     """Given 6,000 tokens a minute, when a call reserves 1,128 and uses 100, then 1,028 are there again; one that uses
     more than it reserved is a debt."""
-    tenant, key = await edge.tenant(tokensPerMinute=6_000)
+    _tenant, key = await edge.tenant(tokensPerMinute=6_000)
     await edge.submit(chat(), key=key)
     (job,) = await claim(edge)
 
@@ -109,7 +111,8 @@ async def test_tokens_are_charged_when_reserved_and_corrected_when_settled(edge:
     await edge.events.finish_step(job, "w1", usage=CallUsage(1_000, 6_000), result=b"{}", model="m", **step("b"))
     assert await left() == 0
     blocked = await edge.events.begin_step(job, "w1", reserve=Reservation("m", 1_000), **step("c"))
-    assert isinstance(blocked, Blocked) and blocked.kind == "rate"
+    assert isinstance(blocked, Blocked)
+    assert blocked.kind == "rate"
     # 7,100 were used, 6,000 may be at once: there is room for 1,000 and an answer when 2,100 and that have come back.
     assert 20 < blocked.why.wait_s < 90
 
@@ -125,7 +128,8 @@ async def test_an_interactive_request_that_cannot_be_served_in_time_is_refused_a
     body = {"messages": [{"role": "user", "content": "Hello."}]}
     refused = await edge.call("POST", "/api/chat", body, key=key)
     assert refused.status == 429, refused.text
-    assert refused.json["unit"] == "tokens" and int(refused.headers["retry-after-ms"]) > 10_000
+    assert refused.json["unit"] == "tokens"
+    assert int(refused.headers["retry-after-ms"]) > 10_000
     listed = (await edge.call("GET", "/api/jobs", key=key)).json["data"]
     assert len(listed) == 1
     assert (await edge.call("POST", "/api/jobs", chat(), key=key)).status == 202
@@ -179,5 +183,3 @@ def test_the_worst_span_is_found() -> None:
     """The measure itself: five at once are three over a burst of two."""
     assert most_above([0.0] * 5, burst=2, per_s=1) == 3
     assert most_above([0.0, 0.0, 1.0, 2.0], burst=2, per_s=1) == 0
-
-

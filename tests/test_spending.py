@@ -45,20 +45,20 @@ async def test_a_call_is_reserved_and_settled_everywhere(edge: Stack) -> None:
     assert begun == Begun(bound=128)
     book = await book_of(edge, tenant)
     assert (book["ht"], book["hn"]) == ("168", str(40 * 1000 + 128 * 2000))
-    await edge.events.finish_step(
-        job, "w1", usage=CallUsage(42, 10), result=b"{}", model="m", price=PRICE, **step("a")
-    )
+    await edge.events.finish_step(job, "w1", usage=CallUsage(42, 10), result=b"{}", model="m", price=PRICE, **step("a"))
     for scope in (tenant, job.key, f"{tenant}:u:ann"):
         book = await book_of(edge, scope)
         assert [book[name] for name in ("dt", "mt", "tt", "dn", "mn", "tn")] == ["52"] * 3 + ["62000"] * 3
-        assert book.get("ht", "0") == "0" and book.get("hn", "0") == "0"
+        assert book.get("ht", "0") == "0"
+        assert book.get("hn", "0") == "0"
     (line,) = await ledger_of(edge, tenant)
     assert {name: line[name] for name in "cjkumioewnvxz"} == {
         "c": "c-a", "j": job_id, "k": job.key, "u": "ann", "m": "m", "i": "42", "o": "10", "e": "0", "w": "0",
         "n": "62000", "v": "test", "x": "0", "z": "0",
     }  # fmt: skip
     view = (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json
-    assert view["usage"]["totalTokens"] == 52 and view["usage"]["costUsd"] == 0.000062
+    assert view["usage"]["totalTokens"] == 52
+    assert view["usage"]["costUsd"] == 0.000062
 
 
 async def test_what_a_lost_worker_had_under_way_is_booked_once(edge: Stack) -> None:
@@ -107,14 +107,24 @@ async def test_a_hard_limit_is_never_crossed_by_what_is_reserved(edge: Stack) ->
     ]
     granted = [one for one in begun if isinstance(one, Begun)]
     refused = [one for one in begun if isinstance(one, Blocked)]
-    assert all(one == Begun(bound=100) for one in granted) and len(granted) == 7
+    assert all(one == Begun(bound=100) for one in granted)
+    assert len(granted) == 7
     assert {one.kind for one in refused} == {"held"}
     detail = detail_of(refused[-1].why)
-    assert (detail.scope, detail.period, detail.limit, detail.used, detail.reserved) == ("tenant", "day", 1_000, 110, 770)
+    assert (detail.scope, detail.period, detail.limit, detail.used, detail.reserved) == (
+        "tenant",
+        "day",
+        1_000,
+        110,
+        770,
+    )
     for number, job in enumerate(jobs[:7]):
-        await edge.events.finish_step(job, "w1", usage=CallUsage(10, 120), result=b"{}", model="m", **step(f"s{number}"))
+        await edge.events.finish_step(
+            job, "w1", usage=CallUsage(10, 120), result=b"{}", model="m", **step(f"s{number}")
+        )
     last = await edge.events.begin_step(jobs[8], "w1", reserve=Reservation("m", 10), **step("last"))
-    assert isinstance(last, Blocked) and last.kind == "spent"
+    assert isinstance(last, Blocked)
+    assert last.kind == "spent"
     answer = await edge.call("POST", "/api/jobs", chat(), key=key)
     assert answer.status == 402
 
@@ -127,7 +137,7 @@ async def test_new_work_at_the_hard_limit_is_402(stack: Stack, model: DevModel) 
     view = await stack.finished(job_id, key=key)
     assert view["status"] == "failed" and view["error"]["code"] == "budget_exhausted", view
     assert view["error"]["limit"]["limit"] == 5
-    tenant, key = await stack.tenant(budgets=[{"period": "month", "hardTokens": 40}])
+    _tenant, key = await stack.tenant(budgets=[{"period": "month", "hardTokens": 40}])
     await stack.submit(chat("The harbour opens at nine. The ferry leaves at ten."), key=key)
     for _ in range(100):
         answer = await stack.call("POST", "/api/jobs", chat(), key=key)
@@ -136,14 +146,17 @@ async def test_new_work_at_the_hard_limit_is_402(stack: Stack, model: DevModel) 
         await asyncio.sleep(0.05)
     assert answer.status == 402, answer.text
     problem = answer.json
-    assert problem["code"] == "budget_exhausted" and problem["scope"] == "tenant" and problem["limit"] == 40
-    assert problem["used"] >= 40 and problem["freesAt"].endswith("-01T00:00:00.000Z")
+    assert problem["code"] == "budget_exhausted"
+    assert problem["scope"] == "tenant"
+    assert problem["limit"] == 40
+    assert problem["used"] >= 40
+    assert problem["freesAt"].endswith("-01T00:00:00.000Z")
     assert answer.headers["x-should-retry"] == "false"
 
 
 async def test_a_paused_job_goes_on_when_the_budget_is_raised(stack: Stack, model: DevModel) -> None:
     """Given a job that waits for its budget, when the budget is raised, then it goes on by itself and is complete."""
-    tenant, key = await stack.tenant(budgets=[{"period": "total", "hardTokens": 12}])
+    _tenant, key = await stack.tenant(budgets=[{"period": "total", "hardTokens": 12}])
     job_id = await stack.submit(chat("The harbour opens at nine. The ferry leaves at ten. " * 3), key=key)
     for _ in range(200):
         view = (await stack.call("GET", f"/api/jobs/{job_id}", key=key)).json
@@ -151,7 +164,8 @@ async def test_a_paused_job_goes_on_when_the_budget_is_raised(stack: Stack, mode
             break
         await asyncio.sleep(0.02)
     assert view["status"] == "waiting", view
-    assert view["waiting"]["kind"] == "budget" and view["waiting"]["limit"]["limit"] == 12
+    assert view["waiting"]["kind"] == "budget"
+    assert view["waiting"]["limit"]["limit"] == 12
     assert view["queue"]["waitingOn"] == "budget"
 
 
@@ -162,8 +176,10 @@ async def test_requests_over_the_rate_spend_nothing(edge: Stack) -> None:
     assert [answer.status for answer in answers] == [202] * 5 + [429]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers[:5]] == ["4", "3", "2", "1", "0"]
     refused = answers[-1]
-    assert refused.json["code"] == "rate_limited" and refused.json["scope"] == "tenant"
-    assert 11_000 < int(refused.headers["retry-after-ms"]) <= 12_000 and refused.headers["Retry-After"] == "12"
+    assert refused.json["code"] == "rate_limited"
+    assert refused.json["scope"] == "tenant"
+    assert 11_000 < int(refused.headers["retry-after-ms"]) <= 12_000
+    assert refused.headers["Retry-After"] == "12"
     assert refused.headers["RateLimit-Policy"] == '"requests";q=5;w=60'
     assert refused.headers["RateLimit"].startswith('"requests";r=0;t=')
 

@@ -1,13 +1,40 @@
-"""Tenants and their API keys. Scope `admin`."""
+"""Tenants, their API keys, and who changed them. Scope `admin`."""
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from aiohttp import web
 
-from api.keys import PRINCIPAL, REDIS_KEYS, TENANTS
-from api.wire import answer, idempotency, page_answer, page_of, query, read_json
+from api.auth import forget
+from api.keys import AUDIT, PRINCIPAL, PRINCIPALS, REDIS_KEYS, REQUEST_ID, TENANTS
+from api.wire import (
+    DEFAULT_LIMIT,
+    MAX_LIMIT,
+    answer,
+    idempotency,
+    integer,
+    invalid,
+    page_answer,
+    page_of,
+    query,
+    read_body,
+    read_json,
+)
+from shared.audit import Action, Actor
+from shared.codec import decode_body
 from shared.keys import Keys
-from shared.tenants import NewKey, NewTenant
+from shared.tenants import KeyPatch, NewKey, NewTenant, Rotation, TenantPatch
+
+_AUDIT_ID: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
+# Filters of the audit log, and the fields that they look at.
+_FILTERS: Final = {"tenant": "tenant", "action": "action", "key": "key", "actor": "actor"}
+
+
+def _actor(request: web.Request) -> Actor:
+    principal = request[PRINCIPAL]
+    return Actor(principal.key_id, principal.tenant, request[REQUEST_ID])
 
 
 def _idem(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
@@ -25,7 +52,9 @@ async def create_tenant(request: web.Request) -> web.Response:
     query(request, ())
     new, body = await read_json(request, NewTenant)
     idem_key, idem_body = _idem(request, body)
-    view, replayed = await request.app[TENANTS].create_tenant(new, idem_key=idem_key, idem_body=idem_body)
+    view, replayed = await request.app[TENANTS].create_tenant(
+        new, by=_actor(request), idem_key=idem_key, idem_body=idem_body
+    )
     return answer(view, status=201, headers=_headers(f"/api/admin/tenants/{view.tenant_id}", replayed))
 
 
@@ -42,13 +71,23 @@ async def show_tenant(request: web.Request) -> web.Response:
     return answer(await request.app[TENANTS].tenant(request.match_info["tenantId"]))
 
 
+async def change_tenant(request: web.Request) -> web.Response:
+    """PATCH /api/admin/tenants/{tenantId}."""
+    query(request, ())
+    patch, _ = await read_json(request, TenantPatch)
+    tenant = request.match_info["tenantId"]
+    return answer(await request.app[TENANTS].change_tenant(tenant, patch, by=_actor(request)))
+
+
 async def create_key(request: web.Request) -> web.Response:
     """POST /api/admin/tenants/{tenantId}/keys."""
     query(request, ())
     new, body = await read_json(request, NewKey)
     tenant = request.match_info["tenantId"]
     idem_key, idem_body = _idem(request, body)
-    view, replayed = await request.app[TENANTS].create_key(tenant, new, idem_key=idem_key, idem_body=idem_body)
+    view, replayed = await request.app[TENANTS].create_key(
+        tenant, new, by=_actor(request), idem_key=idem_key, idem_body=idem_body
+    )
     location = f"/api/admin/tenants/{tenant}/keys/{view.key_id}"
     return answer(view, status=201, headers=_headers(location, replayed))
 
@@ -66,8 +105,56 @@ async def show_key(request: web.Request) -> web.Response:
     return answer(await request.app[TENANTS].key(request.match_info["tenantId"], request.match_info["keyId"]))
 
 
+async def change_key(request: web.Request) -> web.Response:
+    """PATCH /api/admin/tenants/{tenantId}/keys/{keyId}."""
+    query(request, ())
+    patch, _ = await read_json(request, KeyPatch)
+    tenant, key_id = request.match_info["tenantId"], request.match_info["keyId"]
+    view = await request.app[TENANTS].change_key(tenant, key_id, patch, by=_actor(request))
+    forget(request.app[PRINCIPALS], key_id)
+    return answer(view)
+
+
+async def rotate_key(request: web.Request) -> web.Response:
+    """POST /api/admin/tenants/{tenantId}/keys/{keyId}/rotate."""
+    query(request, ())
+    body = await read_body(request)
+    rotation = decode_body(body, Rotation) if body.strip() else Rotation()
+    tenant, key_id = request.match_info["tenantId"], request.match_info["keyId"]
+    idem_key, idem_body = _idem(request, body)
+    view, replayed = await request.app[TENANTS].rotate(
+        tenant,
+        key_id,
+        rotation.overlap_seconds * 1000,
+        by=_actor(request),
+        idem_key=idem_key,
+        idem_body=idem_body,
+    )
+    forget(request.app[PRINCIPALS], key_id)
+    return answer(view, headers={"Idempotent-Replayed": "true"} if replayed else None)
+
+
 async def revoke_key(request: web.Request) -> web.Response:
     """DELETE /api/admin/tenants/{tenantId}/keys/{keyId}."""
     query(request, ())
-    await request.app[TENANTS].revoke(request.match_info["tenantId"], request.match_info["keyId"])
+    key_id = request.match_info["keyId"]
+    await request.app[TENANTS].revoke(request.match_info["tenantId"], key_id, by=_actor(request))
+    forget(request.app[PRINCIPALS], key_id)
     return web.Response(status=204)
+
+
+async def audit_log(request: web.Request) -> web.Response:
+    """GET /api/admin/audit."""
+    parameters = query(request, ("limit", "after", *_FILTERS))
+    after = parameters.get("after")
+    if after is not None and not _AUDIT_ID.fullmatch(after):
+        raise invalid("?after", "is no cursor of this list")
+    action = parameters.get("action")
+    if action is not None and action not in list(Action):
+        raise invalid("?action", f"must be one of {', '.join(Action)}")
+    rows, cursor = await request.app[AUDIT].entries(
+        limit=integer(parameters, "limit", DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
+        after=after,
+        wanted={field: parameters[name] for name, field in _FILTERS.items() if name in parameters},
+    )
+    return page_answer(request, rows, cursor)

@@ -127,7 +127,8 @@ class Bench:
             claimed, "w", step="s", label="s", call=claimed.job_id,
             reserve=Reservation("bench", 50, most=0, price=PRICE),
         )  # fmt: skip
-        assert isinstance(begun, Begun) and (begun.bound is not None) == self.limited
+        assert isinstance(begun, Begun)
+        assert (begun.bound is not None) == self.limited
 
     async def extend(self, claimed: Claimed) -> None:
         """Twice more output."""

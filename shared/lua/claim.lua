@@ -65,7 +65,7 @@ local function rate_wait(policy, tenant, key, user, estimate)
   local longest, of_tenant, after = 0, false, {}
   for _, scope in ipairs(limited) do
     local id, rate, burst = scope[1], scope[2].tpm, scope[2].tb
-    tats[id] = tats[id] or tat_of(id, 't')
+    tats[id] = tats[id] or tat_of(id, 't', rate)
     -- A large job does not need all its tokens to begin.
     local wait, next_tat = gcra(tats[id], rate, burst, math.max(1, math.min(estimate, burst / 4)))
     after[id] = next_tat

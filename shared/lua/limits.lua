@@ -19,7 +19,7 @@ for _, scope in ipairs(scopes_of(policy, a.tenant, a.key, a.user, a.prompt)) do
       local names = RATES[field]
       local rate = scope.policy[names[2]]
       if rate then
-        local debt = math.max(0, tat_of(scope.id, field) - NOW_US)
+        local debt = math.max(0, tat_of(scope.id, field, rate) - NOW_US)
         rates[#rates + 1] = {names[1], int(rate), int(scope.policy[names[3]]), int(debt)}
       end
     end

@@ -240,7 +240,9 @@ class EventsStore:
             tok_embed=usage.embedding_tokens,
             estimated=usage.estimated,
             wasted=wasted,
-            cost_nano=price.cost_nano(usage.input_tokens, usage.output_tokens, usage.embedding_tokens) if price else None,
+            cost_nano=price.cost_nano(usage.input_tokens, usage.output_tokens, usage.embedding_tokens)
+            if price
+            else None,
             price_version=price.version if price else None,
             model=model,
             input_bytes=input_bytes,

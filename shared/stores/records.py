@@ -38,8 +38,10 @@ class RecordsStore:
         idem_key: str | None = None,
         idem_body: str | None = None,
         parent: str | None = None,
+        audit: Any = None,
     ) -> Created | None:
-        """Stores a record once. None when it exists already, or when `parent` does not.
+        """Stores a record once. None when it exists already, or when `parent` does not. `audit` is the
+        entry that goes with it (shared.audit.entry).
 
         Raises RefusedError `idempotency_mismatch`.
         """
@@ -50,6 +52,7 @@ class RecordsStore:
             id=record_id,
             fields={name: value for name, value in fields.items() if value is not None},
             idem_body=idem_body if idem_key else None,
+            audit=audit,
         )
         parts = [part.decode() for part in reply]
         if parts[0] == "ok":

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
-from shared.clock import parse_rfc3339, rfc3339
+from shared.audit import SYSTEM, Action, Actor, Changes, entry
+from shared.clock import monotonic_s, rfc3339
 from shared.errors import ConfigurationError, RefusedError
-from shared.ids import hash_secret, new_api_key, new_id, parse_api_key, same_secret
+from shared.ids import hash_secret, new_api_key, new_id, new_secret, parse_api_key, same_secret, secret_mark
 from shared.keys import Keys
-from shared.policy import encode_policy
-from shared.redis import Redis, redis_now_ms
+from shared.redis import OUTAGE, Redis, redis_now_ms
+from shared.stores.jobs import mismatch
 from shared.stores.records import Fields, RecordsStore
+from shared.stores.tenant_records import (
+    expiry_ms,
+    key_fields,
+    key_view,
+    limit_fields,
+    patched,
+    tenant_fields,
+    tenant_view,
+)
 from shared.tenants import (
     DEFAULT_SCOPES,
     DEFAULT_TENANT_NAME,
+    KeyLimits,
+    KeyPatch,
     KeyView,
     Limits,
     NewKey,
     NewTenant,
     Scope,
+    TenantPatch,
     TenantView,
 )
 
@@ -30,12 +44,34 @@ from shared.tenants import (
 DEFAULT_TENANT = "ten_00000000000000000000000000"
 
 
+USED_S: Final = 10.0  # a process notes the use of a key at most so often
+MAX_USED: Final = 10_000
+MAX_TRIES: Final = 50  # of a change that others overtake
+
+Presented = tuple[str, str]
+"""A key's id and the mark of the secret that was presented ('' for a ticket, which is bound to the key alone)."""
+
+
 class Principal(msgspec.Struct, frozen=True):
-    """Who calls: the tenant, the key, and what the key may do."""
+    """Who calls: the tenant, the key, what the key may do, and with which of its secrets it came (its mark, '' for a
+    ticket)."""
 
     tenant: str
     key_id: str
     scopes: frozenset[str]
+    secret: str = ""
+
+    @property
+    def presented(self) -> Presented:
+        """What the call stands and falls with."""
+        return self.key_id, self.secret
+
+
+class Authenticated(msgspec.Struct, frozen=True):
+    """Who holds a key, and for how long yet it is sure to be valid (None: until it is revoked)."""
+
+    principal: Principal
+    left_ms: int | None
 
 
 class TenantsStore(RecordsStore):
@@ -44,9 +80,15 @@ class TenantsStore(RecordsStore):
     def __init__(self, client: Redis, keys: Keys) -> None:
         super().__init__(client, keys.prefix)
         self.keys = keys
+        self._used: dict[str, float] = {}
 
     async def create_tenant(
-        self, new: NewTenant, *, idem_key: str | None = None, idem_body: str | None = None
+        self,
+        new: NewTenant,
+        *,
+        by: Actor = SYSTEM,
+        idem_key: str | None = None,
+        idem_body: str | None = None,
     ) -> tuple[TenantView, bool]:
         """A new tenant, and whether this answer is a replay."""
         tenant = new_id("ten", await redis_now_ms(self.client))
@@ -54,9 +96,10 @@ class TenantsStore(RecordsStore):
             key=self.keys.tenant(tenant),
             index=self.keys.tenants,
             record_id=tenant,
-            fields=_tenant_fields(new),
+            fields=tenant_fields(new),
             idem_key=idem_key,
             idem_body=idem_body,
+            audit=entry(by, Action.TENANT_CREATED, tenant, changes=_made(name=new.name, limits=new.limits)),
         )
         if created is None:
             raise RefusedError("conflict", "The tenant's id is taken; send the request again.")
@@ -65,25 +108,67 @@ class TenantsStore(RecordsStore):
 
     async def tenant(self, tenant: str) -> TenantView:
         """A tenant. Raises RefusedError `not_found`."""
+        return tenant_view(await self._tenant(tenant))
+
+    async def _tenant(self, tenant: str) -> Fields:
         row = await self.get(self.keys.tenant(tenant))
         if row is None:
-            raise RefusedError("not_found", f"There is no tenant {tenant[:64]!r}.")
-        return _tenant_view(row)
+            raise _no_tenant(tenant)
+        return row
+
+    async def change_tenant(self, tenant: str, patch: TenantPatch, *, by: Actor = SYSTEM) -> TenantView:
+        """Changes a tenant; of two changes at the same time, one is made after the other. Raises RefusedError
+        `not_found`, `invalid_request`."""
+        for _ in range(MAX_TRIES):
+            row = await self._tenant(tenant)
+            fields: Fields = {}
+            changes: dict[str, tuple[Any, Any]] = {}
+            if patch.name is not UNSET and patch.name != row["name"]:
+                fields["name"] = patch.name
+                changes["name"] = (row["name"], patch.name)
+            limits_change: Changes = {}
+            if patch.limits is not UNSET:
+                limits, limits_change = patched(row["limits"], patch.limits, Limits)
+                if limits_change:
+                    fields |= limit_fields(limits)
+            if not fields:
+                return tenant_view(row)
+            outcome = await self.scripts.run(
+                "change",
+                [self.keys.tenant(tenant)] * 2,
+                tenant=tenant,
+                expected={name: row.get(name, "") for name in ("name", "limits")},
+                fields=fields,
+                limits=bool(limits_change),
+                audit=entry(by, Action.TENANT_CHANGED, tenant, changes={**changes, **limits_change}),
+            )
+            if outcome == b"ok":
+                return tenant_view({**row, **fields})
+        raise _overtaken()
 
     async def tenants(self, *, limit: int, after: str | None) -> tuple[list[TenantView], bool]:
         """One page of tenants, newest first, and whether there are more."""
         ids, more = await self.page(self.keys.tenants, limit=limit, after=after)
         rows = [await self.get(self.keys.tenant(tenant)) for tenant in ids]
-        return [_tenant_view(row) for row in rows if row], more
+        return [tenant_view(row) for row in rows if row], more
 
     async def create_key(
-        self, tenant: str, new: NewKey, *, idem_key: str | None = None, idem_body: str | None = None
+        self,
+        tenant: str,
+        new: NewKey,
+        *,
+        by: Actor = SYSTEM,
+        idem_key: str | None = None,
+        idem_body: str | None = None,
     ) -> tuple[KeyView, bool]:
         """A new key with its secret, or a replay without it. Raises RefusedError `not_found` for an unknown tenant."""
         now_ms = await redis_now_ms(self.client)
         key_id, full = new_api_key(now_ms)
         scopes = list(dict.fromkeys(new.scopes or DEFAULT_SCOPES))
-        fields = _key_fields(tenant, full, scopes, new.name, new.expires_at, now_ms)
+        expires_ms = expiry_ms(new.expires_at, now_ms)
+        fields = key_fields(tenant, _secret_of(full), scopes, new.name, expires_ms, new.limits)
+        expires_at = None if expires_ms is None else rfc3339(expires_ms)
+        made = _made(name=new.name, scopes=scopes, expiresAt=expires_at, limits=new.limits)
         created = await self.create(
             key=self.keys.api_key(key_id),
             index=self.keys.api_keys(tenant),
@@ -92,155 +177,272 @@ class TenantsStore(RecordsStore):
             idem_key=idem_key,
             idem_body=idem_body,
             parent=self.keys.tenant(tenant),
+            audit=entry(by, Action.KEY_CREATED, tenant, key_id, made),
         )
         if created is None:
-            raise RefusedError("not_found", f"There is no tenant {tenant[:64]!r}.")
+            raise _no_tenant(tenant)
         row = await self.get(self.keys.api_key(created.id)) or {
             **fields,
             "id": created.id,
             "created_ms": str(now_ms),
         }
-        view = _key_view(row)
+        view = key_view(row, now_ms)
         return (view, True) if created.replayed else (msgspec.structs.replace(view, key=full), False)
 
     async def key(self, tenant: str, key_id: str) -> KeyView:
         """A key of a tenant, without its secret. Raises RefusedError `not_found`."""
+        return key_view(await self._key(tenant, key_id), await redis_now_ms(self.client))
+
+    async def _key(self, tenant: str, key_id: str) -> Fields:
         row = await self.get(self.keys.api_key(key_id))
         if row is None or row["tenant"] != tenant:
-            raise RefusedError("not_found", f"There is no key {key_id[:64]!r}.")
-        return _key_view(row)
+            raise _no_key(key_id)
+        return row
 
     async def list_keys(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[KeyView], bool]:
         """One page of a tenant's keys, newest first, and whether there are more."""
-        await self.tenant(tenant)
+        await self._tenant(tenant)
         ids, more = await self.page(self.keys.api_keys(tenant), limit=limit, after=after)
         rows = [await self.get(self.keys.api_key(key_id)) for key_id in ids]
-        return [_key_view(row) for row in rows if row], more
+        now_ms = await redis_now_ms(self.client)
+        return [key_view(row, now_ms) for row in rows if row], more
 
-    async def revoke(self, tenant: str, key_id: str) -> None:
-        """Ends a key at once, in every process. Raises RefusedError `not_found`."""
-        await self.key(tenant, key_id)
-        await self.client.delete(self.keys.api_key(key_id))
-        await self.client.zrem(self.keys.api_keys(tenant), key_id)
-        await self.client.publish(self.keys.revoked_channel, key_id)
+    async def change_key(self, tenant: str, key_id: str, patch: KeyPatch, *, by: Actor = SYSTEM) -> KeyView:
+        """Changes a key, as `change_tenant`. Raises RefusedError `not_found`, `invalid_request`, and `conflict` when
+        the admin key would expire or lose a scope."""
+        for _ in range(MAX_TRIES):
+            row = await self._key(tenant, key_id)
+            now_ms = await redis_now_ms(self.client)
+            fields: Fields = {}
+            changes: dict[str, tuple[Any, Any]] = {}
+            scopes = list(Scope)
+            if patch.name is not UNSET:
+                fields["name"] = patch.name or ""
+                changes["name"] = (row.get("name"), patch.name)
+            if patch.scopes is not UNSET:
+                scopes = list(dict.fromkeys(patch.scopes))
+                fields["scopes"] = ",".join(scopes)
+                changes["scopes"] = (row["scopes"].split(","), [scope.value for scope in scopes])
+            if patch.expires_at is not UNSET:
+                expires_ms = expiry_ms(patch.expires_at, now_ms)
+                fields["expires_ms"] = "" if expires_ms is None else str(expires_ms)
+                changes["expiresAt"] = _times(row.get("expires_ms"), fields["expires_ms"])
+            changes = {member: (old, new) for member, (old, new) in changes.items() if old != new}
+            limits_change: Changes = {}
+            if patch.limits is not UNSET:
+                limits, limits_change = patched(row.get("limits", "{}"), patch.limits, KeyLimits)
+                fields |= limit_fields(limits)
+            if not changes and not limits_change:
+                return key_view(row, now_ms)
+            outcome = await self.scripts.run(
+                "change",
+                [self.keys.api_key(key_id), self.keys.tenant(tenant)],
+                id=key_id,
+                tenant=tenant,
+                expected={name: row.get(name, "") for name in ("name", "scopes", "expires_ms", "limits")},
+                fields=fields,
+                limits=bool(limits_change),
+                keeps_admin=not fields.get("expires_ms") and set(scopes) == set(Scope),
+                audit=entry(by, Action.KEY_CHANGED, tenant, key_id, {**changes, **limits_change}),
+            )
+            if outcome == b"admin":
+                raise _admin_key("expire or lose a scope")
+            if outcome == b"ok":
+                after = {**row, **fields}
+                return key_view({name: value for name, value in after.items() if value != ""}, now_ms)
+        raise _overtaken()
 
-    async def authenticate(self, presented: str) -> Principal | None:
+    async def rotate(
+        self,
+        tenant: str,
+        key_id: str,
+        overlap_ms: int,
+        *,
+        by: Actor = SYSTEM,
+        idem_key: str | None = None,
+        idem_body: str | None = None,
+    ) -> tuple[KeyView, bool]:
+        """The key with a new secret, or a replay without it; the secret so far lives on for `overlap_ms`. Raises
+        RefusedError `not_found`, `idempotency_mismatch`, and `conflict` for the admin key and one that has expired."""
+        secret = new_secret()
+        record = self.keys.api_key(key_id)
+        changes: Changes = {"overlapSeconds": (None, overlap_ms // 1000)}
+        match [
+            part.decode()
+            for part in await self.scripts.run(
+                "rotate",
+                [record, self.keys.tenant(tenant), idem_key or record + ":-"],
+                id=key_id,
+                tenant=tenant,
+                hash=hash_secret(secret),
+                overlap_ms=overlap_ms,
+                audit=entry(by, Action.KEY_ROTATED, tenant, key_id, changes),
+                idem_body=idem_body if idem_key else None,
+            )
+        ]:
+            case ["ok", replayed]:
+                view = await self.key(tenant, key_id)
+                if replayed == "1":
+                    return view, True
+                return msgspec.structs.replace(view, key=f"ek_{key_id.removeprefix('key_')}_{secret}"), False
+            case ["admin"]:
+                raise _admin_key("be rotated")
+            case ["expired"]:
+                raise RefusedError("conflict", "The key has expired; give it another `expiresAt` first.")
+            case ["mismatch"]:
+                raise mismatch()
+            case _:
+                raise _no_key(key_id)
+
+    async def revoke(self, tenant: str, key_id: str, *, by: Actor = SYSTEM) -> None:
+        """Ends a key at once, in every process. Raises RefusedError `not_found`, and `conflict` for the admin key."""
+        outcome = await self.scripts.run(
+            "revoke",
+            [self.keys.api_key(key_id), self.keys.api_keys(tenant), self.keys.tenant(tenant)],
+            id=key_id,
+            tenant=tenant,
+            audit=entry(by, Action.KEY_REVOKED, tenant, key_id),
+        )
+        if outcome == b"none":
+            raise _no_key(key_id)
+        if outcome == b"admin":
+            raise _admin_key("be revoked")
+
+    async def authenticate(self, presented: str) -> Authenticated | None:
         """Who holds this key; None when it is unknown, wrong or expired."""
         parsed = parse_api_key(presented)
         if parsed is None:
             return None
         key_id, secret = parsed
         row = await self.get(self.keys.api_key(key_id))
-        if row is None or not same_secret(secret, row["hash"]):
+        if row is None:
             return None
-        if "expires_ms" in row and int(row["expires_ms"]) <= await redis_now_ms(self.client):
+        ends = [int(row["expires_ms"])] if "expires_ms" in row else []
+        if not same_secret(secret, row["hash"]):
+            if not same_secret(secret, row.get("old_hash", "")):
+                return None
+            ends.append(int(row["old_until_ms"]))
+        left_ms = min(ends) - await redis_now_ms(self.client) if ends else None
+        if left_ms is not None and left_ms <= 0:
             return None
-        return Principal(row["tenant"], key_id, frozenset(row["scopes"].split(",")))
+        await self._note_use(key_id)
+        scopes = frozenset(row["scopes"].split(","))
+        return Authenticated(Principal(row["tenant"], key_id, scopes, secret_mark(hash_secret(secret))), left_ms)
+
+    async def _note_use(self, key_id: str) -> None:
+        now_s = monotonic_s()
+        if self._used.get(key_id, -USED_S) > now_s - USED_S:
+            return
+        if len(self._used) >= MAX_USED:
+            self._used.clear()
+        self._used[key_id] = now_s
+        try:
+            await self.scripts.run("used", [self.keys.api_key(key_id)])
+        except OUTAGE:
+            self._used.pop(key_id, None)  # it is only told; the request does not fail for it
 
     async def tenant_of(self, key_id: str) -> str | None:
         """Whose key this is; None when it is revoked or has expired."""
         row = await self.get(self.keys.api_key(key_id))
-        return row["tenant"] if row is not None and not await self.ended([key_id]) else None
+        return row["tenant"] if row is not None and not await self.ended([(key_id, "")]) else None
 
-    async def ended(self, key_ids: Sequence[str]) -> list[str]:
-        """Those of the keys that are revoked or have expired."""
-        if not key_ids:
+    async def ended(self, presented: Sequence[Presented]) -> list[Presented]:
+        """Those whose key is revoked or has expired, or whose secret lives no longer."""
+        if not presented:
             return []
         now_ms = await redis_now_ms(self.client)
         ended = []
-        for start in range(0, len(key_ids), 200):
-            batch = key_ids[start : start + 200]
+        for start in range(0, len(presented), 200):
+            batch = presented[start : start + 200]
             rows = await asyncio.gather(
-                *(self.client.pipe.execute("HMGET", self.keys.api_key(key), "id", "expires_ms") for key in batch)
+                *(self.client.pipe.execute("HMGET", self.keys.api_key(key), *_LIFE) for key, _ in batch)
             )
-            for key_id, (known, expires_ms) in zip(batch, rows, strict=True):
-                if known is None or (expires_ms and int(expires_ms) <= now_ms):
-                    ended.append(key_id)
+            for one, row in zip(batch, rows, strict=True):
+                known, expires_ms, hash_, old_hash, old_until_ms = row
+                live = [hash_] if hash_ else []
+                if old_hash and int(old_until_ms) > now_ms:
+                    live.append(old_hash)
+                is_live = not one[1] or one[1] in [secret_mark(found.decode()) for found in live]
+                if known is None or (expires_ms and int(expires_ms) <= now_ms) or not is_live:
+                    ended.append(one)
         return ended
 
     async def ensure_admin(self, admin_key: str) -> None:
         """Makes the tenant `default` and the admin key, which has every scope. Idempotent.
 
-        Raises ConfigurationError when `admin_key` has not the form of a key.
+        Raises ConfigurationError when `admin_key` has not the form of a key, or is one of another tenant.
         """
         parsed = parse_api_key(admin_key)
         if parsed is None:
             raise ConfigurationError("The admin key must have the form ek_<ULID>_<base62 secret of at least 20>.")
-        key_id, _ = parsed
+        key_id, secret = parsed
+        default = NewTenant(name=DEFAULT_TENANT_NAME)
         await self.create(
             key=self.keys.tenant(DEFAULT_TENANT),
             index=self.keys.tenants,
             record_id=DEFAULT_TENANT,
-            fields=_tenant_fields(NewTenant(name=DEFAULT_TENANT_NAME)),
+            fields=tenant_fields(default),
+            audit=entry(SYSTEM, Action.TENANT_CREATED, DEFAULT_TENANT, changes=_made(name=default.name)),
         )
-        fields = _key_fields(DEFAULT_TENANT, admin_key, list(Scope), "admin", None, 0)
-        record = self.keys.api_key(key_id)
-        created = await self.create(
-            key=record, index=self.keys.api_keys(DEFAULT_TENANT), record_id=key_id, fields=fields
+        scopes = list(Scope)
+        record, index = self.keys.api_key(key_id), self.keys.api_keys(DEFAULT_TENANT)
+        fields = key_fields(DEFAULT_TENANT, secret, scopes, "admin", None, KeyLimits())
+        await self.create(
+            key=record,
+            index=index,
+            record_id=key_id,
+            fields=fields,
+            audit=entry(SYSTEM, Action.KEY_CREATED, DEFAULT_TENANT, key_id, _made(name="admin", scopes=scopes)),
         )
-        if created is None:
-            await self.client.hset(record, mapping={"hash": fields["hash"], "scopes": fields["scopes"]})  # type: ignore[misc]
         # A replaced admin key ends with the first start of its successor.
-        tenant = self.keys.tenant(DEFAULT_TENANT)
-        before: Any = await self.client.hget(tenant, "admin_key")  # type: ignore[misc]
-        await self.client.hset(tenant, "admin_key", key_id)  # type: ignore[misc]
-        if before is not None and before.decode() != key_id:
-            old = before.decode()
-            await self.client.delete(self.keys.api_key(old))
-            await self.client.zrem(self.keys.api_keys(DEFAULT_TENANT), old)
-            await self.client.publish(self.keys.revoked_channel, old)
+        outcome = await self.scripts.run(
+            "instate",
+            [record, index, self.keys.tenant(DEFAULT_TENANT)],
+            id=key_id,
+            tenant=DEFAULT_TENANT,
+            hash=fields["hash"],
+            scopes=fields["scopes"],
+            rotated=entry(SYSTEM, Action.KEY_ROTATED, DEFAULT_TENANT, key_id, {"overlapSeconds": (None, 0)}),
+            revoked=entry(SYSTEM, Action.KEY_REVOKED, DEFAULT_TENANT, changes={"replacedBy": (None, key_id)}),
+        )
+        if outcome == b"foreign":
+            raise ConfigurationError(
+                "The admin key (ERRAND_ADMIN_KEY, or admin.key) is a key of another tenant already."
+            )
 
 
-def _tenant_fields(new: NewTenant) -> Fields:
-    limits = new.limits
-    fields = {"name": new.name, "limits": msgspec.json.encode(limits).decode()}
-    # The scripts read these three; the JSON beside them is what the API shows.
-    if limits.max_concurrent_jobs is not None:
-        fields["max_concurrent"] = str(limits.max_concurrent_jobs)
-    if limits.max_queued_jobs is not None:
-        fields["max_queued"] = str(limits.max_queued_jobs)
-    if limits.weight is not None:
-        fields["weight"] = str(limits.weight)
-    if (policy := encode_policy(limits)) is not None:
-        fields["policy"] = policy
-    return fields
+_LIFE: Final = ("id", "expires_ms", "hash", "old_hash", "old_until_ms")
 
 
-def _tenant_view(row: Fields) -> TenantView:
-    return TenantView(
-        tenant_id=row["id"],
-        name=row["name"],
-        limits=msgspec.json.decode(row["limits"], type=Limits),
-        created_at=rfc3339(int(row["created_ms"])),
+def _secret_of(full: str) -> str:
+    return full.rpartition("_")[2]
+
+
+def _made(**members: Any) -> Changes:
+    """What is told of something new: the members that say something."""
+    told = {name: msgspec.to_builtins(value) for name, value in members.items()}
+    return {name: (None, value) for name, value in told.items() if value}
+
+
+def _times(before: str | None, after: str) -> tuple[str | None, str | None]:
+    return (rfc3339(int(before)) if before else None, rfc3339(int(after)) if after else None)
+
+
+def _no_tenant(tenant: str) -> RefusedError:
+    return RefusedError("not_found", f"There is no tenant {tenant[:64]!r}.")
+
+
+def _no_key(key_id: str) -> RefusedError:
+    return RefusedError("not_found", f"There is no key {key_id[:64]!r}.")
+
+
+def _admin_key(what: str) -> RefusedError:
+    return RefusedError(
+        "conflict",
+        f"This is the admin key of this installation: it cannot {what} here. ERRAND_ADMIN_KEY, or else the file "
+        "admin.key in the data directory, sets it; set another there and start the API again.",
     )
 
 
-def _key_fields(
-    tenant: str, full: str, scopes: Sequence[Scope], name: str | None, expires_at: str | None, now_ms: int
-) -> Fields:
-    secret = full.rpartition("_")[2]
-    fields = {"tenant": tenant, "hash": hash_secret(secret), "scopes": ",".join(scopes)}
-    if name is not None:
-        fields["name"] = name
-    if expires_at is not None:
-        try:
-            expires_ms = parse_rfc3339(expires_at)
-        except ValueError as error:
-            raise RefusedError(
-                "invalid_request", f"$.expiresAt: {error}", errors=(("$.expiresAt", str(error)),)
-            ) from None
-        if expires_ms <= now_ms:
-            text = "this time has passed"
-            raise RefusedError("invalid_request", f"$.expiresAt: {text}", errors=(("$.expiresAt", text),))
-        fields["expires_ms"] = str(expires_ms)
-    return fields
-
-
-def _key_view(row: Fields) -> KeyView:
-    return KeyView(
-        key_id=row["id"],
-        name=row.get("name"),
-        scopes=[Scope(scope) for scope in row["scopes"].split(",")],
-        created_at=rfc3339(int(row["created_ms"])),
-        expires_at=rfc3339(int(row["expires_ms"])) if "expires_ms" in row else None,
-    )
+def _overtaken() -> RefusedError:
+    return RefusedError("conflict", "Others changed it again and again meanwhile; read it, and send the change again.")

@@ -169,9 +169,9 @@ local function let_go(hold, used)
   reserve(hold, 0 - (hold.ht or 0), 0 - (hold.hn or 0))
   local more = used - (hold.g or 0)
   for _, rate in ipairs(hold.r or {}) do
-    local tat, each = tat_of(rate[1], 't'), 60000000 / rate[2]
+    local tat, each = tat_of(rate[1], 't', rate[2]), 60000000 / rate[2]
     if more > 0 then tat = math.max(tat, NOW_US) end
-    if more ~= 0 then set_tat(rate[1], 't', tat + more * each) end
+    if more ~= 0 then set_tat(rate[1], 't', math.max(0, tat + more * each), rate[2]) end
   end
 end
 

@@ -105,13 +105,19 @@ local function gcra(tat, per_minute, burst, cost)
   return math.max(0, after - NOW_US - most - 0.5), after
 end
 
-local function tat_of(id, field)
-  return tonumber(redis.call('HGET', P .. 'rate:' .. id, field) or '0')
+-- The arrival time at `rate` per minute. It is kept with the rate that it was reckoned at: when that has changed, what
+-- was used stays the same, not the time.
+local function tat_of(id, field, rate)
+  local tat, at = string.match(redis.call('HGET', P .. 'rate:' .. id, field) or '', '^(%d+) (%d+)$')
+  if not tat then return 0 end
+  tat, at = tonumber(tat), tonumber(at)
+  if at ~= rate and tat > NOW_US then tat = NOW_US + (tat - NOW_US) * at / rate end
+  return tat
 end
 
-local function set_tat(id, field, tat)
+local function set_tat(id, field, tat, rate)
   local key = P .. 'rate:' .. id
-  redis.call('HSET', key, field, int(tat))
+  redis.call('HSET', key, field, int(tat) .. ' ' .. int(rate))
   -- A full bucket needs no memory; both fields are full a minute's burst after the later of them.
   local left = math.ceil((tat - NOW_US) / 1000) + 60000
   if redis.call('PTTL', key) < left then redis.call('PEXPIRE', key, int(math.max(left, 60000))) end
@@ -126,7 +132,7 @@ local function rate_check(scopes, field, cost)
   for _, scope in ipairs(scopes) do
     local rate = scope.policy and scope.policy[names[2]]
     if rate then
-      local tat = tat_of(scope.id, field)
+      local tat = tat_of(scope.id, field, rate)
       local wait, after = gcra(tat, rate, scope.policy[names[3]], cost)
       writes[#writes + 1] = {scope.id, field, after, rate}
       if wait > 0 and (not worst or wait > worst.waitUs) then
@@ -143,7 +149,7 @@ local function rate_check(scopes, field, cost)
 end
 
 local function rate_write(writes)
-  for _, write in ipairs(writes) do set_tat(write[1], write[2], write[3]) end
+  for _, write in ipairs(writes) do set_tat(write[1], write[2], write[3], write[4]) end
 end
 
 -- How a rate stands, of the scope that has least left: {limit, burst, remaining, µs until the bucket is full, scope kind},
@@ -154,7 +160,7 @@ local function rate_standing(scopes, field)
     local rate = scope.policy and scope.policy[names[2]]
     if rate then
       local each = 60000000 / rate
-      local debt = math.max(0, tat_of(scope.id, field) - NOW_US)
+      local debt = math.max(0, tat_of(scope.id, field, rate) - NOW_US)
       local left = math.max(0, math.floor(scope.policy[names[3]] - debt / each + 0.000001))
       if not least or left < least.remaining then
         least = {

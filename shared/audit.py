@@ -1,0 +1,98 @@
+"""The audit log: who changed which tenant or key, when, and from what to what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from shared.clock import rfc3339
+from shared.jobs import Output
+
+
+class Action(StrEnum):
+    """What was done."""
+
+    TENANT_CREATED = "tenant.created"
+    TENANT_CHANGED = "tenant.changed"
+    TENANT_DELETED = "tenant.deleted"
+    KEY_CREATED = "key.created"
+    KEY_CHANGED = "key.changed"
+    KEY_ROTATED = "key.rotated"
+    KEY_REVOKED = "key.revoked"
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who does it: the id and tenant of the key that asks, and the request's id."""
+
+    key: str
+    tenant: str | None = None
+    request: str | None = None
+
+
+SYSTEM: Final = Actor("system")  # a process by itself, at its start
+
+Changes = Mapping[str, tuple[Any, Any]]
+"""Member by member, old and new value; None where there was or is none."""
+
+
+class AuditEntry(Output, frozen=True):
+    """One change. `actor` is a key's id, or `system`. `details` has old and new value of each member that changed;
+    members of limits by their path, such as `limits.perUser.tokensPerMinute`."""
+
+    id: str
+    at: str
+    actor: str
+    actor_tenant_id: str | None
+    request_id: str | None
+    action: str
+    tenant_id: str
+    key_id: str | None
+    details: dict[str, Any]
+
+
+def entry(by: Actor, action: Action, tenant: str, key: str | None = None, changes: Changes | None = None) -> Any:
+    """What a script takes as its argument `audit` (lib/audit.lua)."""
+    details = {
+        member: {name: value for name, value in (("old", old), ("new", new)) if value is not None}
+        for member, (old, new) in (changes or {}).items()
+    }
+    whole = {
+        "actor": by.key,
+        "actor_tenant": by.tenant,
+        "request": by.request,
+        "action": action.value,
+        "tenant": tenant,
+        "key": key,
+        "details": msgspec.json.encode(details).decode(),
+    }
+    return {name: value for name, value in whole.items() if value is not None}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two JSON objects, by path; lists are compared whole."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in [*old, *(name for name in new if name not in old)]:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found.update(differences(before, after, f"{path}{name}."))
+        elif before != after:
+            found[f"{path}{name}"] = (before, after)
+    return found
+
+
+def audit_entry(identifier: str, row: Mapping[str, str]) -> AuditEntry:
+    """An entry of the stream as the API shows it."""
+    return AuditEntry(
+        id=identifier,
+        at=rfc3339(int(row["at"])),
+        actor=row["actor"],
+        actor_tenant_id=row.get("actor_tenant"),
+        request_id=row.get("request"),
+        action=row["action"],
+        tenant_id=row["tenant"],
+        key_id=row.get("key"),
+        details=msgspec.json.decode(row["details"]),
+    )
