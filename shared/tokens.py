@@ -1,4 +1,4 @@
-"""Counts tokens offline: exactly where the vocabulary is known, else by bytes per token. docs/adr/0014-token-counting.md."""
+"""Counts tokens offline: exactly where the vocabulary is known, else by bytes. docs/adr/0014-token-counting.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PIECE_CHARACTERS: Final = 65_536
 SEARCH_CHARACTERS: Final = 16_384
 UNBROKEN_CHARACTERS: Final = 262_144
 
-# The names that tiktoken gives, without its dated ones: a `-`, `.`, `:` or `@` may follow (`gpt-4o-mini`, `gpt-oss:20b`).
+# The names that tiktoken gives; a `-`, `.`, `:` or `@` may follow (`gpt-4o-mini`, `gpt-5.2`, `gpt-oss:20b`).
 _VOCABULARIES: Final = (
     ("o200k_base", re.compile(r"(?:chatgpt-4o|gpt-4o|gpt-4\.[15]|gpt-5|gpt-oss|o[134])(?:[-.:@]|$)")),
     ("cl100k_base", re.compile(r"(?:gpt-4|gpt-3\.5|gpt-35|text-embedding-3|text-embedding-ada-002)(?:[-:@]|$)")),

@@ -122,7 +122,7 @@ async def test_tools_schema_and_calls_count() -> None:
 
 
 async def test_unknown_models_count_by_bytes() -> None:
-    """Given a model without a vocabulary, its tokens come from bytes; a ratio that was learned is used, a mad one not."""
+    """Given a model without a vocabulary, its tokens come from bytes; a learned ratio is used, a mad one not."""
     counter = TokenCounter()
     messages = [{"role": "user", "content": "é" * 50}]
     assert DEFAULT_RATIO == 4.0
@@ -195,7 +195,8 @@ async def test_long_texts_are_counted_exactly(model: str, text: str) -> None:
 async def test_a_cut_without_a_seam_adds_a_token_or_two(text: str) -> None:
     """The bound of the error: two tokens for each 262,144 characters in which there is no place to cut."""
     cut = list(pieces(text))
-    assert len(cut) == 4 and max(map(len, cut)) <= UNBROKEN_CHARACTERS
+    assert len(cut) == 4
+    assert max(map(len, cut)) <= UNBROKEN_CHARACTERS
     for model in (CL100K, O200K):
         assert 0 <= await TokenCounter().text(model, text) - whole(model, text) <= 2 * (len(cut) - 1)
 
