@@ -139,9 +139,8 @@ async def test_unknown_models_count_by_bytes() -> None:
 async def test_learned_models_are_bounded() -> None:
     """The model that was learned longest ago is forgotten first."""
     counter = TokenCounter()
-    for number in range(MOST_MODELS + 1):
-        counter.learn(f"m{number}", 2.0)
-        counter.learn("kept", 2.0)
+    for model in ("kept", *(f"m{number}" for number in range(MOST_MODELS - 1)), "kept", "one more"):
+        counter.learn(model, 2.0)
     assert await counter.text("m0", "abcdefgh") == 2
     assert await counter.text("kept", "abcdefgh") == 4
     assert len(counter._ratios) == MOST_MODELS
