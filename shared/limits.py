@@ -12,7 +12,6 @@ from shared.errors import RefusedError
 from shared.jobs import LimitDetail
 from shared.policy import NANO
 
-
 # Lua's JSON has fourteen digits: from 10^14 (100,000 USD in nano) on a whole number comes in exponent form.
 Figure = int | float
 
