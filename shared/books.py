@@ -174,7 +174,7 @@ def _add(sums: list[int], amounts: Sequence[int]) -> None:
 
 
 def counter_differences(scope: str, sums: Counters, stored: Sequence[bytes]) -> list[Difference]:
-    """Of a scope as `audit.lua` lists it: its counters, then what is reserved."""
+    """Of a scope as `reconcile.lua` lists it: its counters, then what is reserved."""
     day, month = stored[0].decode(), stored[1].decode()
     figures = [_number(text) for text in stored[2:]]
     found = []
@@ -205,7 +205,7 @@ def row_differences(
 
 
 def job_differences(job: str, sums: Sequence[int], stored: Sequence[bytes]) -> list[Difference]:
-    """Of a job's record as `audit.lua` lists it."""
+    """Of a job's record as `reconcile.lua` lists it."""
     return _differences("job", job, [_number(text) for text in stored[1:]], sums)
 
 

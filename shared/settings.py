@@ -108,7 +108,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _doc("Tokens that a conversation of an agent may have; beyond, its oldest tool results are folded."),
     ] = 120_000
 
-    prices: Annotated[str, _doc("x")] = ""
     log_format: Annotated[
         Literal["auto", "json", "console"], _doc("`auto`: console on a terminal, JSON elsewhere.")
     ] = "auto"

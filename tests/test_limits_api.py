@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from shared.clock import parse_rfc3339
+from shared.errors import LeaseLostError
 from shared.policy import encode_policy
 from shared.stores.events import CallUsage
 from shared.tenants import KeyLimits, Limits
@@ -218,6 +219,26 @@ async def test_a_refusal_says_whose_limit_it_is_and_when_it_frees(edge: Stack) -
     assert (refused.status, refused.json["code"]) == (402, "budget_exhausted")
     assert refused.headers["x-should-retry"] == "false"
     assert refused.json["freesAt"].endswith("T00:00:00.000Z")
+
+
+async def test_a_soft_limit_that_a_late_call_crosses_is_no_event_of_an_ended_job(edge: Stack) -> None:
+    """Given a job that was cancelled while its worker was away, when the true figures of its call come in and cross a
+    soft limit, then the final event stays the last, and a reader's stream ends."""
+    _, key = await limited(edge, {"budgets": [{"period": "total", "softTokens": 65}]})
+    work = Working(edge)
+    job_id = await edge.submit(chat(), key=key)
+    job = await work.claim(lease_ms=1)
+    call, _ = await work.begin(job, tokens=60)
+    await asyncio.sleep(0.02)
+    await edge.jobs.cancel(job.tenant, job_id)
+    await edge.jobs.reap()
+    with pytest.raises(LeaseLostError):
+        await work.finish(job, call, CallUsage(62, 8))
+    async with asyncio.timeout(5):
+        text = (await edge.call("GET", f"/api/jobs/{job_id}/stream", key=key)).text
+    assert "event: job.cancelled" in text
+    assert "job.warning" not in text
+    assert (await standing(edge, key))["warnings"][0]["used"] == 70
 
 
 async def test_an_administrator_reads_any_tenants(edge: Stack) -> None:

@@ -43,7 +43,7 @@ T = TypeVar("T")
 _decode_field: Final = msgspec.json.Decoder(tuple[str, str, str, str, str]).decode
 
 
-class _Audit:
+class _Books:
     """One tenant's books, as they are read."""
 
     def __init__(self, client: Redis, keys: Keys, tenant: str) -> None:
@@ -149,7 +149,9 @@ class _Audit:
 
     async def _ask(self, **what: Any) -> list[Any]:
         """What the books say; the sums go up to that very instant afterwards."""
-        last, _, found = await self._scripts.run("audit", [self._keys.ledger(self.tenant)], tenant=self.tenant, **what)
+        last, _, found = await self._scripts.run(
+            "reconcile", [self._keys.ledger(self.tenant)], tenant=self.tenant, **what
+        )
         await self._read_to(last.decode())
         return list(found)
 
@@ -196,21 +198,21 @@ class BooksStore:
         return BooksReport(ok=all(ok for _, ok in mended), tenants=[books for books, _ in mended])
 
     async def _check(self, tenant: str) -> TenantBooks:
-        audit = _Audit(self.client, self.keys, tenant)
-        await audit.begin()
-        found = await audit.differences()
+        books = _Books(self.client, self.keys, tenant)
+        await books.begin()
+        found = await books.differences()
         if found:
             log.warning("books.differ", tenant=tenant, found=len(found))
-        return books_of(audit.sums, found)
+        return books_of(books.sums, found)
 
     async def _rebuild(self, tenant: str) -> tuple[TenantBooks, bool]:
-        audit = _Audit(self.client, self.keys, tenant)
-        await audit.begin()
-        found = await audit.differences()
-        await audit.rebuild()
-        left = await audit.differences()
+        books = _Books(self.client, self.keys, tenant)
+        await books.begin()
+        found = await books.differences()
+        await books.rebuild()
+        left = await books.differences()
         log.warning("books.rebuilt", tenant=tenant, found=len(found), left=len(left))
-        return books_of(audit.sums, found), not left
+        return books_of(books.sums, found), not left
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

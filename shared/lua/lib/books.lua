@@ -127,6 +127,7 @@ local function usage_row(job, model, amounts)
   redis.call('HSET', key, field, table.concat(row, ' '))
 end
 
+local ENDED = {complete = true, failed = true, cancelled = true, expired = true}
 local WARNED = {} -- soft limits that this call of the script was the first to cross, for metrics
 
 -- Writes a settled call everywhere. `job` is the record's table, `call` has id, step, model, price version and whether it
@@ -156,10 +157,13 @@ local function book(job_id, key, job, call, i, o, e, w, n)
         if not value then return 'null' end
         return money and string.format('%.9f', value / 1000000000) or int(value)
       end
-      job.seq = emit(job_id, 'job.warning', '{"code":"budget_soft_limit","message":"A soft limit of the ' .. crossed.scope ..
-        ' is crossed (' .. crossed.unit .. ', ' .. crossed.period .. ').","scope":"' .. crossed.scope .. '","period":"' ..
-        crossed.period .. '","unit":"' .. crossed.unit .. '","used":' .. shown(crossed.used) .. ',"soft":' ..
-        shown(crossed.soft) .. ',"hard":' .. shown(crossed.hard) .. '}')
+      -- A call that ends after its job is told to nobody there: the final event is the last.
+      if not ENDED[redis.call('HGET', key, 'status')] then
+        job.seq = emit(job_id, 'job.warning', '{"code":"budget_soft_limit","message":"A soft limit of the ' ..
+          crossed.scope .. ' is crossed (' .. crossed.unit .. ', ' .. crossed.period .. ').","scope":"' .. crossed.scope ..
+          '","period":"' .. crossed.period .. '","unit":"' .. crossed.unit .. '","used":' .. shown(crossed.used) ..
+          ',"soft":' .. shown(crossed.soft) .. ',"hard":' .. shown(crossed.hard) .. '}')
+      end
     end
   end
 end

@@ -1,4 +1,4 @@
--- audit: what the books say of some scopes, of a day or of some jobs, and where the ledger ends at that instant. Writes
+-- reconcile: what the books say of some scopes, of a day or of some jobs, and where the ledger ends at that instant. Writes
 -- nothing. What is asked for is one of `scopes`, `day`, `jobs` and `holds`.
 -- KEYS  1 the tenant's ledger
 -- ARGV  prefix, tenant, scopes (ids of scopes), day (YYYYMMDD), jobs (job ids), holds (true: scopes that anything is
