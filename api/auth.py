@@ -9,7 +9,7 @@ from aiohttp import web
 from api.keys import JOBS, PRINCIPALS, TENANTS, TICKETS
 from shared.clock import monotonic_s
 from shared.errors import RefusedError
-from shared.ids import hash_secret
+from shared.ids import hash_secret, is_id
 from shared.stores.tenants import Principal
 from shared.stores.tickets import is_over
 from shared.tenants import Scope
@@ -32,7 +32,8 @@ async def authenticate(request: web.Request) -> Principal:
 def refuse_key_in_address(request: web.Request) -> None:
     """Raises RefusedError `malformed_request` for a key in the query string."""
     for name, value in request.query.items():
-        if name.lower() in _QUERY_NAMES or value.startswith("ek_"):
+        # The id of a key is no secret: usage is filtered by it.
+        if (name.lower() in _QUERY_NAMES and not is_id("key", value)) or value.startswith("ek_"):
             raise RefusedError(
                 "malformed_request",
                 "A key in the address ends up in logs; send it as `Authorization: Bearer ek_…`.",
