@@ -118,7 +118,7 @@ async def change_key(request: web.Request) -> web.Response:
 async def rotate_key(request: web.Request) -> web.Response:
     """POST /api/admin/tenants/{tenantId}/keys/{keyId}/rotate."""
     query(request, ())
-    body = await read_body(request)
+    body = await read_body(request) if request.body_exists else b""
     rotation = decode_body(body, Rotation) if body.strip() else Rotation()
     tenant, key_id = request.match_info["tenantId"], request.match_info["keyId"]
     idem_key, idem_body = _idem(request, body)
