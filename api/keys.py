@@ -14,6 +14,7 @@ from shared.limits import Standing
 from shared.redis import Redis
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
@@ -33,6 +34,7 @@ JOBS = web.AppKey("jobs", JobsStore)
 EVENTS = web.AppKey("events", EventsStore)
 TENANTS = web.AppKey("tenants", TenantsStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
+ERASURES = web.AppKey("erasures", ErasureStore)
 OUTPUTS = web.AppKey("outputs", OutputsStore)
 BLOBS = web.AppKey("blobs", Blobs)
 HUB = web.AppKey("hub", Hub)

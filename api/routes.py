@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, chat, documents, jobs, judging, ops, output
+from api.handlers import admin, chat, documents, erasure, jobs, judging, ops, output
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
@@ -254,6 +254,13 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/api/admin/tenants/{tenantId}", admin.show_tenant, "Read a tenant", Scope.ADMIN,
         {200: ("The tenant.", TenantView)}, problems=("not_found",),
+    ),
+    Route(
+        "DELETE", "/api/admin/tenants/{tenantId}", erasure.delete_tenant, "Delete a tenant and everything it has",
+        Scope.ADMIN,
+        {202: ("Its keys have ended; a `tenant-erasure` job erases the rest, and its result is the receipt. Again while it "
+               "is under way: the same job.", JobView)},
+        problems=("not_found", "conflict"),
     ),
     Route(
         "POST", "/api/admin/tenants/{tenantId}/keys", admin.create_key, "Create an API key", Scope.ADMIN,
