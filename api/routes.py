@@ -258,8 +258,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "DELETE", "/api/admin/tenants/{tenantId}", erasure.delete_tenant, "Delete a tenant and everything it has",
         Scope.ADMIN,
-        {202: ("Its keys have ended; a `tenant-erasure` job erases the rest, and its result is the receipt. Again while it "
-               "is under way: the same job.", JobView)},
+        {202: ("Its keys have ended; a `tenant-erasure` job erases the rest, and its result is the receipt. Again "
+               "while it is under way: the same job.", JobView)},
         problems=("not_found", "conflict"),
     ),
     Route(

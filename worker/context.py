@@ -80,9 +80,7 @@ class JobContext:
 
     def seen(self) -> list[tuple[str, int]]:
         """Output tokens of the calls under way, by call id: what is booked of them if this worker is lost."""
-        return [
-            (progress.call_id, made) for progress in self.open_calls if (made := progress.made) and progress.call_id
-        ]
+        return [(progress.call_id, made) for progress in self.open_calls if (made := progress.made) and progress.call_id]
 
     @property
     def tokens_reserved(self) -> int:
@@ -285,7 +283,9 @@ class JobContext:
         asked = 0
         while True:
             try:
-                return await self.journal.step(label, identity, lambda _: make(key), once=once, again_after=again_after)
+                return await self.journal.step(
+                    label, identity, lambda _: make(key), once=once, again_after=again_after
+                )
             except UnsureError as unsure:
                 asked += 1
                 answer = await self.ask_person(
