@@ -74,6 +74,7 @@ class Eraser:
         self._context = context
         self._store: ErasureStore = context.deps.erasures
         self._stage = ""
+        self._fraction = 0.0
         self._told_s = 0.0
 
     async def run(self) -> None:
@@ -150,9 +151,10 @@ class Eraser:
         return found
 
     def _tell(self, fraction: float, stage: str, message: str, *, now: bool = False) -> None:
+        self._fraction = max(self._fraction, fraction)  # the next round begins anew, progress does not
         if now or stage != self._stage or monotonic_s() - self._told_s > TELL_S:
             self._stage, self._told_s = stage, monotonic_s()
-            self._context.report.progress(fraction, stage, message)
+            self._context.report.progress(self._fraction, stage, message)
 
 
 def _receipt(tenant: str, erased: Erased) -> ErasureReceipt:
