@@ -26,6 +26,7 @@ from shared.settings import Settings
 from shared.stores.audit import AuditStore
 from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
@@ -61,6 +62,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.AUDIT] = AuditStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
     app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
+    app[keys.ERASURES] = ErasureStore(client, names)
     app[keys.OUTPUTS] = OutputsStore(client, names)
     app[keys.PRINCIPALS] = {}
     document = openapi.build(ROUTES, our_version())

@@ -17,6 +17,7 @@ from shared.settings import Settings
 from shared.stores.audit import AuditStore
 from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
@@ -38,6 +39,7 @@ EVENTS = web.AppKey("events", EventsStore)
 TENANTS = web.AppKey("tenants", TenantsStore)
 AUDIT = web.AppKey("audit", AuditStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
+ERASURES = web.AppKey("erasures", ErasureStore)
 OUTPUTS = web.AppKey("outputs", OutputsStore)
 BLOBS = web.AppKey("blobs", Blobs)
 HUB = web.AppKey("hub", Hub)

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, books, chat, documents, jobs, judging, ops, output, usage
+from api.handlers import admin, books, chat, documents, erasure, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
@@ -295,6 +295,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Change a tenant; `limits` is a JSON merge patch", Scope.ADMIN,
         {200: ("The tenant as it is now.", TenantView)}, body=TenantPatch,
         problems=("malformed_request", "invalid_request", "not_found", "conflict"),
+    ),
+    Route(
+        "DELETE", "/api/admin/tenants/{tenantId}", erasure.delete_tenant, "Delete a tenant and everything it has",
+        Scope.ADMIN,
+        {202: ("Its keys have ended; a `tenant-erasure` job erases the rest, and its result is the receipt. Again "
+               "while it is under way: the same job.", JobView)},
+        problems=("not_found", "conflict"),
     ),
     Route(
         "POST", "/api/admin/tenants/{tenantId}/keys", admin.create_key, "Create an API key", Scope.ADMIN,

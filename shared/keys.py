@@ -73,9 +73,10 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("scheduled", "hash", "for ever, small", "admit, claim", "admit", "scheduled jobs per tenant"),
     KeyKind("workers:{lane}", "zset", "15 s a member", "renew", "readyz", "live workers; score is when they count as gone, ms"),
     KeyKind("tenants", "zset", "for ever", "create", "list", "all tenant ids, score 0"),
-    KeyKind("tenant:{tenantId}", "hash", "for ever", "create, change", "claim, admit, API",
+    KeyKind("tenant:{tenantId}", "hash", "until it is deleted", "create, change", "claim, admit, API",
             "a tenant: name, created_ms, limits (JSON) and what scripts read of them: policy, max_concurrent, max_queued, weight; "
-            "revision: changes of its or its keys' limits; admin_key: of this installation"),
+            "revision: changes of its or its keys' limits; admin_key: of this installation; while it is deleted: since when, by "
+            "which job, how much is gone"),
     KeyKind("keys:{tenantId}", "zset", "for ever", "create", "list", "key ids of a tenant, score 0"),
     KeyKind("books:{scope}", "hash", "as the tenant", "begin_step, extend, finish_step, settle, reap, rebuild",
             "the same, admit, limits, reconcile",

@@ -18,6 +18,7 @@ from shared.errors import BudgetExhausted, JobError, NeedsInput, UpstreamRateLim
 from shared.prices import PriceBook
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.stores.events import Reservation
 from shared.stores.jobs import Claimed
 from shared.tokens import TokenCounter
@@ -42,6 +43,7 @@ class Deps(msgspec.Struct, frozen=True):
     model: Model
     blobs: Blobs
     documents: DocumentsStore
+    erasures: ErasureStore
     library: Library
     tools: Toolbox
     counter: TokenCounter

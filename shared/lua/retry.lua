@@ -14,6 +14,7 @@ local key = KEYS[1]
 local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt', 'est', 'key', 'user', 'prompt')
 if row[1] ~= a.tenant then return {'none'} end
 if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then return {'state', row[2]} end
+if redis.call('HEXISTS', P .. 'tenant:' .. a.tenant, 'deleting') == 1 then return {'none'} end
 local waiting, bound = queue_room(a.tenant, redis.call('HGET', P .. 'tenant:' .. a.tenant, 'max_queued'))
 if waiting >= bound then return {'full', int(bound), int(room_in_s(row[3], a.tenant))} end
 local refused = admit_limits(scopes_of(tenant_policy(row[1]), row[1], row[7], row[8], row[9]), 0, nil, a.unpriced)
