@@ -24,6 +24,23 @@ from tests.test_usage import PRICE, Working, job_sums, lived_in, totals
 GREAT = {"budgets": [{"period": "day", "hardTokens": 10**9, "softTokens": 1}, {"period": "total", "hardUsd": 1_000}]}
 
 
+PRICES = '{"errand-dev-extractive": {"input": 0.15, "output": 0.6}}'
+
+
+@pytest.fixture
+async def edge(make_stack: Any) -> Stack:
+    """The API without workers; it knows what its model costs."""
+    made: Stack = await make_stack(prices=PRICES)
+    return made
+
+
+@pytest.fixture
+async def stack(make_stack: Any) -> Stack:
+    """The same with a worker on each lane."""
+    made: Stack = await make_stack(workers=("interactive", "batch"), prices=PRICES)
+    return made
+
+
 async def books(stack: Stack, action: str = "check", tenant: str | None = None) -> dict[str, Any]:
     body = {} if tenant is None else {"tenantId": tenant}
     answer = await stack.call("POST", f"/api/admin/books/{action}", body)
@@ -96,7 +113,7 @@ async def test_each_wrong_figure_is_found_and_mended(edge: Stack) -> None:
         ("counter", tenant, "totalTokens", 125, 120),
         ("counter", tenant, "dayNano", 7, cost),
         ("counter", tenant, "monthTokens", 0, 120),
-        ("held", tenant, "tokens", 0, 60),
+        ("held", tenant, "tokens", 0, 168),
         ("counter", key, "totalNano", 1, cost),
         ("counter", user, "day", 0, int(day)),
         ("counter", user, "month", 0, int(day[:6])),
@@ -106,7 +123,7 @@ async def test_each_wrong_figure_is_found_and_mended(edge: Stack) -> None:
         ("counter", user, "monthNano", 0, cost),
         ("counter", user, "totalTokens", 0, 120),
         ("counter", user, "totalNano", 0, cost),
-        ("held", user, "tokens", 0, 60),
+        ("held", user, "tokens", 0, 168),
         ("held", user, "nano", 0, reserved),
         ("usage", f"{day} {field}", "outputTokens", 21, 20),
         ("usage", f'{day} ["m9","chat","","",""]', "inputTokens", 1, 0),
@@ -191,7 +208,7 @@ async def test_a_window_that_has_turned_is_no_difference(edge: Stack) -> None:
     }  # fmt: skip
     assert (await books(edge, "rebuild", tenant))["ok"]
     row = await edge.client.hmget(edge.keys.books(tenant), "dt", "mt", "tt", "ht")
-    assert [int(figure) for figure in row] == [0, 0, 120, 60]
+    assert [int(figure) for figure in row] == [0, 0, 120, 168]
 
 
 async def traffic(stack: Stack, keys: list[str], numbers: Any, stop: asyncio.Event) -> None:
