@@ -20,16 +20,20 @@ from api.teller import Teller
 from api.websocket import Socket
 from shared.blobs import blobs_of
 from shared.keys import Keys
+from shared.prices import PriceBook
 from shared.redis import connect
 from shared.settings import Settings
 from shared.stores.audit import AuditStore
+from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
+from shared.stores.usage import UsageStore
 from shared.upkeep import Disposal, Upkeep
 
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
@@ -58,6 +62,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.AUDIT] = AuditStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
     app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
+    app[keys.ERASURES] = ErasureStore(client, names)
     app[keys.OUTPUTS] = OutputsStore(client, names)
     app[keys.PRINCIPALS] = {}
     document = openapi.build(ROUTES, our_version())
@@ -71,6 +76,9 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.SESSIONS] = Sessions(app[keys.TENANTS])
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
+    app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
+    app[keys.BOOKS] = BooksStore(client, names)
+    app[keys.USAGE] = UsageStore(client, names)
     sockets: set[Socket] = set()
     app[keys.SOCKETS] = sockets
     for route in ROUTES:

@@ -11,15 +11,19 @@ from api.teller import Teller
 from shared.blobs import Blobs
 from shared.keys import Keys
 from shared.limits import Standing
+from shared.prices import PriceBook
 from shared.redis import Redis
 from shared.settings import Settings
 from shared.stores.audit import AuditStore
+from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import Principal, TenantsStore
 from shared.stores.tickets import TicketsStore
+from shared.stores.usage import UsageStore
 from shared.upkeep import Disposal, Upkeep
 
 if TYPE_CHECKING:  # they look things up here themselves
@@ -35,6 +39,7 @@ EVENTS = web.AppKey("events", EventsStore)
 TENANTS = web.AppKey("tenants", TenantsStore)
 AUDIT = web.AppKey("audit", AuditStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
+ERASURES = web.AppKey("erasures", ErasureStore)
 OUTPUTS = web.AppKey("outputs", OutputsStore)
 BLOBS = web.AppKey("blobs", Blobs)
 HUB = web.AppKey("hub", Hub)
@@ -45,6 +50,9 @@ SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
 TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
+USAGE = web.AppKey("usage", UsageStore)
+PRICES = web.AppKey("prices", PriceBook)
+BOOKS = web.AppKey("books", BooksStore)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")
 PRINCIPALS = web.AppKey("principals", dict[str, tuple[float, Principal]])
 OPENAPI = web.AppKey("openapi", bytes)

@@ -53,7 +53,7 @@ class Problem(Output, frozen=True):
     used: float | msgspec.UnsetType = msgspec.UNSET
     reserved: float | msgspec.UnsetType = msgspec.UNSET
     remaining: float | msgspec.UnsetType = msgspec.UNSET
-    frees_at: str | None | msgspec.UnsetType = msgspec.UNSET
+    frees_at: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def problem_of(error: RefusedError, request_id: str) -> Problem:

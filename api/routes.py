@@ -9,16 +9,19 @@ import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, chat, documents, jobs, judging, ops, output
+from api.handlers import admin, books, chat, documents, erasure, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.websocket import socket
 from shared.audit import AuditEntry
 from shared.batch import MEDIA_TYPE
+from shared.books import BooksReport
 from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
 from shared.jobs import JobView
+from shared.limit_rows import LimitsView
 from shared.specs import PublicJob
 from shared.tenants import KeyPatch, KeyView, NewKey, NewTenant, Rotation, Scope, TenantPatch, TenantView
+from shared.usage import UsageRow
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -82,13 +85,17 @@ CHAT_PROBLEMS = (
     "upstream_rate_limited",
     "timeout",
     "worker_lost",
+    "budget_exhausted",
 )
+# What a limit refuses, before anything was spent: shared by all that take a job in.
+LIMIT_PROBLEMS = ("queue_full", "rate_limited", "budget_exhausted")
 BODY_CHAT_PROBLEMS = (
     "malformed_request",
     "too_large",
     "unsupported_media_type",
     "idempotency_mismatch",
     "queue_full",
+    "rate_limited",
     "request_timeout",
 )
 
@@ -106,7 +113,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             _h("Accept", "`text/event-stream`: the job's events, inline"),
         ),
         problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request",
-                  "idempotency_mismatch", "queue_full", "request_timeout"),
+                  "idempotency_mismatch", *LIMIT_PROBLEMS, "request_timeout"),
     ),
     Route(
         "GET", "/api/jobs", jobs.list_jobs, "List jobs, newest first (`?metadata.NAME=` filters too)", Scope.JOBS,
@@ -140,7 +147,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "POST", "/api/jobs/{id}/retry", jobs.retry, "Retry a failed, cancelled or expired job", Scope.JOBS,
         {202: ("Queued again; finished steps are reused.", JobView)},
         body=jobs.RetryRequest,
-        problems=("not_found", "gone", "conflict", "invalid_request"),
+        problems=("not_found", "gone", "conflict", "invalid_request", *LIMIT_PROBLEMS),
     ),
     Route(
         "POST", "/api/jobs/{id}/feedback", judging.feedback, "Say what you think of a job's result", Scope.JOBS,
@@ -173,7 +180,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET", SOCKET_PATH, socket,
         "Many jobs on one WebSocket: `submit`, `subscribe`, `unsubscribe`, `cancel`, `input`", Scope.JOBS,
         {101: ("Frames are JSON; without an `Authorization` header the first is "
-               "`{\"op\": \"auth\", \"key\": \"ek_…\"}`.", None)},
+               "`{\"op\": \"auth\", \"key\": \"ek_…\"}`. What a limit refuses is answered with its `problem`, and the "
+               "socket stays open.", None)},
         problems=("malformed_request",), is_stream=True,
     ),
     Route(
@@ -195,7 +203,8 @@ ROUTES: Final[tuple[Route, ...]] = (
             _q("temperature", "0 to 2"), _q("user", "your end user"),
             _q("disconnectGraceSeconds", "cancelled when nobody has listened for so long"), IDEMPOTENCY, PLACE,
         ),
-        problems=(*CHAT_PROBLEMS, "not_found", "gone", "queue_full", "idempotency_mismatch"), is_stream=True,
+        problems=(*CHAT_PROBLEMS, "not_found", "gone", "queue_full", "rate_limited", "idempotency_mismatch"),
+        is_stream=True,
     ),
     Route(
         "GET", "/api/chat/stream/{jobId}", chat.resume, "Resume a chat's stream", Scope.JOBS,
@@ -225,7 +234,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         {202: ("Stored; an ingest job reads it.", DocumentAccepted)},
         body=NewTextDocument, upload=True, parameters=(IDEMPOTENCY,),
         problems=("malformed_request", "too_large", "invalid_request", "idempotency_mismatch",
-                  "unsupported_media_type", "queue_full"),
+                  "unsupported_media_type", *LIMIT_PROBLEMS),
     ),
     Route(
         "GET", "/api/documents", documents.list_documents, "List documents, newest first", Scope.DOCUMENTS,
@@ -242,6 +251,31 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "DELETE", "/api/documents/{id}", documents.delete, "Delete a document", Scope.DOCUMENTS,
         {204: ("Record, file and text are removed.", None)}, problems=("not_found",),
+    ),
+    Route(
+        "GET", "/api/usage", usage.usage, "What was used: tokens and cost by day, model, type, prompt, user, key",
+        Scope.USAGE,
+        {200: ("One page, by day, then most tokens first. `Accept: text/csv`: all rows.", Page(UsageRow))},
+        parameters=(
+            _q("from", "first UTC day: `YYYY-MM-DD`, or an RFC 3339 time in it; default: 29 days before `to`"),
+            _q("to", "last UTC day, included; default: today. At most 400 days in all"),
+            _q("groupBy", "some of `day`, `model`, `type`, `prompt`, `user`, `key`, `tenant`, with commas between; "
+               "default `day`; empty: one row of totals"),
+            _q("model", "only calls of this model"), _q("type", "only jobs of this type"),
+            _q("prompt", "only jobs of this prompt: `name`, or `name@version`; empty: of none"),
+            _q("user", "only jobs of this end user; empty: of none"), _q("key", "only jobs of this API key (its id)"),
+            _q("tenant", "with the scope `admin`: another tenant, or `*` for all"),
+            _q("limit", "1 to 10000, default 1000"), LIST[1],
+            _h("Accept", "`text/csv`: all rows as RFC 4180, without pages"),
+        ),
+        problems=("invalid_request", "not_found"),
+    ),
+    Route(
+        "GET", "/api/limits", usage.limits, "Every limit that applies, how it stands, and which binds",
+        Scope.USAGE,
+        {200: ("All of one instant.", LimitsView)},
+        parameters=(_q("user", "an end user: those of `perUser` too"),
+                    _q("prompt", "`name` or `name@version`: those of `perPrompt` too")),
     ),
     Route(
         "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
@@ -261,6 +295,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Change a tenant; `limits` is a JSON merge patch", Scope.ADMIN,
         {200: ("The tenant as it is now.", TenantView)}, body=TenantPatch,
         problems=("malformed_request", "invalid_request", "not_found", "conflict"),
+    ),
+    Route(
+        "DELETE", "/api/admin/tenants/{tenantId}", erasure.delete_tenant, "Delete a tenant and everything it has",
+        Scope.ADMIN,
+        {202: ("Its keys have ended; a `tenant-erasure` job erases the rest, and its result is the receipt. Again "
+               "while it is under way: the same job.", JobView)},
+        problems=("not_found", "conflict"),
     ),
     Route(
         "POST", "/api/admin/tenants/{tenantId}/keys", admin.create_key, "Create an API key", Scope.ADMIN,
@@ -299,6 +340,25 @@ ROUTES: Final[tuple[Route, ...]] = (
             _q("key", "the key that was changed"), _q("actor", "id of the key that changed it, or `system`"),
         ),
         problems=("invalid_request",),
+    ),
+    Route(
+        "GET", "/api/admin/tenants/{tenantId}/limits", usage.tenant_limits, "How a tenant's limits stand", Scope.ADMIN,
+        {200: ("All of one instant.", LimitsView)},
+        parameters=(_q("key", "the id of one of its keys: that key's too"), _q("user", "an end user"),
+                    _q("prompt", "`name` or `name@version`")),
+        problems=("not_found", "invalid_request"),
+    ),
+    Route(
+        "POST", "/api/admin/books/check", books.check, "Whether counters, usage and jobs are what the ledger says",
+        Scope.ADMIN, {200: ("What differs, by tenant; exact while calls are booked.", BooksReport)},
+        body=books.WhichBooks,
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
+    ),
+    Route(
+        "POST", "/api/admin/books/rebuild", books.rebuild, "Make counters, reservations and usage anew from the ledger",
+        Scope.ADMIN, {200: ("What differed before; `ok` when nothing does any more.", BooksReport)},
+        body=books.WhichBooks,
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
     ),
     Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
     Route(

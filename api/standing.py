@@ -23,7 +23,7 @@ class Standings:
     """How the limits of the keys that call stand, kept for a moment."""
 
     def __init__(self, store: LimitsStore) -> None:
-        self._store = store
+        self.store = store
         self._known: dict[tuple[str, str], tuple[float, Standing | None]] = {}
 
     async def of(self, tenant: str, key: str, *, fresh: bool = False) -> Standing | None:
@@ -31,7 +31,7 @@ class Standings:
         known = self._known.get((tenant, key))
         if known is not None and known[0] > monotonic_s() and not fresh:
             return known[1]
-        standing = await self._store.standing(tenant, key)
+        standing = await self.store.standing(tenant, key)
         if len(self._known) >= MAX_CACHED:
             self._known.clear()
         self._known[tenant, key] = (monotonic_s() + CACHE_S, standing)

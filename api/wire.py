@@ -134,9 +134,11 @@ def page_of(parameters: Mapping[str, str], prefix: str) -> tuple[int, str | None
     return integer(parameters, "limit", DEFAULT_LIMIT, low=1, high=MAX_LIMIT), after
 
 
-def page_answer(request: web.Request, rows: Sequence[Any], cursor: str | None) -> web.Response:
+def page_answer(
+    request: web.Request, rows: Sequence[Any], cursor: str | None, headers: Mapping[str, str] | None = None
+) -> web.Response:
     """A page of a list; `cursor` is where the next begins, None at the end."""
-    headers = {}
+    headers = dict(headers or {})
     if cursor is not None:
         target = request.rel_url.update_query(after=cursor)
         headers["Link"] = f'<{target}>; rel="next"'
@@ -199,6 +201,11 @@ def accepts(request: web.Request, media_type: str) -> bool:
     return bool(_accepted(request) & {media_type, f"{media_type.partition('/')[0]}/*", "*/*"})
 
 
+def asks_for(request: web.Request, media_type: str) -> bool:
+    """Whether the client asks for this type by name."""
+    return media_type in _accepted(request)
+
+
 def asks_for_stream(request: web.Request) -> bool:
     """Whether the client asks for Server-Sent Events by name."""
-    return "text/event-stream" in _accepted(request)
+    return asks_for(request, "text/event-stream")

@@ -39,8 +39,8 @@ MUTANTS = (
     Mutant("settle-twice", "shared/lua/settle.lua", "if row.settled == tostring(job.lease) then return 'again' end",
            "", "test_worker", "settlement_that_is_repeated"),
     Mutant("append-twice", "shared/lua/append.lua", "== mark then return seq", "== 'x' then return seq", "test_worker", "event_batch_that_is_repeated"),
-    Mutant("usage-twice", "shared/lua/finish_step.lua", "if booked == 'exact' then return 2 end", "", "test_worker", "usage_is_booked_once"),
-    Mutant("estimate-kept", "shared/lua/finish_step.lua", "int(0 - tonumber(tokens)))", "0)", "test_worker", "usage_is_booked_once"),
+    Mutant("usage-twice", "shared/lua/finish_step.lua", "if mark == 'exact' then return {2, '[]'} end", "", "test_worker", "usage_is_booked_once"),
+    Mutant("estimate-kept", "shared/lua/finish_step.lua", "a.tok_in - booked.i, a.tok_out - booked.o", "a.tok_in, a.tok_out", "test_worker", "usage_is_booked_once"),
     Mutant("journal-lost", "shared/lua/finish_step.lua", "{result = a.result, tokens = total - a.wasted}", "{call = a.call}",
            "test_worker", "journaled_step or usage_is_booked_once"),
     Mutant("idempotency-off", "shared/lua/lib/base.lua", "if not a.idem_body then return nil end\n  local body", "do return nil end\n  local body",
@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant("retry-after-ignored", "worker/model/discipline.py", "    if error.retry_after_s is not None:", "    if False:", "test_worker or test_pure", "429_is_retried or backoff"),
     Mutant("loop-unwatched", "worker/upkeep.py", "if silent_s > self.BLOCKED_S + self.TICK_S", "if False", "test_watch", "blocked_loop"),
     Mutant("open-calls-forgotten", "shared/lua/lib/job.lua", "    book_open_calls(job_id, key, load_more(key, row))\n", "    load_more(key, row)\n", "test_review", "in_flight_is_booked"),
-    Mutant("begin-counts-twice", "shared/lua/begin_step.lua", "== 1 then\n      redis.call('HINCRBY', KEYS[1], 'tok_reused'", ">= 0 then\n      redis.call('HINCRBY', KEYS[1], 'tok_reused'", "test_review", "beginning_a_step"),
+    Mutant("begin-counts-twice", "shared/lua/begin_step.lua", "'reused:' .. a.call, 1) == 1 then", "'reused:' .. a.call, 1) >= 0 then", "test_review", "beginning_a_step"),
     Mutant("refusal-is-a-defect", "shared/redis.py", "if not isinstance(error, OUTAGE) and _REFUSALS.search(str(error)[:500]):", "if False:", "test_review", "refuses_writes"),
     Mutant("cancel-any-lease", "worker/engine.py", "and str(attempt.claimed.lease) == lease:", "and True:", "test_review", "late_cancel"),
     Mutant("merge-stops", "worker/tasks/merging.py", "if len(groups) == 1:\n            return merged", "return merged", "test_review", "every_part"),
@@ -187,7 +187,7 @@ MUTANTS = (
     Mutant("place-leaks", "worker/model/window.py", "                    self._leave()  # the place was given in the same moment", "                    pass", "test_upstream", "no_place_leaks or gives_it_back"),
     Mutant("thoughts-free", "worker/model/stream.py", "max(made, _count(self.total_tokens) - given)", "made", "test_upstream", "normalised"),
     Mutant("calls-run-together", "worker/model/stream.py", "piece.id != found.id:", "False:", "test_upstream", "put_together"),
-    Mutant("part-unfenced", "shared/lua/finish_step.lua", "if not holds then return 0 end", "if a.part then redis.call('HSET', KEYS[4], int(a.part), a.part_value) end\nif not holds then return 0 end", "test_output", "kept_with_its_result"),
+    Mutant("part-unfenced", "shared/lua/finish_step.lua", "if not holds then return {0, warned} end", "if a.part then redis.call('HSET', KEYS[4], int(a.part), a.part_value) end\nif not holds then return {0, warned} end", "test_output", "kept_with_its_result"),
     Mutant("gap-served", "api/handlers/output.py", "parts = contiguous(parts)", "pass", "test_output", "no_gap"),
     Mutant("short-output", "api/handlers/output.py", "        if left:\n            raise BlobMissingError(part.blob)", "", "test_output", "missing_or_short"),
     Mutant("validator-too-early", "api/handlers/output.py", "if row.is_final else None\n    if etag", "if row else None\n    if etag", "test_output", "no_gap"),
@@ -258,7 +258,7 @@ MUTANTS = (
     Mutant("errors-read-whole", "worker/model/client.py", "            if len(content) > MAX_ERROR_BYTES:\n                break\n", "", "test_upstream", "only_the_beginning"),
     Mutant("never-waits", "worker/report.py", "return self._owed > MOST_OWED", "return False", "test_scribe", "model_waits"),
     Mutant("nan-passes", "worker/model/vectors.py", "if not math.isfinite(sum(numbers)):", "if False:", "test_upstream", "no_number"),
-    Mutant("chunks-are-tokens", "worker/model/calls.py", "if self.characters > made * CHUNK_CHARACTERS:", "if False:", "test_upstream", "many_tokens"),
+    Mutant("chunks-are-tokens", "worker/model/calls.py", "if self.characters > pieces * CHUNK_CHARACTERS:", "if False:", "test_upstream", "many_tokens"),
 )  # fmt: skip
 
 

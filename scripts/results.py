@@ -22,6 +22,8 @@ def result_text(job: dict[str, Any]) -> str:
             return embedding_text(result)
         case "ingest":
             return ingest_text(result)
+        case "tenant-erasure":
+            return receipt_text(result)
         case _:
             return json.dumps(result, indent=2, ensure_ascii=False)
 
@@ -39,6 +41,22 @@ def embedding_text(result: dict[str, Any]) -> str:
     """What a batch came to, in one line."""
     failed = f", {result['failed']} failed" if result["failed"] else ""
     return f"{result['count']} items{failed}, {result['dimensions']} dimensions"
+
+
+def receipt_text(result: dict[str, Any]) -> str:
+    """The receipt of a tenant's erasure."""
+    counts, usage = result["counts"], result["usage"]
+    cost = "unknown cost" if usage["costUsd"] is None else f"${usage['costUsd']:.6f}"
+    return "\n".join(
+        (
+            f"{result['tenantId']} ({result['name']}) is erased",
+            f"  requested {result['requestedAt']}, done {result['erasedAt']}",
+            f"  jobs {counts['jobs']}, documents {counts['documents']}, files {counts['blobs']}, keys {counts['keys']}"
+            f", ledger entries {counts['ledgerEntries']}, Redis keys {counts['redisKeys']}",
+            f"  it had used {usage['totalTokens']} tokens, {cost}",
+            f"  remaining {result['remaining']}",
+        )
+    )
 
 
 def ingest_text(result: dict[str, Any]) -> str:

@@ -47,17 +47,30 @@ STEPS: Final = (1, 4)  # low and expected; the high end is `maxSteps` and a last
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """How many tokens, in all: at least, probably, at most."""
+    """How many tokens, in all: at least, probably, at most. `made`: of each, what the model writes (it costs more)."""
 
     low: int
     expected: int
     high: int
+    made: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def split(self) -> tuple[tuple[int, int], ...]:
+        """(read, made) of low, expected and high."""
+        return tuple(
+            (max(0, whole - made), min(whole, made))
+            for whole, made in zip((self.low, self.expected, self.high), self.made, strict=True)
+        )
 
     def within(self, budget: int | None) -> Tokens:
-        """The same under a hard cap."""
+        """The same under a hard cap; what is made shrinks with the whole."""
         if budget is None:
             return self
-        return Tokens(min(self.low, budget), min(self.expected, budget), min(self.high, budget))
+        low, expected, high = (
+            made if whole <= budget else round(made * budget / whole)
+            for whole, made in zip((self.low, self.expected, self.high), self.made, strict=True)
+        )
+        return Tokens(min(self.low, budget), min(self.expected, budget), min(self.high, budget), (low, expected, high))
 
 
 def of_chat(job: ChatJob) -> Tokens:
@@ -72,6 +85,7 @@ def of_chat(job: ChatJob) -> Tokens:
         round(characters / SPARSE) + low,
         round(characters / CHARACTERS_PER_TOKEN) + frames + middle,
         round(characters / DENSE) + 2 * frames + high,
+        (low, middle, high),
     )
 
 
@@ -82,19 +96,22 @@ def of_analysis(characters: int, tasks: Sequence[AnalysisTask], chunk_characters
     read = characters / CHARACTERS_PER_TOKEN * bool(asked)
     made = sum(_reading(task) for task in asked) * parts
     prompts = (READ_PROMPT + sum(TASK_PROMPT + _wish(task) for task in asked)) * parts * bool(asked)
-    combining = 0.0
+    combining, combined = 0.0, 0
     for task in tasks:
         if isinstance(task, ExtractTask):
             source = characters / CHARACTERS_PER_TOKEN if parts == 1 else FACTS_OUT * parts
             combining += MERGE_PROMPT + 2 * _wish(task) + source + MERGED_OUT
+            combined += MERGED_OUT
         elif parts > 1:
             questions = len(task.questions) if isinstance(task, QuestionsTask) else 1
             combining += questions * (MERGE_PROMPT + MERGED_OUT) + 0.6 * _reading(task) * parts
+            combined += questions * MERGED_OUT
     expected = read + made + prompts + combining
     return Tokens(
         round(read * CHARACTERS_PER_TOKEN / SPARSE + 0.4 * (made + prompts + combining)),
         round(expected),
         round(read * CHARACTERS_PER_TOKEN / DENSE + 2.2 * (made + prompts + combining)),
+        (round(0.4 * (made + combined)), round(made + combined), round(2.2 * (made + combined))),
     )
 
 
@@ -137,6 +154,7 @@ def of_agent(job: AgentJob, context_tokens: int) -> Tokens:
         run(least, goal / SPARSE + STEP_PROMPT / 4, short) - STEP_OUT // 2,
         run(min(usual, most), goal / CHARACTERS_PER_TOKEN + STEP_PROMPT, middle),
         run(most, goal / DENSE + 2 * STEP_PROMPT, long),
+        (STEP_OUT // 2, min(usual, most) * STEP_OUT, most * STEP_OUT),
     )
 
 

@@ -26,7 +26,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("journal:{jobId}", "hash", "as the record", "begin_step, finish_step", "begin_step",
             "step name and input hash → its state and result"),
     KeyKind("open:{jobId}", "hash", "while a call is under way", "begin_step", "finish_step, settle, reap",
-            "calls under way: call id → estimated tokens"),
+            "calls under way: call id → JSON of its hold; `<call id>:o` → output tokens seen so far"),
     KeyKind("output:{jobId}", "hash", "as the record", "finish_step", "API",
             "a large result: number of the part, from 0 → `<size_bytes> <blob key>`"),
     KeyKind("trash", "set", "while not empty", "sweep, retry, API", "upkeep",
@@ -50,6 +50,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "estimated tokens of a tenant's ready jobs"),
     KeyKind("q:{lane}:parked", "set", "while not empty", "claim", "settle, reap",
             "tenants with ready jobs that are at their concurrency limit"),
+    KeyKind("q:{lane}:rated", "zset", "while not empty", "claim", "claim, reap",
+            "tenants with ready jobs that are over their token rate; score is when it has room, ms"),
     KeyKind("idle:{lane}", "set", "while not empty", "claim", "queue_push", "workers that sleep with a free slot"),
     KeyKind("pace:{lane}", "hash", "for ever, small", "queue_push, claim, settle, renew", "view, metrics",
             "ready and running jobs, slots of live workers, at: the last claim; n, s1, s2: decayed sums of run times in ms"),
@@ -64,14 +66,34 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("leases", "zset", "while not empty", "claim, renew, settle", "reap", "running jobs; score is the lease's end, ms"),
     KeyKind("retention", "zset", "while not empty", "settle", "sweep", "final jobs; score is when they are removed, ms"),
     KeyKind("upkeep", "hash", "for ever, small", "reap", "reap", "when the upkeep last ran, and until when no lease is taken back"),
+    KeyKind("paused", "zset", "while not empty", "settle, update", "reap",
+            "jobs that wait for a budget; score is when they are looked at again, ms (`inf`: when a limit changes)"),
+    KeyKind("paused:{tenantId}", "set", "while not empty", "settle, reap", "update", "a tenant's jobs that wait for a budget"),
     KeyKind("running", "hash", "for ever, small", "claim, settle", "claim, view", "running jobs per tenant"),
     KeyKind("scheduled", "hash", "for ever, small", "admit, claim", "admit", "scheduled jobs per tenant"),
     KeyKind("workers:{lane}", "zset", "15 s a member", "renew", "readyz", "live workers; score is when they count as gone, ms"),
     KeyKind("tenants", "zset", "for ever", "create", "list", "all tenant ids, score 0"),
-    KeyKind("tenant:{tenantId}", "hash", "for ever", "create, change", "claim, admit, API",
+    KeyKind("tenant:{tenantId}", "hash", "until it is deleted", "create, change", "claim, admit, API",
             "a tenant: name, created_ms, limits (JSON) and what scripts read of them: policy, max_concurrent, max_queued, weight; "
-            "revision: changes of its or its keys' limits; admin_key: of this installation"),
+            "revision: changes of its or its keys' limits; admin_key: of this installation; while it is deleted: since when, by "
+            "which job, how much is gone"),
     KeyKind("keys:{tenantId}", "zset", "for ever", "create", "list", "key ids of a tenant, score 0"),
+    KeyKind("books:{scope}", "hash", "as the tenant", "begin_step, extend, finish_step, settle, reap, rebuild",
+            "the same, admit, limits, reconcile",
+            "counters of a tenant, key, end user (`ten_…:u:<user>`) or prompt (`ten_…:p:<name>`): d, m: their windows; dt mt tt "
+            "tokens and dn mn tn nano-USD of day, month, all time; ht, hn: reserved; ws: soft limits that were told"),
+    KeyKind("rate:{scope}", "hash", "until its buckets are full", "admit, begin_step, finish_step", "the same, claim, limits",
+            "r, t: theoretical arrival time of requests and tokens (GCRA), µs"),
+    KeyKind("ledger:{tenantId}", "stream", "as the tenant; never trimmed", "finish_step, settle, reap", "reconcile, rebuild",
+            "one entry per settled call, never changed: a ms, c call, j job, k key, u user, ty type, s step, m model, p prompt, "
+            "i o e w tokens, n nano-USD, v price version, x estimated, z correction"),
+    KeyKind("usage:{tenantId}:{day}", "hash", "as the tenant", "admit, begin_step, finish_step, settle, reap, rebuild",
+            "usage API, reconcile",
+            "JSON `[model, type, prompt, user, key]` → `i o e r w n q x`, the sums of the day's calls; after a `#`: jobs admitted"),
+    KeyKind("usagedays:{tenantId}", "zset", "as the tenant", "as the rows", "usage API, reconcile", "days with usage rows, as YYYYMMDD"),
+    KeyKind("outs:{tenantId}", "hash", "as the tenant", "finish_step", "begin_step",
+            "`type|model` → running 90th percentile of a call's output tokens"),
+    KeyKind("ratios", "hash", "for ever, small", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
             "an API key: tenant, hash of its secret, old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
     KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
@@ -162,6 +184,19 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}retention"
 
     @property
+    def paused(self) -> str:
+        """Jobs that wait for a budget, by the time at which they are looked at again."""
+        return f"{self.prefix}paused"
+
+    def paused_of(self, tenant: str) -> str:
+        """A tenant's jobs that wait for a budget."""
+        return f"{self.prefix}paused:{tenant}"
+
+    def rated(self, lane: str) -> str:
+        """Tenants of a lane that are over their token rate."""
+        return f"{self.prefix}q:{lane}:rated"
+
+    @property
     def running(self) -> str:
         """Running jobs per tenant."""
         return f"{self.prefix}running"
@@ -186,6 +221,35 @@ class Keys(msgspec.Struct, frozen=True):
     def api_key(self, key_id: str) -> str:
         """An API key's record."""
         return f"{self.prefix}key:{key_id}"
+
+    def books(self, scope: str) -> str:
+        """The counters of a scope."""
+        return f"{self.prefix}books:{scope}"
+
+    def rate(self, scope: str) -> str:
+        """The rates of a scope."""
+        return f"{self.prefix}rate:{scope}"
+
+    def ledger(self, tenant: str) -> str:
+        """A tenant's settled calls."""
+        return f"{self.prefix}ledger:{tenant}"
+
+    def usage(self, tenant: str, day: str) -> str:
+        """A tenant's usage of one day, `YYYYMMDD`."""
+        return f"{self.prefix}usage:{tenant}:{day}"
+
+    def usage_days(self, tenant: str) -> str:
+        """The days on which a tenant used something."""
+        return f"{self.prefix}usagedays:{tenant}"
+
+    def outs(self, tenant: str) -> str:
+        """How long the outputs of a tenant's calls are."""
+        return f"{self.prefix}outs:{tenant}"
+
+    @property
+    def ratios(self) -> str:
+        """Bytes per token of the models."""
+        return f"{self.prefix}ratios"
 
     @property
     def audit(self) -> str:

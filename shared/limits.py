@@ -12,6 +12,9 @@ from shared.errors import RefusedError
 from shared.jobs import LimitDetail
 from shared.policy import NANO
 
+# Lua's JSON has fourteen digits: from 10^14 (100,000 USD in nano) on a whole number comes in exponent form.
+Figure = int | float
+
 
 class Why(msgspec.Struct, frozen=True, rename="camel"):
     """A limit that is reached, as `lib/limits.lua` writes it. Money is in nano-USD, `waitUs` in microseconds."""
@@ -19,13 +22,13 @@ class Why(msgspec.Struct, frozen=True, rename="camel"):
     scope: str
     id: str
     unit: str
-    limit: int
-    used: int
-    reserved: int
-    remaining: int
+    limit: Figure
+    used: Figure
+    reserved: Figure
+    remaining: Figure
     period: str | None = None
     frees_at: int | None = None  # ms
-    burst: int | None = None
+    burst: Figure | None = None
     requested: float | None = None
     wait_us: float | None = None
     revision: str | None = None
@@ -71,8 +74,8 @@ def sentence_of(why: Why) -> str:
     owner = {"tenant": "The tenant", "key": "The key", "user": "The end user", "prompt": "The prompt"}[why.scope]
     if why.wait_us is not None:
         return (
-            f"{owner} may have {why.limit:,} {why.unit} per minute, {why.burst or why.limit:,} at once; "
-            f"{why.remaining:,} are left and {math.ceil(why.requested or 1):,} were asked for. "
+            f"{owner} may have {why.limit:,.0f} {why.unit} per minute, {why.burst or why.limit:,.0f} at once; "
+            f"{why.remaining:,.0f} are left and {math.ceil(why.requested or 1):,} were asked for. "
             f"There is room in {why.wait_us / 1e6:.3f} s."
         )
     window = {"day": "today", "month": "this month", "total": "in all"}[why.period or "total"]
@@ -88,7 +91,7 @@ def sentence_of(why: Why) -> str:
 
 
 def members_of(detail: LimitDetail) -> dict[str, Any]:
-    """Members of a problem object."""
+    """Members of a problem object, by their names in Python."""
     return msgspec.structs.asdict(detail)
 
 
@@ -118,10 +121,10 @@ class Rate(msgspec.Struct, frozen=True, rename="camel"):
     """How a rate stands: `resetUs` until it is full again."""
 
     scope: str
-    limit: int
-    burst: int
-    remaining: int
-    reset_us: int
+    limit: Figure
+    burst: Figure
+    remaining: Figure
+    reset_us: Figure
 
 
 class SoftCrossed(msgspec.Struct, frozen=True, rename="camel"):
@@ -130,9 +133,9 @@ class SoftCrossed(msgspec.Struct, frozen=True, rename="camel"):
     scope: str
     period: str
     unit: str
-    used: int
-    soft: int
-    hard: int | None = None
+    used: Figure
+    soft: Figure
+    hard: Figure | None = None
 
 
 class Standing(msgspec.Struct, frozen=True, rename="camel"):
@@ -167,10 +170,10 @@ def limit_headers(standing: Standing | None) -> dict[str, str]:
         if rate is None:
             continue
         full_s = rate.reset_us / 1e6
-        policies.append(f'"{name}";q={rate.limit};w=60')
-        states.append(f'"{name}";r={rate.remaining};t={math.ceil(full_s)}')
-        headers[f"x-ratelimit-limit-{name}"] = str(rate.limit)
-        headers[f"x-ratelimit-remaining-{name}"] = str(rate.remaining)
+        policies.append(f'"{name}";q={rate.limit:.0f};w=60')
+        states.append(f'"{name}";r={rate.remaining:.0f};t={math.ceil(full_s)}')
+        headers[f"x-ratelimit-limit-{name}"] = f"{rate.limit:.0f}"
+        headers[f"x-ratelimit-remaining-{name}"] = f"{rate.remaining:.0f}"
         headers[f"x-ratelimit-reset-{name}"] = _duration(full_s)
     if policies:
         headers["RateLimit-Policy"] = ", ".join(policies)
@@ -181,10 +184,10 @@ def limit_headers(standing: Standing | None) -> dict[str, str]:
 
 
 def _warning(crossed: SoftCrossed) -> str:
-    def shown(value: int | None) -> str:
+    def shown(value: Figure | None) -> str:
         if value is None:
             return "none"
-        return f"{value / NANO:.6f}" if crossed.unit == "usd" else str(value)
+        return f"{value / NANO:.6f}" if crossed.unit == "usd" else f"{value:.0f}"
 
     name = f"{crossed.scope}-{crossed.period}-{crossed.unit}"
     return f"{name}; used={shown(crossed.used)}; soft={shown(crossed.soft)}; hard={shown(crossed.hard)}"

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from shared.errors import ConfigurationError
 from shared.mcp_servers import parse_servers
+from shared.prices import parse_prices
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -93,6 +94,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[str, Meta(pattern=r"^\s*([^=;,]+=[^=;]+(;[^=;,]+=[^=;]+)*;?)?\s*$")],
         _doc(
             "Models to ask, in order, when one stays out of reach: `gpt-4o=gpt-4.1,gpt-4o-mini;…`; `*` stands for any."
+        ),
+    ] = ""
+    prices: Annotated[
+        str,
+        _doc(
+            "Prices that go before the built-in ones, US dollars per million tokens, a JSON object by model or `*` "
+            'pattern: `{"llama3*": {"input": 0.1, "output": 0.2}}`; `null` for unknown. The most specific wins.'
         ),
     ] = ""
     context_tokens: Annotated[
@@ -206,6 +214,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if name.startswith("ERRAND_") and name not in known:
                 raise ConfigurationError(f"{name} is not a setting of Errand; see docs/reference/settings.md")
         parse_servers(values.get("mcp_servers", ""))
+        parse_prices(values.get("prices", ""))
         return cls(**values)
 
 

@@ -173,6 +173,12 @@ class IngestInput(Wire, frozen=True):
     document_id: str
 
 
+class ErasureInput(Wire, frozen=True):
+    """Input of a `tenant-erasure` job, which `DELETE /api/admin/tenants/{tenantId}` makes."""
+
+    tenant_id: str
+
+
 class PromptRef(Wire, frozen=True):
     """Which stored prompt a job uses, and the values of its variables."""
 
@@ -252,7 +258,14 @@ class IngestJob(Submission, frozen=True, tag="ingest", tag_field="type", kw_only
     input: IngestInput
 
 
-AnyJob = ChatJob | AnalysisJob | AgentJob | StoredEmbeddingJob | IngestJob
+class ErasureJob(Submission, frozen=True, tag="tenant-erasure", tag_field="type", kw_only=True):
+    """Erasure of a tenant. Made by `DELETE /api/admin/tenants/{tenantId}` only."""
+
+    PUBLIC: ClassVar[bool] = False
+    input: ErasureInput
+
+
+AnyJob = ChatJob | AnalysisJob | AgentJob | StoredEmbeddingJob | IngestJob | ErasureJob
 PublicJob = ChatJob | AnalysisJob | AgentJob | EmbeddingJob
 
 JOB_TYPES: Final[dict[str, type[AnyJob]]] = {
@@ -261,6 +274,7 @@ JOB_TYPES: Final[dict[str, type[AnyJob]]] = {
     "agent": AgentJob,
     "batch-embedding": StoredEmbeddingJob,
     "ingest": IngestJob,
+    "tenant-erasure": ErasureJob,
 }
 
 

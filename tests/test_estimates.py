@@ -92,12 +92,12 @@ async def test_an_estimate_of_an_upload_goes_by_its_size(stack: Stack) -> None:
 async def test_an_estimate_names_the_limits_that_the_job_would_meet(edge: Stack) -> None:
     """A full queue, a tenant at its concurrency, a budget that is too small; no worker: no eta."""
     tenant, key = await edge.tenant(maxQueuedJobs=1, maxConcurrentJobs=1)
-    assert tenant
     await edge.submit(chat(), key=key)
     answer = await edge.call("POST", "/api/jobs/estimate", chat(tokenBudget=10), key=key)
     hits = {hit["limit"]: hit for hit in answer.json["limits"]}
     assert hits["maxQueuedJobs"] == {
-        "scope": "tenant", "limit": "maxQueuedJobs", "value": 1, "used": 1, "effect": "refused",
+        "scope": "tenant", "id": tenant, "limit": "maxQueuedJobs", "unit": "jobs", "value": 1, "used": 1,
+        "remaining": 0, "effect": "refused",
     }  # fmt: skip
     assert hits["tokenBudget"]["effect"] == "stops"
     assert answer.json["tokens"]["high"] == 10

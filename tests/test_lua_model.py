@@ -41,7 +41,7 @@ from shared.ids import CROCKFORD
 from shared.keys import Keys
 from shared.redis import Redis, connect
 from shared.specs import Lane
-from shared.stores.events import Begun, CallUsage, Reservation, EventsStore
+from shared.stores.events import Begun, CallUsage, EventsStore, Reservation
 from shared.stores.jobs import MAX_LOST_WORKERS, Claimed, JobsStore, Settlement
 from tests.conftest import RedisServer
 

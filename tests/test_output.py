@@ -198,7 +198,9 @@ async def test_a_part_is_kept_with_its_result_once(edge: Stack) -> None:
         )
     new = await claim(edge, "w2")
     for call, result in (("c2", None), ("c3", b"{}")):
-        assert isinstance(await edge.events.begin_step(new, "w2", call=call, reserve=Reservation("m", 10), **STEP), Begun)
+        assert isinstance(
+            await edge.events.begin_step(new, "w2", call=call, reserve=Reservation("m", 10), **STEP), Begun
+        )
         assert await outputs.parts(job_id) == []
         await edge.events.finish_step(
             new, "w2", call=call, usage=usage, result=result, part=(0, f"5 outputs/t/j/0-{call}"), **STEP

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.stores.events import Begun, CallUsage, Reservation
+from shared.stores.events import CallUsage, Reservation
 from shared.subscriber import Subscriber
 from tests.conftest import DevModel, RedisServer, Stack, analysis, chat
 

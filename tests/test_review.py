@@ -117,7 +117,9 @@ async def test_beginning_a_step_may_be_repeated(edge: Stack) -> None:
     job_id = await edge.submit(chat())
     job = await claim(edge)
     for _ in range(2):
-        assert isinstance(await edge.events.begin_step(job, "w1", call="c1", reserve=Reservation("m", 100), **STEP), Begun)
+        assert isinstance(
+            await edge.events.begin_step(job, "w1", call="c1", reserve=Reservation("m", 100), **STEP), Begun
+        )
     await edge.events.finish_step(job, "w1", call="c1", usage=CallUsage(60, 40), result=b'{"a":1}', **STEP)
     for _ in range(2):
         assert await edge.events.begin_step(job, "w1", call="c2", reserve=Reservation("m", 100), **STEP) == b'{"a":1}'

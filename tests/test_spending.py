@@ -45,20 +45,20 @@ async def test_a_call_is_reserved_and_settled_everywhere(edge: Stack) -> None:
     assert begun == Begun(bound=128)
     book = await book_of(edge, tenant)
     assert (book["ht"], book["hn"]) == ("168", str(40 * 1000 + 128 * 2000))
-    await edge.events.finish_step(
-        job, "w1", usage=CallUsage(42, 10), result=b"{}", model="m", price=PRICE, **step("a")
-    )
+    await edge.events.finish_step(job, "w1", usage=CallUsage(42, 10), result=b"{}", model="m", price=PRICE, **step("a"))
     for scope in (tenant, job.key, f"{tenant}:u:ann"):
         book = await book_of(edge, scope)
         assert [book[name] for name in ("dt", "mt", "tt", "dn", "mn", "tn")] == ["52"] * 3 + ["62000"] * 3
-        assert book.get("ht", "0") == "0" and book.get("hn", "0") == "0"
+        assert book.get("ht", "0") == "0"
+        assert book.get("hn", "0") == "0"
     (line,) = await ledger_of(edge, tenant)
     assert {name: line[name] for name in "cjkumioewnvxz"} == {
         "c": "c-a", "j": job_id, "k": job.key, "u": "ann", "m": "m", "i": "42", "o": "10", "e": "0", "w": "0",
         "n": "62000", "v": "test", "x": "0", "z": "0",
     }  # fmt: skip
     view = (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json
-    assert view["usage"]["totalTokens"] == 52 and view["usage"]["costUsd"] == 0.000062
+    assert view["usage"]["totalTokens"] == 52
+    assert view["usage"]["costUsd"] == 0.000062
 
 
 async def test_what_a_lost_worker_had_under_way_is_booked_once(edge: Stack) -> None:
@@ -97,6 +97,7 @@ async def test_a_hard_limit_is_never_crossed_by_what_is_reserved(edge: Stack) ->
     for _ in range(12):
         await edge.submit(chat(), key=key)
     jobs = await claim(edge)
+    await edge.client.hset(edge.keys.outs(tenant), "chat|m", "100 60")
     first = jobs.pop()
     await edge.events.begin_step(first, "w1", reserve=Reservation("m", 10), **step("x"))
     await edge.events.finish_step(first, "w1", usage=CallUsage(10, 100), result=b"{}", model="m", **step("x"))
@@ -106,14 +107,24 @@ async def test_a_hard_limit_is_never_crossed_by_what_is_reserved(edge: Stack) ->
     ]
     granted = [one for one in begun if isinstance(one, Begun)]
     refused = [one for one in begun if isinstance(one, Blocked)]
-    assert all(one == Begun(bound=100) for one in granted) and len(granted) == 7
+    assert all(one == Begun(bound=100) for one in granted)
+    assert len(granted) == 7
     assert {one.kind for one in refused} == {"held"}
     detail = detail_of(refused[-1].why)
-    assert (detail.scope, detail.period, detail.limit, detail.used, detail.reserved) == ("tenant", "day", 1_000, 110, 770)
+    assert (detail.scope, detail.period, detail.limit, detail.used, detail.reserved) == (
+        "tenant",
+        "day",
+        1_000,
+        110,
+        770,
+    )
     for number, job in enumerate(jobs[:7]):
-        await edge.events.finish_step(job, "w1", usage=CallUsage(10, 120), result=b"{}", model="m", **step(f"s{number}"))
+        await edge.events.finish_step(
+            job, "w1", usage=CallUsage(10, 120), result=b"{}", model="m", **step(f"s{number}")
+        )
     last = await edge.events.begin_step(jobs[8], "w1", reserve=Reservation("m", 10), **step("last"))
-    assert isinstance(last, Blocked) and last.kind == "spent"
+    assert isinstance(last, Blocked)
+    assert last.kind == "spent"
     answer = await edge.call("POST", "/api/jobs", chat(), key=key)
     assert answer.status == 402
 
@@ -126,7 +137,7 @@ async def test_new_work_at_the_hard_limit_is_402(stack: Stack, model: DevModel) 
     view = await stack.finished(job_id, key=key)
     assert view["status"] == "failed" and view["error"]["code"] == "budget_exhausted", view
     assert view["error"]["limit"]["limit"] == 5
-    tenant, key = await stack.tenant(budgets=[{"period": "month", "hardTokens": 40}])
+    _tenant, key = await stack.tenant(budgets=[{"period": "month", "hardTokens": 40}])
     await stack.submit(chat("The harbour opens at nine. The ferry leaves at ten."), key=key)
     for _ in range(100):
         answer = await stack.call("POST", "/api/jobs", chat(), key=key)
@@ -135,14 +146,17 @@ async def test_new_work_at_the_hard_limit_is_402(stack: Stack, model: DevModel) 
         await asyncio.sleep(0.05)
     assert answer.status == 402, answer.text
     problem = answer.json
-    assert problem["code"] == "budget_exhausted" and problem["scope"] == "tenant" and problem["limit"] == 40
-    assert problem["used"] >= 40 and problem["freesAt"].endswith("-01T00:00:00.000Z")
+    assert problem["code"] == "budget_exhausted"
+    assert problem["scope"] == "tenant"
+    assert problem["limit"] == 40
+    assert problem["used"] >= 40
+    assert problem["freesAt"].endswith("-01T00:00:00.000Z")
     assert answer.headers["x-should-retry"] == "false"
 
 
 async def test_a_paused_job_goes_on_when_the_budget_is_raised(stack: Stack, model: DevModel) -> None:
     """Given a job that waits for its budget, when the budget is raised, then it goes on by itself and is complete."""
-    tenant, key = await stack.tenant(budgets=[{"period": "total", "hardTokens": 12}])
+    _tenant, key = await stack.tenant(budgets=[{"period": "total", "hardTokens": 12}])
     job_id = await stack.submit(chat("The harbour opens at nine. The ferry leaves at ten. " * 3), key=key)
     for _ in range(200):
         view = (await stack.call("GET", f"/api/jobs/{job_id}", key=key)).json
@@ -150,7 +164,8 @@ async def test_a_paused_job_goes_on_when_the_budget_is_raised(stack: Stack, mode
             break
         await asyncio.sleep(0.02)
     assert view["status"] == "waiting", view
-    assert view["waiting"]["kind"] == "budget" and view["waiting"]["limit"]["limit"] == 12
+    assert view["waiting"]["kind"] == "budget"
+    assert view["waiting"]["limit"]["limit"] == 12
     assert view["queue"]["waitingOn"] == "budget"
 
 
@@ -161,15 +176,17 @@ async def test_requests_over_the_rate_spend_nothing(edge: Stack) -> None:
     assert [answer.status for answer in answers] == [202] * 5 + [429]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers[:5]] == ["4", "3", "2", "1", "0"]
     refused = answers[-1]
-    assert refused.json["code"] == "rate_limited" and refused.json["scope"] == "tenant"
-    assert 11_000 < int(refused.headers["retry-after-ms"]) <= 12_000 and refused.headers["Retry-After"] == "12"
+    assert refused.json["code"] == "rate_limited"
+    assert refused.json["scope"] == "tenant"
+    assert 11_000 < int(refused.headers["retry-after-ms"]) <= 12_000
+    assert refused.headers["Retry-After"] == "12"
     assert refused.headers["RateLimit-Policy"] == '"requests";q=5;w=60'
     assert refused.headers["RateLimit"].startswith('"requests";r=0;t=')
 
 
 async def test_queued_work_over_its_token_rate_waits(stack: Stack, model: DevModel) -> None:
     """Given a tenant with a small token rate, when jobs are queued, then the first runs and the next waits for the rate."""
-    _, key = await stack.tenant(tokensPerMinute=600, tokensBurst=150)
+    _, key = await stack.tenant(tokensPerMinute=60, tokensBurst=60)
     first = await stack.submit(chat("The harbour opens at nine."), key=key)
     assert (await stack.finished(first, key=key))["status"] == "complete"
     rows = [await stack.submit(chat("The harbour opens at nine. " * 12), key=key) for _ in range(4)]
@@ -199,3 +216,19 @@ async def test_a_soft_limit_warns_once(stack: Stack, model: DevModel) -> None:
     answer = await stack.call("GET", f"/api/jobs/{ids[0]}", key=key)
     assert answer.headers["X-Usage-Warning"].startswith("tenant-day-tokens; used=")
     assert "; soft=10; hard=1000000" in answer.headers["X-Usage-Warning"]
+
+
+async def test_a_model_without_a_price_is_refused_where_money_is_limited(make_stack: Any, model: DevModel) -> None:
+    """Given a hard limit in USD, when a job names a model whose price is unknown, then it is refused and the model named;
+    with a price it runs, its cost is shown, and the limit in USD ends it."""
+    stack: Stack = await make_stack(
+        workers=("interactive",), prices='{"errand-dev-extractive": {"input": 1000, "output": 1000}}'
+    )
+    _, key = await stack.tenant(budgets=[{"period": "day", "hardUsd": 0.05}], onHardLimit="fail")
+    refused = await stack.call("POST", "/api/jobs", chat(model="nobody-knows-it"), key=key)
+    assert refused.status == 422 and refused.json["errors"][0]["path"] == "$.model", refused.text
+    view = await stack.finished(await stack.submit(chat("The harbour opens at nine."), key=key), key=key)
+    assert view["status"] == "complete"
+    assert view["usage"]["costUsd"] == pytest.approx(view["usage"]["totalTokens"] / 1000, rel=1e-6)
+    view = await stack.finished(await stack.submit(chat("The harbour opens at nine. " * 20), key=key), key=key)
+    assert view["status"] == "failed" and view["error"]["limit"]["unit"] == "usd", view

@@ -21,6 +21,7 @@ from shared.redis import connect, wait_until_durable
 from shared.settings import Settings
 from shared.specs import Lane
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.tokens import TokenCounter
 from worker.context import Deps
 from worker.documents.library import Library
@@ -46,6 +47,7 @@ def build(
         model=Model(settings),
         blobs=blobs,
         documents=documents,
+        erasures=ErasureStore(client, Keys(settings.redis_prefix)),
         library=library,
         tools=Toolbox(settings, library),
         counter=TokenCounter(),

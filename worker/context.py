@@ -18,6 +18,7 @@ from shared.errors import BudgetExhausted, JobError, NeedsInput, UpstreamRateLim
 from shared.prices import PriceBook
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
+from shared.stores.erasure import ErasureStore
 from shared.stores.events import Reservation
 from shared.stores.jobs import Claimed
 from shared.tokens import TokenCounter
@@ -42,6 +43,7 @@ class Deps(msgspec.Struct, frozen=True):
     model: Model
     blobs: Blobs
     documents: DocumentsStore
+    erasures: ErasureStore
     library: Library
     tools: Toolbox
     counter: TokenCounter
@@ -78,7 +80,9 @@ class JobContext:
 
     def seen(self) -> list[tuple[str, int]]:
         """Output tokens of the calls under way, by call id: what is booked of them if this worker is lost."""
-        return [(progress.call_id, made) for progress in self.open_calls if (made := progress.made) and progress.call_id]
+        return [
+            (progress.call_id, made) for progress in self.open_calls if (made := progress.made) and progress.call_id
+        ]
 
     @property
     def tokens_reserved(self) -> int:
@@ -281,9 +285,7 @@ class JobContext:
         asked = 0
         while True:
             try:
-                return await self.journal.step(
-                    label, identity, lambda _: make(key), once=once, again_after=again_after
-                )
+                return await self.journal.step(label, identity, lambda _: make(key), once=once, again_after=again_after)
             except UnsureError as unsure:
                 asked += 1
                 answer = await self.ask_person(

@@ -165,7 +165,9 @@ class Attempt:
         else:
             self._flushing = asyncio.get_running_loop().create_task(self._flush_and_settle(outcome, result))
 
-    def _what_it_came_to(self, task: asyncio.Task[bytes]) -> tuple[bytes | None, JobError | NeedsInput | OverLimit | None]:
+    def _what_it_came_to(
+        self, task: asyncio.Task[bytes]
+    ) -> tuple[bytes | None, JobError | NeedsInput | OverLimit | None]:
         """The task's result as JSON, or its error. Whoever stopped the task is noted in `_ending`."""
         stopped = self._ending != "done" or self._lost
         if task.cancelled():

@@ -7,7 +7,7 @@ import random
 from typing import Final
 
 from shared.clock import monotonic_s
-from shared.errors import OverLimit
+from shared.errors import InvalidInput, OverLimit
 from shared.limits import Why, detail_of, sentence_of
 from shared.metrics import LIMIT_WAITS
 from shared.specs import Lane
@@ -42,8 +42,12 @@ class Patience:
         self._ends_s = ends_s
 
     async def wait(self, blocked: Blocked) -> None:
-        """Until it is worth another look. Raises OverLimit when that takes too long."""
+        """Until it is worth another look. Raises OverLimit when that takes too long; InvalidInput."""
         LIMIT_WAITS.labels(blocked.kind).inc()
+        if blocked.kind == "unpriced":
+            raise InvalidInput(
+                f"No price of the model is known, and the {blocked.why.scope} has a hard limit in USD; see ERRAND_PRICES."
+            )
         wait_s = _wait_s(blocked.kind, blocked.why)
         too_long = wait_s > RATE_SLOT_S or (blocked.kind == "held" and monotonic_s() > self._held_until_s)
         if blocked.kind == "spent" or too_long or monotonic_s() + wait_s > self._ends_s:

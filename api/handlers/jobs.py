@@ -13,6 +13,7 @@ from api.admission import (
     admitted_view,
     class_ms,
     documents_of,
+    model_of,
     record_of,
     schema_problems,
     timing_of,
@@ -20,7 +21,7 @@ from api.admission import (
     url_problems,
 )
 from api.batches import stored_form
-from api.keys import AUDIENCE, BLOBS, DOCUMENTS, EVENTS, HUB, JOBS, PRINCIPAL, SETTINGS, STANDING, TICKETS
+from api.keys import AUDIENCE, BLOBS, DOCUMENTS, EVENTS, HUB, JOBS, PRICES, PRINCIPAL, SETTINGS, STANDING, TICKETS
 from api.live import follow
 from api.presence import until_hang_up
 from api.sse import stream_job
@@ -192,6 +193,7 @@ async def take_in(
             idem_body=body_hash,
             companion=companion,
             patience_ms=round(START_S * 1000) if grace_ms is not None else None,
+            unpriced=is_unpriced(request, model_of(job, settings)) and type_of(job) != "ingest",
             **timing,
         )
     except RefusedError as error:
@@ -205,6 +207,11 @@ async def take_in(
     if not admitted.replayed:
         JOBS_ADMITTED.labels(type_of(job), job.priority.value).inc()
     return admitted
+
+
+def is_unpriced(request: web.Request, model: str) -> bool:
+    """Whether no price of a model is known."""
+    return request.app[PRICES].price(model) is None
 
 
 async def wait_final(request: web.Request, job_id: str, seconds: float) -> JobRow:
@@ -312,6 +319,7 @@ async def retry(request: web.Request) -> web.Response:
         record={"model": wish.model} if wish.model else {},
         class_ms=class_ms(job, settings),
         expires_in_ms=round(job.expires_in_seconds * 1000),
+        unpriced=is_unpriced(request, wish.model or model_of(job, settings)),
     )
     row = await store.view(tenant, job_id)
     view = msgspec.structs.replace(view_of(row), status=JobStatus.QUEUED)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from aiohttp import web
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
-from api.admission import class_ms
+from api.admission import class_ms, model_of
 from api.handlers.jobs import check
-from api.keys import DOCUMENTS, JOBS, PRINCIPAL, SETTINGS
+from api.keys import DOCUMENTS, JOBS, LIMITS, PRICES, PRINCIPAL, SETTINGS
 from api.wire import answer, idempotency, query, read_json
 from shared.clock import rfc3339
 from shared.documents import DocumentStatus
 from shared.estimates import Tokens, of_agent, of_analysis, of_chat, of_texts, of_upload
 from shared.jobs import Eta, FeedbackView, Output, feedback_of
+from shared.limit_rows import LimitHit, hits
 from shared.metrics import FEEDBACK
+from shared.policy import NANO
+from shared.prices import Price
 from shared.specs import AgentJob, AnalysisJob, ChatJob, EmbeddingJob, PublicJob, Wire, type_of
-from shared.stores.feedback import Foreseen, foresee, give_feedback
+from shared.stores.feedback import foresee, give_feedback
 
 CHARACTERS_PER_BYTE = 0.8  # of a file that was not read yet: a guess
 GUESSED_CHARACTERS = 20_000  # of a page that is still to be fetched: a guess too
@@ -48,14 +51,12 @@ class TokenRange(Output, frozen=True):
     high: int
 
 
-class LimitHit(Output, frozen=True, kw_only=True):
-    """A limit that the job would meet. `effect`: refused, waits, or stops (at its `tokenBudget`)."""
+class CostRange(Output, frozen=True):
+    """What these tokens cost in US dollars."""
 
-    scope: str
-    limit: str
-    value: float
-    used: float | UnsetType = UNSET
-    effect: str
+    low: float
+    expected: float
+    high: float
 
 
 class Estimate(Output, frozen=True):
@@ -63,7 +64,7 @@ class Estimate(Output, frozen=True):
     price is known, `eta` where nothing is known of the queue."""
 
     tokens: TokenRange
-    cost_usd: float | None
+    cost_usd: CostRange | None
     limits: list[LimitHit]
     eta: Eta | None
 
@@ -105,19 +106,32 @@ async def estimate(request: web.Request) -> web.Response:
     query(request, ())
     job, _ = await read_json(request, PublicJob)
     await check(request, job)
-    settings = request.app[SETTINGS]
+    settings, principal = request.app[SETTINGS], request[PRINCIPAL]
     whole = await _tokens(request, job)
     tokens = whole.within(job.token_budget)
-    foreseen = await foresee(request.app[JOBS], request[PRINCIPAL].tenant, job.LANE, class_ms(job, settings))
-    eta = foreseen.outlook.view.eta
+    cost = _cost(tokens, request.app[PRICES].price(model_of(job, settings)))
+    foreseen = await foresee(request.app[JOBS], principal.tenant, job.LANE, class_ms(job, settings))
+    state = await request.app[LIMITS].store.state(principal.tenant, key=principal.key_id, user=job.user)
+    limits = hits(state, tokens.expected, cost.expected if cost is not None else None)
+    if job.token_budget is not None and whole.expected > job.token_budget:
+        stop = LimitHit(scope="job", limit="tokenBudget", unit="tokens", value=job.token_budget, effect="stops")
+        limits.insert(0, stop)
     return answer(
         Estimate(
             tokens=TokenRange(low=tokens.low, expected=tokens.expected, high=tokens.high),
-            cost_usd=None,
-            limits=_limits(job, whole, foreseen),
-            eta=eta,
+            cost_usd=cost,
+            limits=limits,
+            eta=foreseen.outlook.view.eta,
         )
     )
+
+
+def _cost(tokens: Tokens, price: Price | None) -> CostRange | None:
+    """What the tokens cost; None where no price is known."""
+    if price is None:
+        return None
+    low, expected, high = (price.cost_nano(read, made, 0) / NANO for read, made in tokens.split)
+    return CostRange(low=low, expected=expected, high=high)
 
 
 async def _tokens(request: web.Request, job: Any) -> Tokens:
@@ -142,31 +156,3 @@ async def _tokens(request: web.Request, job: Any) -> Tokens:
         case EmbeddingJob(input=wanted):
             return of_texts(wanted)
     raise TypeError(f"no estimate for {type_of(job)}")
-
-
-def _limits(job: Any, tokens: Tokens, foreseen: Foreseen) -> list[LimitHit]:
-    """The limits that the job would meet."""
-    hits = []
-    if job.token_budget is not None and tokens.expected > job.token_budget:
-        hits.append(LimitHit(scope="job", limit="tokenBudget", value=job.token_budget, effect="stops"))
-    if foreseen.waiting >= foreseen.most_waiting:
-        hits.append(
-            LimitHit(
-                scope="tenant",
-                limit="maxQueuedJobs",
-                value=foreseen.most_waiting,
-                used=foreseen.waiting,
-                effect="refused",
-            )
-        )
-    if foreseen.most_running is not None and foreseen.running >= foreseen.most_running:
-        hits.append(
-            LimitHit(
-                scope="tenant",
-                limit="maxConcurrentJobs",
-                value=foreseen.most_running,
-                used=foreseen.running,
-                effect="waits",
-            )
-        )
-    return hits

@@ -114,7 +114,7 @@ async def _answered(client: Client, job_id: str, event: dict[str, Any]) -> bool:
     text = ""
     while not text:
         print("> ", end="", flush=True)
-        if not (line := await _line()):
+        if not (line := await typed_line()):
             print()
             return False
         text = line.strip()
@@ -128,7 +128,7 @@ async def _answered(client: Client, job_id: str, event: dict[str, Any]) -> bool:
     return True
 
 
-async def _line() -> str:
+async def typed_line() -> str:
     """A line that is typed; empty at Ctrl-D. Not by `input`, which may miss a Ctrl-C."""
     loop, typed = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), typed.set)

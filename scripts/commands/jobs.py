@@ -22,7 +22,13 @@ from scripts.commands.printing import (
     usage_error,
 )
 
-EFFECTS = {"refused": "it would be refused", "waits": "it would wait", "stops": "it would stop there"}
+EFFECTS = {
+    "refused": "it would be refused",
+    "waits": "it would wait",
+    "pauses": "it would pause, until there is more",
+    "fails": "it would fail there",
+    "stops": "it would stop there",
+}
 
 
 async def jobs_submit(client: Client, arguments: argparse.Namespace) -> int:
@@ -133,17 +139,23 @@ async def jobs_output(client: Client, arguments: argparse.Namespace) -> int:
     return outcome_code(await client.call("GET", job_path(arguments.job)))
 
 
+def cost_text(cost: dict[str, float]) -> str:
+    """A range of US dollars."""
+    return f"about {cost['expected']:.6f} USD, {cost['low']:.6f} to {cost['high']:.6f}"
+
+
 async def jobs_estimate(client: Client, arguments: argparse.Namespace) -> int:
     """What a job would use, before it is submitted; spends nothing."""
     found = await client.call("POST", "/api/jobs/estimate", json=read_json_argument(arguments.body))
     tokens, cost, eta = found["tokens"], found["costUsd"], found["eta"]
     lines = [f"tokens  about {tokens['expected']}, {tokens['low']} to {tokens['high']}"]
-    lines.append("cost    " + ("no price is known" if cost is None else f"{cost} USD"))
+    lines.append("cost    " + ("no price is known" if cost is None else cost_text(cost)))
     lines.append("start   " + ("nobody knows" if eta is None else eta_text(eta)))
     for hit in found["limits"]:
-        used = f", {hit['used']:g} used" if "used" in hit else ""
+        used = f", {hit['used']:,g} used" if "used" in hit else ""
         effect = EFFECTS.get(hit["effect"], hit["effect"])
-        lines.append(f"limit   {hit['limit']} of the {hit['scope']} is {hit['value']:g}{used}: {effect}")
+        period = f" ({hit['period']})" if "period" in hit else ""
+        lines.append(f"limit   {hit['limit']}{period} of the {hit['scope']} is {hit['value']:,g}{used}: {effect}")
     out(arguments, found, "\n".join(lines))
     return 0
 

@@ -23,11 +23,14 @@ class Commands:
         """`top` are the top parser's subparsers; every command has the arguments of `common`."""
         self.top = top
         self._common = common
+        self._groups: dict[str, Any] = {}
 
     def group(self, name: str, help_text: str) -> Any:
-        """A command that has commands of its own."""
-        parser = self.top.add_parser(name, help=help_text)
-        return parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        """A command that has commands of its own; the same again for modules that share one."""
+        if name not in self._groups:
+            parser = self.top.add_parser(name, help=help_text)
+            self._groups[name] = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        return self._groups[name]
 
     def action(self, place: Any, name: str, run: Command, help_text: str | None = None) -> argparse.ArgumentParser:
         """A command in a group, or in `top`. Its description is the docstring of `run`."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.havoc.check import Violations, check_job, check_keys, check_structures, check_tokens
+from scripts.havoc.check import Violations, check_books, check_job, check_keys, check_structures, check_tokens
 from scripts.havoc.cluster import Cluster
 from scripts.havoc.faults import KINDS, Faults, end_all, set_faults
 from scripts.havoc.load import Clients, all_of, model_calls
@@ -32,6 +32,12 @@ from scripts.mutants import ROOT
 from shared.errors import ConfigurationError
 
 SLOW_503_S = 6.0  # the API gives Redis one second a command; the machine may be busy
+# Limits that hold nothing up, so that every call is reserved, extended, charged to rates and settled.
+LARGE: dict[str, Any] = {
+    "tokensPerMinute": 10**9,
+    "requestsPerMinute": 10**9,
+    "budgets": [{"period": "day", "softTokens": 20_000, "hardTokens": 10**12, "hardUsd": 1_000_000}],
+}
 SETTLE_S = 90.0  # when the faults are over, every job must be final within this time
 
 
@@ -43,6 +49,17 @@ async def tenant(url: str, admin_key: str, limits: dict[str, Any]) -> str:
             tenant_id = (await answer.json())["tenantId"]
         async with session.post(f"{url}/api/admin/tenants/{tenant_id}/keys", json={}) as answer:
             return str((await answer.json())["key"])
+
+
+async def books(url: str, admin_key: str) -> dict[str, Any]:
+    """What `errand books check` finds."""
+    headers = {"Authorization": f"Bearer {admin_key}"}
+    async with (
+        aiohttp.ClientSession(headers=headers, raise_for_status=True) as session,
+        session.post(f"{url}/api/admin/books/check", json={}) as answer,
+    ):
+        found: dict[str, Any] = await answer.json()
+        return found
 
 
 class Report:
@@ -74,7 +91,7 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         await cluster.start()
         keys = [
             await tenant(cluster.urls[0], cluster.key, limits)
-            for limits in ({}, {"weight": 3}, {"maxConcurrentJobs": 5}, {})
+            for limits in ({}, {"weight": 3, **LARGE}, {"maxConcurrentJobs": 5, **LARGE}, LARGE)
         ]
         talk_key = keys.pop()
         async with Clients(cluster.urls, chance) as clients:
@@ -119,6 +136,7 @@ async def havoc(arguments: argparse.Namespace, folder: Path, tree: Path) -> Repo
         talks.check(calls, report.violations)
         check_keys(clients.jobs, listed, report.violations)
         check_structures(cluster.redis_url, report.violations)
+        check_books(await books(cluster.urls[0], cluster.key), report.violations)
         booked, served, exact = check_tokens(acknowledged, calls, report.violations)
         if not acknowledged:
             report.violations.add("nothing was tested", "no job was acknowledged; run it for longer")

@@ -148,9 +148,21 @@ def check_structures(url: str, found: Violations) -> None:
                 found.add("something is still held", name)
         if client.exists(f"errand:delayed:{lane}"):
             found.add("something is still held", f"delayed:{lane}")
-    if left := next(client.scan_iter("errand:open:*", count=10_000), None):
-        found.add("something is still held", left)
+    for pattern in ("errand:open:*", "errand:paused*"):
+        if left := next(client.scan_iter(pattern, count=10_000), None):
+            found.add("something is still held", left)
+    for name in client.scan_iter("errand:books:*", count=10_000):
+        if reserved := [value for value in client.hmget(name, "ht", "hn") if value not in (None, "0")]:
+            found.add("tokens are still reserved", f"{name}: {reserved}")
     client.close()
+
+
+def check_books(answer: dict[str, Any], found: Violations) -> None:
+    """Ledger, counters, usage rows and the jobs' own figures say the same, to the token."""
+    for tenant in answer["tenants"]:
+        for one in tenant["differences"]:
+            found.add("the books differ", f"{tenant['tenantId']} {one['what']} {one['id']} {one['member']}: "
+                      f"{one['stored']}, by the ledger {one['ledger']}")  # fmt: skip
 
 
 def tokens_of(call: dict[str, Any]) -> int:

@@ -65,8 +65,8 @@ class Blobs(Protocol):
         """Removes a blob; no error when there is none."""
         ...
 
-    async def delete_prefix(self, prefix: str) -> None:
-        """Removes all blobs below `prefix/`; no error when there are none."""
+    async def delete_prefix(self, prefix: str) -> int:
+        """Removes all blobs below `prefix/`, however many: how many there were."""
         ...
 
 

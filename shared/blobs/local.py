@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -108,18 +109,32 @@ class LocalBlobs:
         """See Blobs."""
         await asyncio.to_thread(self._path(key).unlink, missing_ok=True)
 
-    async def delete_prefix(self, prefix: str) -> None:
+    async def delete_prefix(self, prefix: str) -> int:
         """See Blobs. The emptied directories go too."""
-        await asyncio.to_thread(_clear, self._path(prefix))
+        return await asyncio.to_thread(_clear, self._path(prefix))
 
 
-def _clear(folder: Path) -> None:
-    for where, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            (Path(where) / name).unlink(missing_ok=True)
-        # Another process may clear it too, or have written into it just now.
-        with suppress(OSError):
-            Path(where).rmdir()
+def _clear(folder: Path) -> int:
+    count, moved = 0, True
+    # By portions: a folder may hold more names than should be in memory.
+    while moved:
+        moved = False
+        try:
+            with os.scandir(folder) as entries:
+                portion = list(islice(entries, 1_000))
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        for entry in portion:
+            if entry.is_dir(follow_symlinks=False):
+                count += _clear(Path(entry.path))
+                moved = moved or not Path(entry.path).exists()
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+                count, moved = count + 1, True
+    # Another process may clear it too, or have written into it just now.
+    with suppress(OSError):
+        folder.rmdir()
+    return count
 
 
 def _sync(file: BinaryIO) -> None:

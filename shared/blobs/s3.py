@@ -134,11 +134,14 @@ class S3Blobs:
         with self._failures():
             await self._obstore.delete_async(self._store, checked(key))
 
-    async def delete_prefix(self, prefix: str) -> None:
+    async def delete_prefix(self, prefix: str) -> int:
         """See Blobs."""
+        count = 0
         with self._failures():
             async for page in self._obstore.list(self._store, checked(prefix), chunk_size=1_000):
                 await self._obstore.delete_async(self._store, [entry["path"] for entry in page])
+                count += len(page)
+        return count
 
 
 def _unavailable(error: Exception) -> BlobsUnavailableError:

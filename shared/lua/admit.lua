@@ -5,18 +5,24 @@
 --       (a record with `grace_ms` is cancelled when nobody has listened to the job for so long)
 --       idem_body (hash of the body; absent = no key), companion (optional: {index, key prefix, id, fields}, a
 --       document that is stored in the same step), patience_ms (an interactive job that would wait longer for its token
---       rate is refused; absent: any job waits)
+--       rate is refused; absent: any job waits), unpriced (bool: no price of its model is known), erases (a tenant that
+--       the job is to erase: it is being deleted from now on, and neither limits nor the queue's bound hold for the job),
+--       audit (the entry for that)
 -- Returns {'ok', job id, now ms, status, due ms, '0' or '1' replayed, and for a queued job: rank from 0, tokens ahead,
 --          what it waits for, time to its start in ms (middle, 90th percentile; -1 unknown)}; after the `replayed` mark how
 --          its limits stand (JSON, '' without limits)
 --         {'mismatch'} the idempotency key stands for another body     {'no_tenant'} the tenant was deleted
 --         {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON
+--         {'unpriced', scope} a hard limit in money, and no price of the model
 --         {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
+--         {'no_target'} there is no tenant to erase   {'erasing', job id, its tenant} a job is at it already
 -- Events job.queued (not for a job that starts later)
 --@include base
 --@include queue
 --@include pace
 --@include limits
+--@include audit
+--@include erasure
 local again = replay(KEYS[2])
 if again and again[1] == 'ok' and a.record.grace_ms then
   -- A chat that no worker took was answered with 503: the same request may come again.
@@ -27,12 +33,13 @@ if again then
   if again[1] == 'ok' then again[6], again[7] = '1', '' end
   return again
 end
-local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued', 'policy')
-if not limit[1] then return {'no_tenant'} end
+local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued', 'policy', 'deleting')
+if not limit[1] or limit[4] then return {'no_tenant'} end
 local waiting, bound = queue_room(a.tenant, limit[2])
-if waiting >= bound then return {'full', int(bound), int(room_in_s(a.lane, a.tenant))} end
-local scopes = scopes_of(policy_of(limit[3]), a.tenant, a.record.key, a.record.user, a.record.prompt)
-local refused = admit_limits(scopes, tonumber(a.record.est or 0), a.patience_ms)
+if waiting >= bound and not a.erases then return {'full', int(bound), int(room_in_s(a.lane, a.tenant))} end
+local scopes = a.erases and {} or scopes_of(policy_of(limit[3]), a.tenant, a.record.key, a.record.user, a.record.prompt)
+local refused = a.erases and erasure_refused(a.erases) or
+  admit_limits(scopes, tonumber(a.record.est or 0), a.patience_ms, a.unpriced)
 if refused then return refused end
 
 local job_id = 'job_' .. ulid_time() .. a.random
@@ -56,6 +63,10 @@ else
   redis.call('HSET', key, 'seq', 0, 'due_ms', int(due), unpack(flat))
 end
 redis.call('ZADD', KEYS[1], 0, job_id)
+if a.erases then
+  begin_erasure(a.erases, job_id, a.tenant)
+  audit(a.audit)
+end
 if redis.call('HINCRBY', P .. 'usage:' .. a.tenant .. ':' .. WINDOW.d, '#' .. usage_field(a.record, a.record.model), 1) == 1 then
   redis.call('ZADD', P .. 'usagedays:' .. a.tenant, WINDOW.d, WINDOW.d)
 end

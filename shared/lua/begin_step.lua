@@ -11,7 +11,8 @@
 --         {'new', output tokens reserved or -1 (no limit to ask), bytes per token learned of the model or ''} started
 --         {'lost'} the lease is lost   {'unsure', call id} started before, end unknown
 --         {'rate', why} over a token rate for now   {'held', why} what is left of a budget is reserved for other calls
---         {'spent', why} at a hard limit; `why` is JSON
+--         {'spent', why} at a hard limit
+--         {'unpriced', why} a hard limit in money, and no price of the model; `why` is JSON
 -- Events job.step (started, or finished and reused)
 --@include base
 --@include queue

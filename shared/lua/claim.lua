@@ -65,7 +65,7 @@ local function rate_wait(policy, tenant, key, user, estimate)
   local longest, of_tenant, after = 0, false, {}
   for _, scope in ipairs(limited) do
     local id, rate, burst = scope[1], scope[2].tpm, scope[2].tb
-    tats[id] = tats[id] or tat_of(id, 't')
+    tats[id] = tats[id] or tat_of(id, 't', rate)
     -- A large job does not need all its tokens to begin.
     local wait, next_tat = gcra(tats[id], rate, burst, math.max(1, math.min(estimate, burst / 4)))
     after[id] = next_tat
@@ -142,9 +142,10 @@ local function load_tenants(lane, offset, found)
   local page = redis.call('ZRANGE', tenants, offset, offset + PAGE - 1, 'WITHSCORES')
   for i = 1, #page, 2 do
     local tenant = page[i]
-    local row = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'weight', 'policy')
+    local row = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'weight', 'policy', 'deleting')
     local room = math.huge
     if row[1] then room = tonumber(row[1]) - tonumber(redis.call('HGET', P .. 'running', tenant) or '0') end
+    if row[4] then room = 0 end -- nothing of it starts any more
     if room > 0 then
       found[#found + 1] = {id = tenant, score = tonumber(page[i + 1]), weight = tonumber(row[2] or '1'),
         weight_text = row[2] or '1', policy = policy_of(row[3]), room = room, ids = {}, at = 1, chunk = 8, popped = 0, taken = 0, est = 0, held = 0}

@@ -111,7 +111,8 @@ for _, lane in ipairs(LANES) do
   promote(lane, a.limit)
   count_slots(lane)
   for _, tenant in ipairs(redis.call('SRANDMEMBER', P .. 'q:' .. lane .. ':parked', 20)) do
-    local most = tonumber(redis.call('HGET', P .. 'tenant:' .. tenant, 'max_concurrent') or math.huge)
+    local row = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_concurrent', 'deleting')
+    local most = row[2] and 0 or tonumber(row[1] or math.huge)
     if tonumber(redis.call('HGET', P .. 'running', tenant) or '0') < most then unpark(tenant) end
   end
   -- The net under a worker that was woken and died before it claimed.

@@ -2,8 +2,8 @@
 -- `from_start`.
 -- KEYS  1 job record   2 job journal   3 the parts of its output
 -- ARGV  prefix, job, tenant, from_start (bool), record (map of fields to change, e.g. spec and model), expires_in_ms,
---       class_ms
--- Returns {'ok'}   {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON   {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
+--       class_ms, unpriced (bool: no price of its model is known)
+-- Returns {'unpriced', scope} a hard limit in money, and no price of the model   {'ok'}   {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON   {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
 --         {'none'} no such job of this tenant   {'state', status} not in a state for this
 -- Events job.queued
 --@include base
@@ -14,9 +14,10 @@ local key = KEYS[1]
 local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt', 'est', 'key', 'user', 'prompt')
 if row[1] ~= a.tenant then return {'none'} end
 if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then return {'state', row[2]} end
+if redis.call('HEXISTS', P .. 'tenant:' .. a.tenant, 'deleting') == 1 then return {'none'} end
 local waiting, bound = queue_room(a.tenant, redis.call('HGET', P .. 'tenant:' .. a.tenant, 'max_queued'))
 if waiting >= bound then return {'full', int(bound), int(room_in_s(row[3], a.tenant))} end
-local refused = admit_limits(scopes_of(tenant_policy(row[1]), row[1], row[7], row[8], row[9]), 0)
+local refused = admit_limits(scopes_of(tenant_policy(row[1]), row[1], row[7], row[8], row[9]), 0, nil, a.unpriced)
 if refused then return refused end
 if a.from_start then
   -- The steps are forgotten; that their calls were booked is not: one may still come in late.

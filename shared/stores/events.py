@@ -41,7 +41,7 @@ class Begun(msgspec.Struct, frozen=True):
 
 class Blocked(msgspec.Struct, frozen=True):
     """A call that a limit keeps from being made, or from going on: `kind` is `rate`, `held` (behind what others have
-    reserved) or `spent` (at a hard limit)."""
+    reserved), `spent` (at a hard limit) or `unpriced` (a hard limit in money, and no price of the model)."""
 
     kind: str
     why: Why
@@ -173,7 +173,7 @@ class EventsStore:
             case b"done":
                 result: bytes = reply[1]
                 return result
-            case b"rate" | b"held" | b"spent":
+            case b"rate" | b"held" | b"spent" | b"unpriced":
                 return Blocked(reply[0].decode(), why_of(reply[1]))
         bound = int(reply[1])
         return Begun(bound if bound >= 0 else None, float(reply[2]) if reply[2] else None)
@@ -240,7 +240,9 @@ class EventsStore:
             tok_embed=usage.embedding_tokens,
             estimated=usage.estimated,
             wasted=wasted,
-            cost_nano=price.cost_nano(usage.input_tokens, usage.output_tokens, usage.embedding_tokens) if price else None,
+            cost_nano=price.cost_nano(usage.input_tokens, usage.output_tokens, usage.embedding_tokens)
+            if price
+            else None,
             price_version=price.version if price else None,
             model=model,
             input_bytes=input_bytes,

@@ -123,6 +123,7 @@ class JobsStore:
         idem_body: str | None = None,
         companion: Companion | None = None,
         patience_ms: int | None = None,
+        unpriced: bool = False,
     ) -> Admitted:
         """Takes a job in, durably, all or nothing. `class_ms` is class × aging time. With `patience_ms` it is refused when it
         would wait longer for its token rate.
@@ -143,6 +144,7 @@ class JobsStore:
             idem_body=idem_body if idem_digest else None,
             companion=msgspec.structs.asdict(companion) if companion else None,
             patience_ms=patience_ms,
+            unpriced=unpriced or None,
         )
         match [part.decode() for part in reply]:
             case ["ok", job_id, now, status, due, replayed, standing, *outlook]:
@@ -157,7 +159,7 @@ class JobsStore:
                 )
             case ["full", limit, room_in_s]:
                 raise queue_full(limit, room_in_s)
-            case ["rate" | "budget" as kind, why]:
+            case ["rate" | "budget" | "unpriced" as kind, why]:
                 raise limited(kind, why)
             case ["no_tenant"]:
                 raise RefusedError("unauthenticated", "The key's tenant does not exist any more.")
@@ -246,6 +248,7 @@ class JobsStore:
         record: Mapping[str, Any],
         class_ms: int,
         expires_in_ms: int,
+        unpriced: bool = False,
     ) -> None:
         """Opens the next run of a failed, cancelled or expired job. Raises RefusedError `conflict` otherwise; or
         `queue_full`, `rate_limited` or `budget_exhausted`."""
@@ -258,10 +261,11 @@ class JobsStore:
             record=record,
             class_ms=class_ms,
             expires_in_ms=expires_in_ms,
+            unpriced=unpriced or None,
         )
         if reply[0] == b"full":
             raise queue_full(reply[1].decode(), reply[2].decode())
-        if reply[0] in (b"rate", b"budget"):
+        if reply[0] in (b"rate", b"budget", b"unpriced"):
             raise limited(reply[0].decode(), reply[1].decode())
         if reply[0] == b"state":
             raise RefusedError(
@@ -417,6 +421,12 @@ def mismatch() -> RefusedError:
 
 def limited(kind: str, why: str) -> RefusedError:
     """The refusal of a job over a rate or a budget, from a script's reply."""
+    if kind == "unpriced":
+        text = (
+            f"no price of this model is known, and the {why} has a hard limit in USD; name another model, or have its price "
+            "set in ERRAND_PRICES"
+        )
+        return RefusedError("invalid_request", f"$.model: {text}", errors=(("$.model", text),))
     return rate_refused(why_of(why)) if kind == "rate" else budget_refused(why_of(why))
 
 

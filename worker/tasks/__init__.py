@@ -7,6 +7,7 @@ from worker.tasks.agent import run_agent
 from worker.tasks.analysis import analyse_document
 from worker.tasks.chat import chat
 from worker.tasks.embedding import embed_batch
+from worker.tasks.erasure import erase_tenant
 from worker.tasks.ingest import ingest
 
 HANDLERS: dict[str, Handler] = {
@@ -15,4 +16,5 @@ HANDLERS: dict[str, Handler] = {
     "chat": chat,
     "document-analysis": analyse_document,
     "ingest": ingest,
+    "tenant-erasure": erase_tenant,
 }

@@ -28,7 +28,8 @@ local function output_for(hold, input, nano)
 end
 
 -- How many output tokens the hard limits of these scopes let a call have that reads `hold.i` and wishes for `wish`:
--- a number, or nil and {'spent' | 'held', why}: at the hard limit, or only behind what others have reserved. `care` is how
+-- a number, or nil and {'spent' | 'held' | 'unpriced', why}: at the hard limit, only behind what others have reserved, or
+-- a limit in money and no price. `care` is how
 -- much room there must be for each token that is reserved: calls that are under way may become longer.
 local function room(scopes, hold, wish, care)
   local granted = wish
@@ -38,6 +39,7 @@ local function room(scopes, hold, wish, care)
       for _, budget in ipairs(scope.policy.b) do
         for _, unit in ipairs(UNITS) do
           local limit = budget[unit[2]]
+          if limit and unit[1] == 'usd' and not hold.pi then return nil, {'unpriced', refusal(scope, budget, unit, book)} end
           if limit then
             local reserved, left = book[unit[4]], limit - book[budget.p .. unit[3]]
             local least, need = hold.i + (hold.e and 0 or 1), hold.i + wish
@@ -125,6 +127,7 @@ local function usage_row(job, model, amounts)
   redis.call('HSET', key, field, table.concat(row, ' '))
 end
 
+local ENDED = {complete = true, failed = true, cancelled = true, expired = true}
 local WARNED = {} -- soft limits that this call of the script was the first to cross, for metrics
 
 -- Writes a settled call everywhere. `job` is the record's table, `call` has id, step, model, price version and whether it
@@ -154,10 +157,13 @@ local function book(job_id, key, job, call, i, o, e, w, n)
         if not value then return 'null' end
         return money and string.format('%.9f', value / 1000000000) or int(value)
       end
-      job.seq = emit(job_id, 'job.warning', '{"code":"budget_soft_limit","message":"A soft limit of the ' .. crossed.scope ..
-        ' is crossed (' .. crossed.unit .. ', ' .. crossed.period .. ').","scope":"' .. crossed.scope .. '","period":"' ..
-        crossed.period .. '","unit":"' .. crossed.unit .. '","used":' .. shown(crossed.used) .. ',"soft":' ..
-        shown(crossed.soft) .. ',"hard":' .. shown(crossed.hard) .. '}')
+      -- A call that ends after its job is told to nobody there: the final event is the last.
+      if not ENDED[redis.call('HGET', key, 'status')] then
+        job.seq = emit(job_id, 'job.warning', '{"code":"budget_soft_limit","message":"A soft limit of the ' ..
+          crossed.scope .. ' is crossed (' .. crossed.unit .. ', ' .. crossed.period .. ').","scope":"' .. crossed.scope ..
+          '","period":"' .. crossed.period .. '","unit":"' .. crossed.unit .. '","used":' .. shown(crossed.used) ..
+          ',"soft":' .. shown(crossed.soft) .. ',"hard":' .. shown(crossed.hard) .. '}')
+      end
     end
   end
 end
@@ -167,9 +173,9 @@ local function let_go(hold, used)
   reserve(hold, 0 - (hold.ht or 0), 0 - (hold.hn or 0))
   local more = used - (hold.g or 0)
   for _, rate in ipairs(hold.r or {}) do
-    local tat, each = tat_of(rate[1], 't'), 60000000 / rate[2]
+    local tat, each = tat_of(rate[1], 't', rate[2]), 60000000 / rate[2]
     if more > 0 then tat = math.max(tat, NOW_US) end
-    if more ~= 0 then set_tat(rate[1], 't', tat + more * each) end
+    if more ~= 0 then set_tat(rate[1], 't', math.max(0, tat + more * each), rate[2]) end
   end
 end
 

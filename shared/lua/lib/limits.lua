@@ -1,8 +1,8 @@
 -- limits: who is counted and limited, how much is used, reserved and left, and rates. docs/adr/0013-books.md.
 
--- The windows that `now` lies in, UTC: names as the counters keep them, and when they turn, ms.
-local function windows()
-  local days = math.floor(now / 86400000)
+-- The windows that a time in ms lies in, UTC: names as the counters keep them, and when they turn, ms.
+local function windows(at)
+  local days = math.floor(at / 86400000)
   -- Days to a date and back: Hinnant, "chrono-compatible low-level date algorithms".
   local z = days + 719468
   local era = math.floor(z / 146097)
@@ -19,7 +19,7 @@ local function windows()
     d = string.format('%04d%02d%02d', year, month, day), m = string.format('%04d%02d', year, month),
     turns = {d = (days + 1) * 86400000, m = (days + lengths[month] - day + 1) * 86400000}}
 end
-local WINDOW = windows()
+local WINDOW = windows(now)
 local NOW_US = time[1] * 1000000 + time[2]
 
 local function policy_of(text)
@@ -105,13 +105,19 @@ local function gcra(tat, per_minute, burst, cost)
   return math.max(0, after - NOW_US - most - 0.5), after
 end
 
-local function tat_of(id, field)
-  return tonumber(redis.call('HGET', P .. 'rate:' .. id, field) or '0')
+-- The arrival time at `rate` per minute. It is kept with the rate that it was reckoned at: when that has changed, what
+-- was used stays the same, not the time.
+local function tat_of(id, field, rate)
+  local tat, at = string.match(redis.call('HGET', P .. 'rate:' .. id, field) or '', '^(%d+) (%d+)$')
+  if not tat then return 0 end
+  tat, at = tonumber(tat), tonumber(at)
+  if at ~= rate and tat > NOW_US then tat = NOW_US + (tat - NOW_US) * at / rate end
+  return tat
 end
 
-local function set_tat(id, field, tat)
+local function set_tat(id, field, tat, rate)
   local key = P .. 'rate:' .. id
-  redis.call('HSET', key, field, int(tat))
+  redis.call('HSET', key, field, int(tat) .. ' ' .. int(rate))
   -- A full bucket needs no memory; both fields are full a minute's burst after the later of them.
   local left = math.ceil((tat - NOW_US) / 1000) + 60000
   if redis.call('PTTL', key) < left then redis.call('PEXPIRE', key, int(math.max(left, 60000))) end
@@ -126,7 +132,7 @@ local function rate_check(scopes, field, cost)
   for _, scope in ipairs(scopes) do
     local rate = scope.policy and scope.policy[names[2]]
     if rate then
-      local tat = tat_of(scope.id, field)
+      local tat = tat_of(scope.id, field, rate)
       local wait, after = gcra(tat, rate, scope.policy[names[3]], cost)
       writes[#writes + 1] = {scope.id, field, after, rate}
       if wait > 0 and (not worst or wait > worst.waitUs) then
@@ -134,7 +140,8 @@ local function rate_check(scopes, field, cost)
         local used = math.ceil(math.max(0, tat - NOW_US) / each)
         worst = {
           scope = scope.kind, id = scope.id, unit = names[1], limit = rate, burst = scope.policy[names[3]], used = used,
-          reserved = 0, remaining = math.max(0, scope.policy[names[3]] - used), waitUs = wait, requested = cost}
+          reserved = 0, remaining = math.max(0, scope.policy[names[3]] - used), waitUs = wait, requested = cost,
+          freesAt = now + math.ceil(wait / 1000)}
       end
     end
   end
@@ -142,7 +149,7 @@ local function rate_check(scopes, field, cost)
 end
 
 local function rate_write(writes)
-  for _, write in ipairs(writes) do set_tat(write[1], write[2], write[3]) end
+  for _, write in ipairs(writes) do set_tat(write[1], write[2], write[3], write[4]) end
 end
 
 -- How a rate stands, of the scope that has least left: {limit, burst, remaining, µs until the bucket is full, scope kind},
@@ -153,7 +160,7 @@ local function rate_standing(scopes, field)
     local rate = scope.policy and scope.policy[names[2]]
     if rate then
       local each = 60000000 / rate
-      local debt = math.max(0, tat_of(scope.id, field) - NOW_US)
+      local debt = math.max(0, tat_of(scope.id, field, rate) - NOW_US)
       local left = math.max(0, math.floor(scope.policy[names[3]] - debt / each + 0.000001))
       if not least or left < least.remaining then
         least = {
@@ -180,13 +187,18 @@ local function soft_crossed(scope, book)
   return crossed
 end
 
--- Whether a job may come in now, as far as rates and budgets go: nil, or {'rate' | 'budget', why}. What is written is
+-- Whether a job may come in now, as far as rates and budgets go: nil, or {'rate' | 'budget' | 'unpriced', why}. What is written is
 -- written only when it may. `tokens` and `patience_ms`: an interactive job that would wait longer for its tokens is
--- refused.
-local function admit_limits(scopes, tokens, patience_ms)
+-- refused; likewise one whose model has no price (`unpriced`) where a hard limit is in money.
+local function admit_limits(scopes, tokens, patience_ms, unpriced)
   local any = false
   for _, scope in ipairs(scopes) do any = any or scope.policy end
   if not any then return nil end
+  for _, scope in ipairs(unpriced and scopes or {}) do
+    for _, budget in ipairs(scope.policy and scope.policy.b or {}) do
+      if budget.hn then return {'unpriced', scope.kind} end
+    end
+  end
   local spent = exhausted(scopes)
   if spent then return {'budget', cjson.encode(spent)} end
   local slow, writes = rate_check(scopes, 'r', 1)

@@ -1,0 +1,233 @@
+"""Exact books over the real components: what the model sent is what is booked, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.conftest import DevModel, Stack, chat
+from tests.test_spending import book_of, ledger_of
+
+TEXT = "The harbour opens at nine. The ferry leaves at ten. The lighthouse is closed on Mondays. " * 6
+
+
+def sent_by(stats: dict[str, Any]) -> Counter[str]:
+    """What the development model counted: tokens of calls that ended, and of those that were cut."""
+    found = Counter[str]()
+    for call in stats["list"]:
+        kind = "done" if call["ended"] == "done" else "cut"
+        found[kind] += call["inputTokens"] + call["outputTokens"]
+        found[f"{kind} output"] += call["outputTokens"]
+    return found
+
+
+async def settled(stack: Stack, tenant: str) -> dict[str, str]:
+    """The tenant's counters when nothing is reserved any more."""
+    async with asyncio.timeout(15):
+        while True:
+            book = await book_of(stack, tenant)
+            running = await stack.client.hget(f"{stack.keys.prefix}running", tenant)  # type: ignore[misc]
+            if running is None and book.get("ht", "0") == "0":
+                return book
+            await asyncio.sleep(0.02)
+
+
+async def checked(stack: Stack, tenant: str) -> None:
+    """The books agree with themselves."""
+    answer = await stack.call("POST", "/api/admin/books/check", {"tenantId": tenant})
+    assert answer.json["ok"], answer.text
+
+
+@pytest.mark.parametrize("kind", ["no_usage", "zero_usage", "twice_usage"])
+async def test_a_provider_that_states_no_true_usage(stack: Stack, model: DevModel, kind: str) -> None:
+    """Given a provider without usage, with zeros, or with usage twice, when a call ends, then it is booked once: by our
+    count and flagged where nothing was stated, by what is stated where something was."""
+    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 10**6}])
+    await model.faults({"kind": kind})
+    view = await stack.finished(await stack.submit(chat(TEXT), key=key), key=key)
+    assert view["status"] == "complete"
+    sent = sent_by(await model.stats(calls=True))
+    book = await settled(stack, tenant)
+    usage = view["usage"]
+    assert (
+        usage["totalTokens"]
+        == int(book["tt"])
+        == sum(int(line["i"]) + int(line["o"]) for line in await ledger_of(stack, tenant))
+    )
+    if kind == "twice_usage":
+        assert (usage["totalTokens"], usage["estimated"]) == (2 * sent["done"], False)
+    else:
+        assert usage["estimated"]
+        assert usage["outputTokens"] == sent["done output"]
+        assert abs(usage["totalTokens"] - sent["done"]) <= 0.35 * sent["done"]
+    await checked(stack, tenant)
+
+
+async def test_aborts_at_a_random_token_charge_what_was_sent(stack: Stack, model: DevModel) -> None:
+    """Given slow answers, when each is cancelled at a random moment, then its output is booked within the chunks that
+    were on their way, never as nothing, and the books agree."""
+    chance = random.Random(5)
+    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 10**6}])
+    await model.pace(tokensPerSecond=200)
+
+    async def one() -> None:
+        job_id = await stack.submit(chat(TEXT), key=key)
+        await asyncio.sleep(chance.uniform(0.05, 0.5))
+        await stack.call("DELETE", f"/api/jobs/{job_id}?wait=10", key=key)
+
+    await asyncio.gather(*(one() for _ in range(12)))
+    book = await settled(stack, tenant)
+    await asyncio.sleep(0.1)
+    stats = await model.stats(calls=True)
+    sent = sent_by(stats)
+    booked_output = sum(int(line["o"]) for line in await ledger_of(stack, tenant))
+    sent_output = sent["done output"] + sent["cut output"]
+    assert sent["cut"] > 0, "nothing was aborted"
+    # At 200 tokens a second a few chunks are on their way between model, worker and the end of the connection.
+    assert 0 <= sent_output - booked_output <= 5 * len(stats["list"])
+    assert int(book["tt"]) > 0
+    await checked(stack, tenant)
+
+
+async def test_a_budget_under_many_streams_of_two_processes(make_stack: Any, model: DevModel) -> None:
+    """Given two API processes and two workers, when 60 streams want three times the budget, then it is overrun by at
+    most a chunk for each, at least three quarters end in whole answers, and what is booked is what the model sent."""
+    stack: Stack = await make_stack(workers=("interactive", "interactive"), worker_slots=40)
+    other = await stack.start_api()
+    budget, streams = 4_000, 60
+    tenant, key = await stack.tenant(budgets=[{"period": "total", "hardTokens": budget}])
+    await model.pace(tokensPerSecond=400)
+    ended = Counter[str]()
+
+    async def one(base: str, number: int) -> None:
+        body = {"messages": [{"role": "user", "content": f"{number}. {TEXT}"}]}
+        async with stack.session.post(
+            f"{base}/api/chat/stream", json=body, headers={"Authorization": f"Bearer {key}"}
+        ) as answer:
+            text = await answer.text()
+            ended["whole" if answer.status == 200 and "event: error" not in text else "refused"] += 1
+            assert answer.status in (200, 402), text
+            assert "event: error" not in text or "budget_exhausted" in text, text
+
+    await asyncio.gather(*(one(base, number) for number, base in enumerate([stack.base, other] * (streams // 2))))
+    book = await settled(stack, tenant)
+    sent = sent_by(await model.stats(calls=True))
+    assert ended["refused"] > 0, "the demand was not above the budget"
+    assert int(book["tt"]) <= budget + streams
+    assert abs(sent["done"] + sent["cut"] - int(book["tt"])) <= 5 * streams
+    assert sent["done"] >= 0.75 * budget, (sent, ended)
+    await checked(stack, tenant)
+
+
+async def test_a_killed_workers_calls_are_settled_by_the_reaper(make_stack: Any, model: DevModel) -> None:
+    """Given a worker that dies in the middle of answers, when the reaper has been there and another has finished them,
+    then nothing is reserved, and the ledger is the model's own count within what was on its way."""
+    stack: Stack = await make_stack(lease_seconds=1.0)
+    doomed = await stack.start_worker("interactive", lease_seconds=1.0)
+    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 10**6}])
+    await model.pace(tokensPerSecond=100)
+    ids = [await stack.submit(chat(f"{number}. {TEXT}"), key=key) for number in range(5)]
+    await asyncio.sleep(1.2)
+    stack.kill_worker(doomed)
+    await asyncio.sleep(0.1)
+    await model.pace(tokensPerSecond=0)
+    await stack.start_worker("interactive", lease_seconds=1.0)
+    for job_id in ids:
+        assert (await stack.finished(job_id, key=key))["status"] == "complete"
+    book = await settled(stack, tenant)
+    sent = sent_by(await model.stats(calls=True))
+    lines = await ledger_of(stack, tenant)
+    lost = [line for line in lines if line["x"] == "1"]
+    assert len(lost) == 5 and all(int(line["o"]) > 20 for line in lost), "what was seen of them is booked"
+    exact = sum(int(line["i"]) + int(line["o"]) for line in lines if line["x"] == "0")
+    assert exact == sent["done"]
+    # What the model made of a cut answer: off by a coalescing window, and the last beat before the death.
+    cut_output = sum(int(line["o"]) for line in lost)
+    assert 0 <= sent["cut output"] - cut_output <= 5 * 25
+    assert int(book["tt"]) == exact + sum(int(line["i"]) + int(line["o"]) for line in lost)
+    await checked(stack, tenant)
+
+
+async def test_a_stream_is_closed_at_the_chunk_where_its_budget_ends(stack: Stack, model: DevModel) -> None:
+    """Given a budget that ends in the middle of an answer, when it is streamed, then what came is kept and billed, the
+    stream ends with the problem, and the model's connection is closed."""
+    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 250}])
+    await model.pace(tokensPerSecond=300)
+    body = {"messages": [{"role": "user", "content": TEXT}]}
+    async with stack.session.post(
+        f"{stack.base}/api/chat/stream", json=body, headers={"Authorization": f"Bearer {key}"}
+    ) as answer:
+        assert answer.status == 200
+        text = await answer.text()
+    assert '{"text": ' in text
+    assert "event: error" in text
+    assert "budget_exhausted" in text
+    assert '"scope":"tenant"' in text
+    assert '"freesAt"' in text
+    book = await settled(stack, tenant)
+    assert 250 <= int(book["tt"]) <= 251
+    await asyncio.sleep(0.1)
+    stats = await model.stats(calls=True)
+    assert [call["ended"] for call in stats["list"]] == ["closed"]
+    refused = await stack.call("POST", "/api/chat", body, key=key)
+    assert refused.status == 402
+    assert refused.headers["x-should-retry"] == "false"
+
+
+async def test_the_sdk_does_not_repeat_a_402_and_waits_as_it_is_told_for_a_429(stack: Stack, model: DevModel) -> None:
+    """Given the real OpenAI SDK's rules for headers, when it meets our refusals, then it repeats only what may help."""
+    import openai
+
+    hits = Counter[str]()
+    _, key = await stack.tenant(requestsPerMinute=600, requestsBurst=1)
+
+    class Client(openai.AsyncOpenAI):
+        pass
+
+    async with Client(api_key=key, base_url=f"{stack.base}/api", max_retries=2) as client:
+        for _ in range(2):
+            # Two at once with a burst of one: the second is told to come again in 100 ms, and does.
+            answer: Any = await client.post("/jobs", body=chat(), cast_to=object)
+            hits[answer["status"]] += 1
+    assert hits["queued"] == 2
+    _, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 0}])
+    async with Client(api_key=key, base_url=f"{stack.base}/api", max_retries=5) as client:
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(openai.APIStatusError) as refused:
+            await client.post("/jobs", body=chat(), cast_to=object)
+        assert refused.value.status_code == 402
+        assert asyncio.get_running_loop().time() - started < 0.4
+
+
+async def test_a_batch_waits_for_its_budget_and_goes_on_without_paying_twice(stack: Stack, model: DevModel) -> None:
+    """Given an analysis whose budget ends in the middle, when the window turns (or the budget is raised), then it goes on
+    by itself from where it was: no call that ended is made again."""
+    from tests.conftest import analysis
+
+    tenant, key = await stack.tenant(budgets=[{"period": "total", "hardTokens": 2_500}])
+    job_id = await stack.submit(analysis(TEXT * 12), key=key)
+    view = None
+    async with asyncio.timeout(20):
+        while view is None or view["status"] != "waiting":
+            view = (await stack.call("GET", f"/api/jobs/{job_id}", key=key)).json
+            assert view["status"] not in ("complete", "failed"), view
+            await asyncio.sleep(0.02)
+    assert view["waiting"]["kind"] == "budget"
+    assert view["attempt"] == 1
+    before = len((await model.stats(calls=True))["list"])
+    assert before > 0
+    changed = await stack.call(
+        "PATCH", f"/api/admin/tenants/{tenant}", {"limits": {"budgets": [{"period": "total", "hardTokens": 10**6}]}}
+    )
+    assert changed.status == 200, changed.text
+    view = await stack.finished(job_id, key=key)
+    assert view["status"] == "complete"
+    assert view["attempt"] == 1
+    stats = await model.stats(calls=True)
+    bodies = [str(call["body"]["messages"]) for call in stats["list"] if call["ended"] == "done"]
+    assert len(bodies) == len(set(bodies)), "a call that ended was made again"
+    await checked(stack, tenant)
