@@ -73,9 +73,9 @@ class NeedsInput(ErrandError):  # noqa: N818 - not an error of the job: it waits
 
 
 class OverLimit(ErrandError):  # noqa: N818 - likewise: it goes on when there is room
-    """The attempt cannot go on for a limit: `kind` is `budget` (at a hard limit, or behind what others have reserved) or
-    `rate`; it is looked at again in `delay_s`, or else at `due_ms` (None: when the limit is changed). `sentence` says it
-    to people, `detail` in JSON; `revision` is that of the limits."""
+    """The attempt cannot go on for a limit: `kind` is `budget` (at a hard limit, or behind what others have reserved)
+    or `rate`; it is looked at again in `delay_s`, or else at `due_ms` (None: when the limit is changed). `sentence`
+    says it to people, `detail` in JSON; `revision` is that of the limits."""
 
     def __init__(
         self,

@@ -47,8 +47,8 @@ JOBS_REAPED = Counter(
     "errand_jobs_reaped", "Jobs taken back from lost workers, or expired.", ["status"], registry=REGISTRY
 )
 SOFT_LIMITS = Counter(
-    "errand_budget_soft_crossed", "Soft limits of budgets that were crossed, once per window.", ["scope", "period", "unit"],
-    registry=REGISTRY,
+    "errand_budget_soft_crossed", "Soft limits of budgets that were crossed, once per window.",
+    ["scope", "period", "unit"], registry=REGISTRY,
 )  # fmt: skip
 LIMIT_WAITS = Counter(
     "errand_limit_waits", "Times that a model call had to wait for a limit.", ["kind"], registry=REGISTRY

@@ -151,7 +151,8 @@ async def test_work_put_off_by_its_users_rate_leaves_others_alone(edge: Stack) -
         assert (view["status"], view["queue"]["waitingOn"]) == ("queued", "rateLimit")
         assert view["queue"]["eta"]["p50Seconds"] > 10
     starts = [view_eta(await edge.call("GET", f"/api/jobs/{job_id}", key=key)) for job_id in mine]
-    assert starts == sorted(starts) and starts[0] < starts[-1], "they come back one after another"
+    assert starts == sorted(starts)
+    assert starts[0] < starts[-1], "they come back one after another"
     ended = await edge.call("DELETE", f"/api/jobs/{mine[0]}", key=key)
     assert (ended.status, ended.json["status"]) == (200, "cancelled")
 
@@ -161,8 +162,8 @@ def view_eta(answer: Any) -> float:
 
 
 async def test_a_tenant_over_its_token_rate_waits_as_a_whole(edge: Stack) -> None:
-    """Given a tenant over its token rate, when its jobs are claimed, then none starts, each says so, and a tenant beside
-    it is served; when its limit is raised, then they start."""
+    """Given a tenant over its token rate, when its jobs are claimed, then none starts, each says so, and a tenant
+    beside it is served; when its limit is raised, then they start."""
     tenant, key = await edge.tenant(tokensPerMinute=60)
     _, other = await edge.tenant()
     await edge.submit(chat(), key=key)

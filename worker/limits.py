@@ -46,7 +46,8 @@ class Patience:
         LIMIT_WAITS.labels(blocked.kind).inc()
         if blocked.kind == "unpriced":
             raise InvalidInput(
-                f"No price of the model is known, and the {blocked.why.scope} has a hard limit in USD; see ERRAND_PRICES."
+                f"No price of the model is known, and the {blocked.why.scope} has a hard limit in USD; see "
+                "ERRAND_PRICES."
             )
         wait_s = _wait_s(blocked.kind, blocked.why)
         too_long = wait_s > RATE_SLOT_S or (blocked.kind == "held" and monotonic_s() > self._held_until_s)

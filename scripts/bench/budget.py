@@ -5,7 +5,7 @@
 Every API process has so many chats open at once, all of one tenant, until its hard limit ends them. Answers have random
 lengths (log-normal, median `--tokens`); together they wish for more than the budget has. `cold` is a tenant whose calls
 were never seen; `warm` has answered some. Beside it the same with holds of the worst case (`maxTokens` of 4 times the
-median on each request), as a known gateway does. The upstream counts what it sent, also to connections that were closed.
+median on each request), as a known gateway does. The upstream counts what it sent, also to closed connections.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INTERVAL_S = 0.005
 
 async def upstream(port: int, median: int, seed: int) -> None:
     """A model that answers at random length and counts what it sent."""
-    chance, sent = random.Random(seed), Counter[str]()
+    chance, sent = random.Random(seed), Counter[str]()  # noqa: S311 - a repeatable load
 
     async def complete(request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -138,8 +138,8 @@ async def round_of(
     whole = after["whole"] - before["whole"]
     open_streams = len(urls) * streams
     print(
-        f"{name:<12} budget {budget:>7,}  booked {booked:>7,} (over by {max(0, booked - budget):>3}, bound one chunk for "
-        f"each of {open_streams} open streams)  model sent {sent:>7,} (differs by {sent - booked:+d})  "
+        f"{name:<12} budget {budget:>7,}  booked {booked:>7,} (over by {max(0, booked - budget):>3}, bound one chunk "
+        f"for each of {open_streams} open streams)  model sent {sent:>7,} (differs by {sent - booked:+d})  "
         f"in whole answers {whole / budget:6.1%}   {dict(ended)}"
     )
 

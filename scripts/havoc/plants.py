@@ -71,7 +71,7 @@ PLANTS = {
     ),
     "usage-lost": Plant(
         "a step's output tokens are not booked",
-        (("shared/lua/finish_step.lua", "a.tok_in, a.tok_out, a.tok_embed, wasted, a.cost_nano)", "a.tok_in, 0, a.tok_embed, wasted, a.cost_nano)"),),
+        (("shared/lua/finish_step.lua", "a.tok_out, a.tok_embed, wasted, a", "0, a.tok_embed, wasted, a"),),
     ),
 }  # fmt: skip
 

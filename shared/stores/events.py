@@ -48,8 +48,8 @@ class Blocked(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """What is reserved for the model call of a step: `tokens` of input, which is to be embedded when it `embeds`, and of
-    output at most `most` (0: no bound)."""
+    """What is reserved for the model call of a step: `tokens` of input, which is to be embedded when it `embeds`, and
+    of output at most `most` (0: no bound)."""
 
     model: str
     tokens: int
@@ -66,8 +66,8 @@ class Unsure(msgspec.Struct, frozen=True):
 
 class Append(msgspec.Struct, frozen=True, omit_defaults=True):
     """Events of one attempt, as `append.lua` takes them: pairs of type and JSON object. `batch` numbers the writes of
-    the lease: the same number again (a repeat after a lost answer) writes nothing. `progress` is JSON; `seen` output tokens of calls
-    under way."""
+    the lease: the same number again (a repeat after a lost answer) writes nothing. `progress` is JSON; `seen` output
+    tokens of calls under way."""
 
     job: str
     lease: int
@@ -215,8 +215,9 @@ class EventsStore:
     ) -> None:
         """Books a call of `model` and, with a result, journals it; once per `call` id. `wasted` tokens of its usage
         bought nothing; its cost is unknown without a `price`. From `input_bytes` (of what was counted as input) it is
-        learned how many make a token of this model. Without a result the step may be begun anew, unless `keep_mark`. `part` (number, `<size_bytes> <blob
-        key>`) is the part of the job's output that the result stands for: it is kept when the result is.
+        learned how many make a token of this model. Without a result the step may be begun anew, unless `keep_mark`.
+        `part` (number, `<size_bytes> <blob key>`) is the part of the job's output that the result stands for: it is
+        kept when the result is.
 
         Raises LeaseLostError after booking.
         """

@@ -74,8 +74,8 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry, input, budget, delay
-    or handback; `result`, `error` and `waiting` (what is asked of a person, or the limit) are JSON."""
+    """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry, input, budget,
+    delay or handback; `result`, `error` and `waiting` (what is asked of a person, or the limit) are JSON."""
 
     job: str
     lease: int
@@ -125,10 +125,11 @@ class JobsStore:
         patience_ms: int | None = None,
         unpriced: bool = False,
     ) -> Admitted:
-        """Takes a job in, durably, all or nothing. `class_ms` is class × aging time. With `patience_ms` it is refused when it
-        would wait longer for its token rate.
+        """Takes a job in, durably, all or nothing. `class_ms` is class × aging time. With `patience_ms` it is refused
+        when it would wait longer for its token rate; `unpriced`: no price of its model is known.
 
-        Raises RefusedError `idempotency_mismatch`, `queue_full`, `rate_limited`, `budget_exhausted` or `unauthenticated` (the tenant was deleted).
+        Raises RefusedError `idempotency_mismatch`, `queue_full`, `rate_limited`, `budget_exhausted`,
+        `invalid_request` (`unpriced`, where a limit is in money) or `unauthenticated` (the tenant was deleted).
         """
         reply = await self.scripts.run(
             "admit",
@@ -423,8 +424,8 @@ def limited(kind: str, why: str) -> RefusedError:
     """The refusal of a job over a rate or a budget, from a script's reply."""
     if kind == "unpriced":
         text = (
-            f"no price of this model is known, and the {why} has a hard limit in USD; name another model, or have its price "
-            "set in ERRAND_PRICES"
+            f"no price of this model is known, and the {why} has a hard limit in USD; name another model, or have its "
+            "price set in ERRAND_PRICES"
         )
         return RefusedError("invalid_request", f"$.model: {text}", errors=(("$.model", text),))
     return rate_refused(why_of(why)) if kind == "rate" else budget_refused(why_of(why))

@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 async def side_by_side(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in their order. When one raises JobError, LeaseLostError or OverLimit the others end first, so that what they
-    finish is journaled and not paid again; then the first of these errors is raised."""
+    """The results in their order. When one raises JobError, LeaseLostError or OverLimit the others end first, so that
+    what they finish is journaled and not paid again; then the first of these errors is raised."""
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(_noted(one)) for one in work]
     outcomes = [task.result() for task in running]
