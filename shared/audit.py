@@ -17,7 +17,8 @@ class Action(StrEnum):
 
     TENANT_CREATED = "tenant.created"
     TENANT_CHANGED = "tenant.changed"
-    TENANT_DELETED = "tenant.deleted"
+    TENANT_DELETED = "tenant.deleted"  # the erasure begins; its end is tenant.erased
+    TENANT_ERASED = "tenant.erased"
     KEY_CREATED = "key.created"
     KEY_CHANGED = "key.changed"
     KEY_ROTATED = "key.rotated"
@@ -88,11 +89,11 @@ def audit_entry(identifier: str, row: Mapping[str, str]) -> AuditEntry:
     return AuditEntry(
         id=identifier,
         at=rfc3339(int(row["at"])),
-        actor=row["actor"],
+        actor=row.get("actor", SYSTEM.key),
         actor_tenant_id=row.get("actor_tenant"),
         request_id=row.get("request"),
         action=row["action"],
         tenant_id=row["tenant"],
         key_id=row.get("key"),
-        details=msgspec.json.decode(row["details"]),
+        details=msgspec.json.decode(row.get("details", "{}")),
     )

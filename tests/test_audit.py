@@ -176,11 +176,12 @@ async def test_the_log_is_read_in_pages(edge: Stack) -> None:
         if n % 3 == 0:
             await edge.call("POST", f"{path}/keys", {})
     everything = await log_of(edge)
+    key_id = next(one["keyId"] for one in everything if one["keyId"])
     for query, wanted in (
         ("", everything),
         ("&action=key.created", [one for one in everything if one["action"] == "key.created"]),
         (f"&tenant={DEFAULT}", [one for one in everything if one["tenantId"] == DEFAULT]),
-        (f"&key={everything[0]['keyId']}", [one for one in everything if one["keyId"] == everything[0]["keyId"]]),
+        (f"&key={key_id}", [one for one in everything if one["keyId"] == key_id]),
         ("&actor=system", [one for one in everything if one["actor"] == "system"]),
         (f"&tenant={tenant}&action=tenant.changed", [one for one in everything if one["action"] == "tenant.changed"]),
         (f"&key=key_{'1' * 26}", []),
@@ -280,3 +281,17 @@ async def test_the_command_line_manages_tenants_and_keys(edge: Stack) -> None:
     refused = await errand(edge, "tenants", "change", tenant, "--limits", '{"weight": 0}')
     assert refused.code == 1
     assert "$.limits.weight" in refused.err
+
+
+async def test_the_end_of_a_tenant_is_in_the_log(stack: Stack) -> None:
+    """Given a tenant that is deleted, then the log still tells of its life, who deleted it, and when it was erased."""
+    tenant, _ = await stack.tenant()
+    deleted = await stack.call("DELETE", f"/api/admin/tenants/{tenant}", headers={"X-Request-Id": "req-9"})
+    assert deleted.status == 202
+    await stack.finished(deleted.json["jobId"])
+    entries = (await log_of(stack, tenant=tenant))[::-1]
+    told = [entry["action"] for entry in entries]
+    assert told == ["tenant.created", "key.created", "tenant.deleted", "tenant.erased"]
+    assert (entries[2]["actor"], entries[2]["requestId"]) == (ADMIN_ID, "req-9")
+    assert entries[2]["details"] == {"name": {"old": "other"}}
+    assert [entry["action"] for entry in await log_of(stack, tenant=tenant, action="tenant.erased")] == told[3:]

@@ -229,3 +229,10 @@ async def waiting(stack: Stack, job_id: str, key: str) -> Any:
         while (view := (await stack.call("GET", f"/api/jobs/{job_id}", key=key)).json)["status"] != "waiting":
             await asyncio.sleep(0.02)
     return view
+
+
+async def test_a_tenant_that_is_being_deleted_is_changed_no_more(edge: Stack) -> None:
+    tenant, key = await edge.tenant()
+    await edge.client.hset(edge.keys.tenant(tenant), "deleting", "1")
+    for path in (path_of(tenant), f"{path_of(tenant)}/keys/key_{key.split('_')[1]}"):
+        assert (await edge.call("PATCH", path, {"name": "x"})).status == 404

@@ -144,6 +144,8 @@ class TenantsStore(RecordsStore):
             )
             if outcome == b"ok":
                 return tenant_view({**row, **fields})
+            if outcome == b"none":
+                raise _no_tenant(tenant)
         raise _overtaken()
 
     async def tenants(self, *, limit: int, after: str | None) -> tuple[list[TenantView], bool]:
@@ -245,6 +247,8 @@ class TenantsStore(RecordsStore):
                 keeps_admin=not fields.get("expires_ms") and set(scopes) == set(Scope),
                 audit=entry(by, Action.KEY_CHANGED, tenant, key_id, {**changes, **limits_change}),
             )
+            if outcome == b"none":
+                raise _no_key(key_id)
             if outcome == b"admin":
                 raise _admin_key("expire or lose a scope")
             if outcome == b"ok":
