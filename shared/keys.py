@@ -58,6 +58,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("slots:{lane}", "hash", "as the workers", "renew", "renew", "slots that each live worker offers"),
     KeyKind("delayed:{lane}", "zset", "while not empty", "admit, settle", "claim",
             "scheduled jobs and jobs in backoff; score is the time they are due, ms"),
+    KeyKind("slowed:{tenantId}", "set", "while not empty", "claim, settle", "change, finish_step",
+            "jobs of a tenant that are put off for a token rate"),
     KeyKind("expiring", "zset", "while not empty", "admit, claim", "upkeep",
             "jobs that have not started; score is the time at which they expire, ms"),
     KeyKind("listened", "zset", "while not empty", "admit, listen", "reap",

@@ -34,7 +34,7 @@ def policy_of(limits: KeyLimits) -> dict[str, Any]:
         prompts = {name: policy for name, one in (limits.per_prompt or {}).items() if (policy := policy_of(one))}
         if prompts:
             found["pr"] = prompts
-        if found and limits.on_hard_limit is OnHardLimit.FAIL:
+        if limits.on_hard_limit is OnHardLimit.FAIL:
             found["fail"] = 1
     return found
 

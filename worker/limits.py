@@ -6,6 +6,8 @@ import asyncio
 import random
 from typing import Final
 
+import msgspec
+
 from shared.clock import monotonic_s
 from shared.errors import InvalidInput, OverLimit
 from shared.limits import Why, detail_of, sentence_of
@@ -26,6 +28,8 @@ AHEAD: Final = 16  # output tokens before its end that a bound is raised, so tha
 def over_limit(blocked: Blocked) -> OverLimit:
     """The end of an attempt that a limit keeps from going on."""
     why = blocked.why
+    if blocked.kind == "held":  # as soon as calls under way end, not at the turn of the window
+        why = msgspec.structs.replace(why, frees_at=None)
     kind = "rate" if blocked.kind == "rate" else "budget"
     delay_s = why.wait_s if kind == "rate" else HELD_RETRY_S if blocked.kind == "held" else None
     return OverLimit(

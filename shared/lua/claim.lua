@@ -80,11 +80,10 @@ local function rate_wait(policy, tenant, key, user, estimate)
 end
 
 -- Puts a job off until its rate has room.
-local function put_off(job_id, key, lane, tenant, wait_us)
+local function slow_down(job_id, key, lane, tenant, wait_us)
   local due = int(now + math.ceil(wait_us / 1000))
   redis.call('HSET', key, 'wait_reason', 'rateLimit', 'due_ms', due)
-  redis.call('ZADD', P .. 'delayed:' .. lane, due, job_id)
-  redis.call('HINCRBY', P .. 'scheduled', tenant, 1)
+  put_off(job_id, lane, tenant, due)
 end
 
 -- Starts a job that was taken from its queue. Returns its estimated tokens, and whether it is to be run; or nil and how
@@ -113,7 +112,7 @@ local function start(job_id, lane, weight, policy)
   if wait_us then
     if of_tenant then return nil, wait_us end
     expired = expired + 1
-    put_off(job_id, key, lane, row[6], wait_us)
+    slow_down(job_id, key, lane, row[6], wait_us)
     return estimate, false
   end
   local lease, seq, attempt, tokens = tonumber(row[2]) + 1, tonumber(row[5]) + 1, 1, 0

@@ -17,6 +17,8 @@ for _, lane in ipairs(LANES) do
   MEMBERS[q .. 'tenants'], MEMBERS[q .. 'rated'], MEMBERS[q .. 'parked'] = 'ZREM', 'ZREM', 'SREM'
   MEMBERS[q .. 'served'], MEMBERS[q .. 'held'], MEMBERS[q .. 'tokens'] = 'HDEL', 'HDEL', 'HDEL'
 end
+local OF_LANES = {}
+for _, lane in ipairs(LANES) do OF_LANES['q:' .. lane .. ':' .. T] = true end
 local counts = {documents = 0, keys = 0, ledger = 0, tokens = 0, nano = 0, redis_keys = 0, blobs = a.blobs}
 local found, jobs = 0, {}
 
@@ -59,7 +61,8 @@ local function look(name)
   local rest = string.sub(name, #P + 1)
   local kind, id = string.match(rest, '^(%a+):(.*)$')
   if LAST[rest] then return end
-  if string.find(rest, T, 1, true) then
+  -- Where the tenant stands in a name, not anywhere: others' end users may be called like it.
+  if id == T or string.sub(id or '', 1, #T + 1) == T .. ':' or OF_LANES[rest] then
     reckon(name, rest)
     take(name)
   elseif MEMBERS[rest] then

@@ -37,7 +37,9 @@ for _, scope in ipairs(scopes_of(tenant_policy(row[4]), row[4], row[5], row[6], 
             if more < 1 then
               local mine = unit[1] == 'usd' and (hold.hn or 0) or (hold.ht or 0)
               -- Others have reserved what they may not need.
-              blocked = {reserved > mine and 'held' or 'spent', cjson.encode(refusal(scope, budget, unit, book))}
+              local why = refusal(scope, budget, unit, book)
+              why.revision = redis.call('HGET', P .. 'tenant:' .. row[4], 'revision') or '0'
+              blocked = {reserved > mine and 'held' or 'spent', cjson.encode(why)}
               break
             end
           end

@@ -27,7 +27,7 @@ local call = {id = a.call, step = a.label, model = a.model, version = a.price_ve
 local open = redis.call('HGET', KEYS[3], a.call)
 if open then
   redis.call('HDEL', KEYS[3], a.call, a.call .. ':o')
-  let_go(cjson.decode(open), total)
+  let_go(cjson.decode(open), total, job.tenant)
 end
 if mark then
   -- The call was taken for lost and an estimate was booked: the difference is.

@@ -85,8 +85,7 @@ local function settle(job)
     local due = int(now + job.delay_ms)
     redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'wait_reason', 'rateLimit', 'due_ms', due, 'seq', seq,
       'settled', row.lease, 'handed_back', 1, 'told', '')
-    redis.call('ZADD', P .. 'delayed:' .. row.lane, due, job.job)
-    redis.call('HINCRBY', P .. 'scheduled', row.tenant, 1)
+    put_off(job.job, row.lane, row.tenant, due)
     emit_as(job.job, seq, 'job.queued', '{"reason":"rateLimit"}')
     wake(row.lane)
     return 'queued'

@@ -169,14 +169,16 @@ local function book(job_id, key, job, call, i, o, e, w, n)
 end
 
 -- A call is over: what was reserved for it goes, and its rates are charged what it really used.
-local function let_go(hold, used)
+local function let_go(hold, used, tenant)
   reserve(hold, 0 - (hold.ht or 0), 0 - (hold.hn or 0))
-  local more = used - (hold.g or 0)
+  local more, refunded = used - (hold.g or 0), false
   for _, rate in ipairs(hold.r or {}) do
     local tat, each = tat_of(rate[1], 't', rate[2]), 60000000 / rate[2]
     if more > 0 then tat = math.max(tat, NOW_US) end
+    if more < 0 then refunded = true end
     if more ~= 0 then set_tat(rate[1], 't', math.max(0, tat + more * each), rate[2]) end
   end
+  if refunded then rate_refunded(tenant) end
 end
 
 -- How long the output of such calls usually is, and how many were seen: `<90th percentile> <calls>`; nil for a kind

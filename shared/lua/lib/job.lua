@@ -64,7 +64,7 @@ local function book_open_calls(job_id, key, row)
       local hold = cjson.decode(entries[i + 1])
       local input, embedded, output = hold.e and 0 or hold.i, hold.e and hold.i or 0, seen[call_id] or 0
       local total = input + embedded + output
-      let_go(hold, total)
+      let_go(hold, total, job.tenant)
       local nano = nil
       if hold.pi then nano = nano_of(hold, hold.i, output) end
       local call = {id = call_id, step = hold.s, model = hold.m, version = hold.pv, estimated = true}

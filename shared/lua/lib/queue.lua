@@ -157,6 +157,7 @@ end
 -- Takes a job out of the delayed ones; `status` is what it was.
 local function unschedule(job_id, lane, tenant, status)
   redis.call('ZREM', P .. 'delayed:' .. lane, job_id)
+  redis.call('SREM', P .. 'slowed:' .. tenant, job_id)
   if status == 'scheduled' and redis.call('HINCRBY', P .. 'scheduled', tenant, -1) <= 0 then
     redis.call('HDEL', P .. 'scheduled', tenant)
   end
@@ -173,6 +174,32 @@ local function limits_changed(tenant)
   unpark(tenant)
   for _, job_id in ipairs(redis.call('SMEMBERS', P .. 'paused:' .. tenant)) do
     redis.call('ZADD', P .. 'paused', 'XX', NOW, job_id)
+  end
+  for _, job_id in ipairs(redis.call('SMEMBERS', P .. 'slowed:' .. tenant)) do
+    for _, lane in ipairs(LANES) do redis.call('ZADD', P .. 'delayed:' .. lane, 'XX', NOW, job_id) end
+  end
+  for _, lane in ipairs(LANES) do wake(lane) end
+end
+
+-- Puts a job off until its token rate has room, at `due` (ms, as text).
+local function put_off(job_id, lane, tenant, due)
+  redis.call('ZADD', P .. 'delayed:' .. lane, due, job_id)
+  redis.call('SADD', P .. 'slowed:' .. tenant, job_id)
+  redis.call('HINCRBY', P .. 'scheduled', tenant, 1)
+end
+
+-- A token rate of a tenant has more room than was thought: a few of its jobs that wait for one are looked at now.
+local function rate_refunded(tenant)
+  for _, lane in ipairs(LANES) do
+    if redis.call('ZSCORE', P .. 'q:' .. lane .. ':rated', tenant) then unrate(lane, tenant) end
+  end
+  for _, job_id in ipairs(redis.call('SRANDMEMBER', P .. 'slowed:' .. tenant, 3)) do
+    for _, lane in ipairs(LANES) do
+      if redis.call('ZSCORE', P .. 'delayed:' .. lane, job_id) then
+        redis.call('ZADD', P .. 'delayed:' .. lane, 'XX', NOW, job_id)
+        wake(lane)
+      end
+    end
   end
 end
 
