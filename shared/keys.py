@@ -94,7 +94,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "JSON `[model, type, prompt, user, key]` → `i o e r w n q x`, the sums of the day's calls; after a `#`: jobs admitted"),
     KeyKind("usagedays:{tenantId}", "zset", "as the tenant", "as the rows", "usage API, reconcile", "days with usage rows, as YYYYMMDD"),
     KeyKind("outs:{tenantId}", "hash", "as the tenant", "finish_step", "begin_step",
-            "`type|model` → running 90th percentile of a call's output tokens"),
+            "`type|model` → running 90th percentile of a call's output tokens, and how many were seen"),
     KeyKind("ratios", "hash", "for ever, small", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
             "an API key: tenant, hash of its secret, old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),

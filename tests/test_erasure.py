@@ -463,3 +463,18 @@ async def test_the_command_asks_follows_and_prints_the_receipt(stack: Stack) -> 
     gone = await errand(stack, "tenants", "delete", tenant, "--yes")
     assert gone.code == 1
     assert ADMIN_KEY not in done.err
+
+
+async def test_another_tenants_user_of_the_same_name_is_left_alone(stack: Stack) -> None:
+    """Given a tenant with an end user who is called like another tenant's id, when that other one is erased, then the
+    user's counters stay and the books agree."""
+    gone, _ = await stack.tenant()
+    tenant, key = await stack.tenant(perUser={"budgets": [{"period": "total", "hardTokens": 10**6}]})
+    view = await stack.finished(await stack.submit(chat(user=gone), key=key), key=key)
+    assert view["status"] == "complete"
+    deleted = await stack.call("DELETE", f"/api/admin/tenants/{gone}")
+    receipt = await stack.finished(deleted.json["jobId"])
+    assert receipt["status"] == "complete", receipt
+    book = await stack.client.hget(stack.keys.books(f"{tenant}:u:{gone}"), "tt")
+    assert int(book or 0) == view["usage"]["totalTokens"] > 0
+    assert (await stack.call("POST", "/api/admin/books/check", {"tenantId": tenant})).json["ok"]

@@ -184,3 +184,32 @@ def test_the_worst_span_is_found() -> None:
     """The measure itself: five at once are three over a burst of two."""
     assert most_above([0.0] * 5, burst=2, per_s=1) == 3
     assert most_above([0.0, 0.0, 1.0, 2.0], burst=2, per_s=1) == 0
+
+
+async def test_a_raised_user_rate_wakes_what_was_put_off(edge: Stack) -> None:
+    """Given a user's job that was put off for its rate, when that rate is raised, then it starts at once."""
+    tenant, key = await edge.tenant(perUser={"tokensPerMinute": 60})
+    await edge.submit(chat(user="ann"), key=key)
+    (job,) = await claim(edge)
+    await edge.events.begin_step(job, "w1", reserve=Reservation("m", 10), **step("a"))
+    await edge.events.finish_step(job, "w1", usage=CallUsage(50, 70), result=b"{}", model="m", **step("a"))
+    mine = await edge.submit(chat(user="ann"), key=key)
+    assert await claim(edge) == []
+    changed = await edge.call(
+        "PATCH", f"/api/admin/tenants/{tenant}", {"limits": {"perUser": {"tokensPerMinute": 10**9}}}
+    )
+    assert changed.status == 200, changed.text
+    assert [job.job_id for job in await claim(edge)] == [mine]
+    assert await edge.client.exists(f"{edge.keys.prefix}slowed:{tenant}") == 0
+
+
+async def test_a_refund_wakes_what_was_put_off(edge: Stack) -> None:
+    """Given a job that waits for a rate another call has reserved, when that call uses little, then it starts soon."""
+    _, key = await edge.tenant(perUser={"tokensPerMinute": 600, "tokensBurst": 150})
+    await edge.submit(chat(user="ann"), key=key)
+    (job,) = await claim(edge)
+    await edge.events.begin_step(job, "w1", reserve=Reservation("m", 20), **step("a"))
+    mine = await edge.submit(chat(user="ann"), key=key)
+    assert await claim(edge) == []
+    await edge.events.finish_step(job, "w1", usage=CallUsage(10, 5), result=b"{}", model="m", **step("a"))
+    assert [job.job_id for job in await claim(edge)] == [mine]

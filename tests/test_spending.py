@@ -233,3 +233,40 @@ async def test_a_model_without_a_price_is_refused_where_money_is_limited(make_st
     assert view["usage"]["costUsd"] == pytest.approx(view["usage"]["totalTokens"] / 1000, rel=1e-6)
     view = await stack.finished(await stack.submit(chat("The harbour opens at nine. " * 20), key=key), key=key)
     assert (view["status"], view["error"]["limit"]["unit"]) == ("failed", "usd"), view
+
+
+async def test_a_budget_that_is_raised_while_a_stream_is_closed_wakes_its_job(edge: Stack) -> None:
+    """Given a stream whose extension was refused, when the budget is raised before the job is settled as waiting, then
+    the job is looked at again at once."""
+    tenant, key = await edge.tenant(budgets=[{"period": "total", "hardTokens": 150}])
+    job_id = await edge.submit(chat(), key=key)
+    (job,) = await claim(edge)
+    assert await edge.events.begin_step(job, "w1", reserve=Reservation("m", 20), **step("a")) == Begun(128)
+    extended = await edge.events.extend(job, "w1", call="c-a", seen=128, bound=128)
+    assert extended == 130
+    blocked = await edge.events.extend(job, "w1", call="c-a", seen=130, bound=130)
+    assert isinstance(blocked, Blocked)
+    assert (blocked.kind, blocked.why.revision) != ("spent", None)
+    body = {"limits": {"budgets": [{"period": "total", "hardTokens": 10**6}]}}
+    assert (await edge.call("PATCH", f"/api/admin/tenants/{tenant}", body)).status == 200
+    waiting = '{"kind":"budget"}'
+    await edge.jobs.settle_one(job, "w1", outcome="budget", waiting=waiting, error="{}", revision=blocked.why.revision)
+    await edge.jobs.reap()
+    view = (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json
+    assert view["status"] == "queued", view
+
+
+async def test_on_hard_limit_holds_for_the_budget_of_a_key(edge: Stack) -> None:
+    """Given a tenant that would rather fail and has no limit itself, when its key's budget ends a job, then it fails."""
+    tenant, _ = await edge.tenant(onHardLimit="fail")
+    made = await edge.call(
+        "POST", f"/api/admin/tenants/{tenant}/keys", {"limits": {"budgets": [{"period": "day", "hardTokens": 50}]}}
+    )
+    key = made.json["key"]
+    job_id = await edge.submit(chat(), key=key)
+    (job,) = await claim(edge)
+    blocked = await edge.events.begin_step(job, "w1", reserve=Reservation("m", 60), **step("a"))
+    assert isinstance(blocked, Blocked)
+    error = '{"code":"budget_exhausted","message":"x","retryable":false}'
+    await edge.jobs.settle_one(job, "w1", outcome="budget", waiting='{"kind":"budget"}', error=error)
+    assert (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json["status"] == "failed"
