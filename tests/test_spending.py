@@ -257,7 +257,7 @@ async def test_a_budget_that_is_raised_while_a_stream_is_closed_wakes_its_job(ed
 
 
 async def test_on_hard_limit_holds_for_the_budget_of_a_key(edge: Stack) -> None:
-    """Given a tenant that would rather fail and has no limit itself, when its key's budget ends a job, then it fails."""
+    """Given a tenant that would rather fail and has no limit, when its key's budget ends a job, then it fails."""
     tenant, _ = await edge.tenant(onHardLimit="fail")
     made = await edge.call(
         "POST", f"/api/admin/tenants/{tenant}/keys", {"limits": {"budgets": [{"period": "day", "hardTokens": 50}]}}
