@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant("revocation-slow", "api/app.py", "hub.on_revoked(lambda key_id, _: forget(app[keys.PRINCIPALS], key_id))", "", "test_admin_ops", "revoked_key"),
     Mutant("secret-stored", "shared/stores/tenant_records.py", '"hash": hash_secret(secret)', '"hash": hash_secret(secret), "secret": secret', "test_admin_ops", "tenant_and_its_key"),
     Mutant("hold-leaked", "shared/lua/lib/books.lua", "reserve(hold, 0 - (hold.ht or 0), 0 - (hold.hn or 0))", "", "test_books_model", "as_the_model"),
-    Mutant("window-stale", "shared/lua/lib/limits.lua", "if row[1] ~= WINDOW.d then book.dt, book.dn = 0, 0 end", "", "test_books_model", "as_the_model"),
+    Mutant("window-stale", "shared/lua/lib/limits.lua", "if row[1] ~= WINDOW.d then book.dt, book.dn = 0, 0 end", "", "test_spending", "window_has_turned"),
     Mutant("slow-start-off", "shared/lua/lib/books.lua", "if calls < KNOWN_CALLS then return 4 end", "", "test_books_model", "as_the_model"),
     Mutant("extend-over", "shared/lua/extend.lua", "local left = limit - used - reserved", "local left = limit - used", "test_books_model", "as_the_model"),
     Mutant("user-uncounted", "shared/lua/lib/books.lua", "for _, scope in ipairs(scopes) do count(scope.id, total, n or 0) end", "count(job.tenant, total, n or 0)", "test_books_model", "as_the_model"),

@@ -270,3 +270,20 @@ async def test_on_hard_limit_holds_for_the_budget_of_a_key(edge: Stack) -> None:
     error = '{"code":"budget_exhausted","message":"x","retryable":false}'
     await edge.jobs.settle_one(job, "w1", outcome="budget", waiting='{"kind":"budget"}', error=error)
     assert (await edge.call("GET", f"/api/jobs/{job_id}", key=key)).json["status"] == "failed"
+
+
+async def test_a_budget_is_there_again_when_its_window_has_turned(edge: Stack) -> None:
+    """Given a day's budget that is spent, when the day turns, then new work is taken and its calls are let in; what was
+    used in all goes on counting."""
+    tenant, key = await edge.tenant(budgets=[{"period": "day", "hardTokens": 100}])
+    await edge.submit(chat(), key=key)
+    (job,) = await claim(edge)
+    await edge.events.begin_step(job, "w1", reserve=Reservation("m", 50), **step("a"))
+    await edge.events.finish_step(job, "w1", usage=CallUsage(50, 60), result=b"{}", model="m", **step("a"))
+    assert (await edge.call("POST", "/api/jobs", chat(), key=key)).status == 402
+    await edge.client.hset(edge.keys.books(tenant), "d", "20200101")
+    await edge.submit(chat(), key=key)
+    assert isinstance(await edge.events.begin_step(job, "w1", reserve=Reservation("m", 50), **step("b")), Begun)
+    await edge.events.finish_step(job, "w1", usage=CallUsage(1, 2), result=b"{}", model="m", **step("b"))
+    book = await book_of(edge, tenant)
+    assert (book["dt"], book["tt"]) == ("3", "113")
