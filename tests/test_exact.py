@@ -156,7 +156,7 @@ async def test_a_killed_workers_calls_are_settled_by_the_reaper(make_stack: Any,
 async def test_a_stream_is_closed_at_the_chunk_where_its_budget_ends(stack: Stack, model: DevModel) -> None:
     """Given a budget that ends in the middle of an answer, when it is streamed, then what came is kept and billed, the
     stream ends with the problem, and the model's connection is closed."""
-    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 250}])
+    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 170}])
     await model.pace(tokensPerSecond=300)
     body = {"messages": [{"role": "user", "content": TEXT}]}
     async with stack.session.post(
@@ -170,7 +170,7 @@ async def test_a_stream_is_closed_at_the_chunk_where_its_budget_ends(stack: Stac
     assert '"scope":"tenant"' in text
     assert '"freesAt"' in text
     book = await settled(stack, tenant)
-    assert 250 <= int(book["tt"]) <= 251
+    assert 170 <= int(book["tt"]) <= 171
     await asyncio.sleep(0.1)
     stats = await model.stats(calls=True)
     assert [call["ended"] for call in stats["list"]] == ["closed"]

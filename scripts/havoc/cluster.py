@@ -94,6 +94,7 @@ class Cluster:
             "ERRAND_DEFAULT_MODEL": "errand-dev-extractive",
             "ERRAND_DATA_DIR": str(folder),
             "ERRAND_ADMIN_KEY": self.key,
+            "ERRAND_PRICES": '{"*": {"input": 0.15, "output": 0.6}}',  # so that limits in money count too
             "ERRAND_LEASE_SECONDS": str(LEASE_S),
             "ERRAND_DRAIN_SECONDS": "0.5",
             "ERRAND_RETRY_BASE_SECONDS": "0.1",
