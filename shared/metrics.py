@@ -51,7 +51,7 @@ SOFT_LIMITS = Counter(
     ["scope", "period", "unit"], registry=REGISTRY,
 )  # fmt: skip
 LIMIT_WAITS = Counter(
-    "errand_limit_waits", "Times that a model call had to wait for a limit.", ["kind"], registry=REGISTRY
+    "errand_limit_waits", "Looks at a limit that found no room for a model call.", ["kind"], registry=REGISTRY
 )
 LOOP_BLOCKED = Counter("errand_event_loop_blocked", "Times that the event loop stood still.", registry=REGISTRY)
 BREAKERS_OPENED = Counter(

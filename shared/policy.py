@@ -54,12 +54,3 @@ def encode_policy(limits: KeyLimits) -> str | None:
     """The map as it is stored; None when it is empty. JSON text: script arguments carry no bytes."""
     policy = policy_of(limits)
     return msgspec.json.encode(policy).decode() if policy else None
-
-
-def caps_cost(limits: KeyLimits) -> bool:
-    """Whether some hard limit is in money: then a model without a price cannot be admitted."""
-    several = [limits]
-    if isinstance(limits, Limits):
-        several += [limits.per_user] if limits.per_user is not None else []
-        several += list((limits.per_prompt or {}).values())
-    return any(budget.hard_usd is not None for one in several for budget in one.budgets or ())

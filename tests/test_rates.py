@@ -213,3 +213,13 @@ async def test_a_refund_wakes_what_was_put_off(edge: Stack) -> None:
     assert await claim(edge) == []
     await edge.events.finish_step(job, "w1", usage=CallUsage(10, 5), result=b"{}", model="m", **step("a"))
     assert [job.job_id for job in await claim(edge)] == [mine]
+
+
+async def test_a_refusal_by_a_users_rate_shows_that_rate(edge: Stack) -> None:
+    """Given a user's rate beside a tenant's that has room, when the user is refused, then the headers show it."""
+    _, key = await edge.tenant(requestsPerMinute=1_000, perUser={"requestsPerMinute": 1})
+    await edge.submit(chat(user="ann"), key=key)
+    refused = await edge.call("POST", "/api/jobs", chat(user="ann"), key=key)
+    assert refused.status == 429
+    assert refused.headers["x-ratelimit-limit-requests"] == "1"
+    assert refused.headers["RateLimit"].startswith('"requests";r=0;t=')

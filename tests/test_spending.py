@@ -10,6 +10,7 @@ import pytest
 
 from shared.errors import LeaseLostError
 from shared.limits import detail_of
+from shared.metrics import SOFT_LIMITS
 from shared.prices import Price
 from shared.stores.events import Begun, Blocked, CallUsage, Reservation
 from shared.stores.jobs import Claimed
@@ -287,3 +288,16 @@ async def test_a_budget_is_there_again_when_its_window_has_turned(edge: Stack) -
     await edge.events.finish_step(job, "w1", usage=CallUsage(1, 2), result=b"{}", model="m", **step("b"))
     book = await book_of(edge, tenant)
     assert (book["dt"], book["tt"]) == ("3", "113")
+
+
+async def test_a_soft_limit_that_the_reaper_crosses_is_counted(edge: Stack) -> None:
+    """Given a soft limit that what a lost worker left crosses, when it is reaped, then the metric counts it."""
+    counter = SOFT_LIMITS.labels("tenant", "day", "tokens")
+    before = counter._value.get()
+    _, key = await edge.tenant(budgets=[{"period": "day", "softTokens": 10}])
+    await edge.submit(chat(), key=key)
+    (job,) = (await edge.jobs.claim(worker="w1", lanes=[("interactive", 1)], count=1, lease_ms=1))[0]
+    await edge.events.begin_step(job, "w1", reserve=Reservation("m", 40), **step("a"))
+    await asyncio.sleep(0.01)
+    await edge.jobs.reap()
+    assert counter._value.get() == before + 1

@@ -113,8 +113,8 @@ class Allowance:
             self._blocked = granted
 
     async def close(self) -> None:
-        """The call is over. A request for more that is under way comes to its end first: it must not reserve anything
-        for a call that is settled."""
+        """The call is over. A request for more that is under way is given up: it was sent before the settlement, or
+        finds the call no longer under way."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait([self._asking])

@@ -21,7 +21,20 @@ from api.admission import (
     url_problems,
 )
 from api.batches import stored_form
-from api.keys import AUDIENCE, BLOBS, DOCUMENTS, EVENTS, HUB, JOBS, PRICES, PRINCIPAL, SETTINGS, STANDING, TICKETS
+from api.keys import (
+    AUDIENCE,
+    BLOBS,
+    DOCUMENTS,
+    EVENTS,
+    HUB,
+    JOBS,
+    LIMITS,
+    PRICES,
+    PRINCIPAL,
+    SETTINGS,
+    STANDING,
+    TICKETS,
+)
 from api.live import follow
 from api.presence import until_hang_up
 from api.sse import stream_job
@@ -198,6 +211,9 @@ async def take_in(
         )
     except RefusedError as error:
         JOBS_REFUSED.labels(error.code).inc()
+        if error.code in ("rate_limited", "budget_exhausted") and job.user is not None:
+            principal, store = request[PRINCIPAL], request.app[LIMITS].store
+            request[STANDING] = await store.standing(principal.tenant, principal.key_id, job.user)
         if made is not None:
             await request.app[BLOBS].delete(made)
         raise

@@ -5,7 +5,7 @@
 -- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call), lease_ms (0: take back
 --       at once). When nobody could call this for half of that, Redis was away, whatever the reason (restart, freeze,
 --       failover): then nothing is taken back from workers for one lease, so that owners who sat it out renew first
--- Returns {{job id, new status} …}
+-- Returns {{{job id, new status} …}, soft limits that were crossed first here: JSON list}
 -- Events job.queued | job.cancelled | job.failed | job.expired | job.warning
 --@include base
 --@include queue
@@ -118,4 +118,4 @@ for _, lane in ipairs(LANES) do
   -- The net under a worker that was woken and died before it claimed.
   if redis.call('EXISTS', P .. 'q:' .. lane .. ':tenants') == 1 then wake(lane) end
 end
-return done
+return {done, #WARNED > 0 and cjson.encode(WARNED) or '[]'}

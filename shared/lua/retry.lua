@@ -3,7 +3,9 @@
 -- KEYS  1 job record   2 job journal   3 the parts of its output
 -- ARGV  prefix, job, tenant, from_start (bool), record (map of fields to change, e.g. spec and model), expires_in_ms,
 --       class_ms, unpriced (bool: no price of its model is known)
--- Returns {'unpriced', scope} a hard limit in money, and no price of the model   {'ok'}   {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON   {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
+-- Returns {'ok'}   {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
+--         {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON
+--         {'unpriced', scope} a hard limit in money, and no price of the model
 --         {'none'} no such job of this tenant   {'state', status} not in a state for this
 -- Events job.queued
 --@include base

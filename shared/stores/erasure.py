@@ -136,10 +136,6 @@ class ErasureStore:
         )
         return None if reply == b"none" else msgspec.json.decode(reply, type=Erased)
 
-    async def is_marked(self, target: str) -> bool:
-        """Whether the tenant exists and is being deleted."""
-        return bool(await self._client.pipe.execute("HEXISTS", self._keys.tenant(target), "deleting"))
-
     async def size(self, target: str) -> int:
         """How many jobs the tenant has."""
         return int(await self._client.pipe.execute("ZCARD", self._keys.jobs(target)))

@@ -391,13 +391,14 @@ class JobsStore:
         """The queue's upkeep: takes back the jobs of lost workers, expires what was not started, makes ready what is
         due; (job id, new status) of the first two. With `lease_ms` nothing is taken back for so long after Redis was
         away."""
-        rows = await self.scripts.run(
+        rows, crossed = await self.scripts.run(
             "reap",
             [self.keys.leases, self.keys.expiring, self.keys.listened],
             max_lost=MAX_LOST_WORKERS,
             limit=limit,
             lease_ms=lease_ms,
         )
+        note_crossed(crossed_of(crossed))
         return [(job_id.decode(), status.decode()) for job_id, status in rows]
 
     async def sweep(self, limit: int = 100) -> int:

@@ -131,15 +131,6 @@ class Requests(Progress):
         return CallUsage(0, 0, used.total, used.estimated)
 
 
-def estimate_tokens(call: ChatCall) -> int:
-    """The input's tokens before any provider has counted them."""
-    characters = sum(message_characters(message) for message in call.messages)
-    for extra in (call.schema, call.tools):
-        if extra is not None:
-            characters += len(msgspec.json.encode(extra))
-    return characters // CHARACTERS_PER_TOKEN + 1
-
-
 def message_characters(message: dict[str, Any]) -> int:
     """The length of one message: its text and the calls of tools in it."""
     length = len(message.get("content") or "") + MESSAGE_FRAME

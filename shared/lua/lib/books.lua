@@ -29,8 +29,8 @@ end
 
 -- How many output tokens the hard limits of these scopes let a call have that reads `hold.i` and wishes for `wish`:
 -- a number, or nil and {'spent' | 'held' | 'unpriced', why}: at the hard limit, only behind what others have reserved, or
--- a limit in money and no price. `care` is how
--- much room there must be for each token that is reserved: calls that are under way may become longer.
+-- a limit in money and no price. `care` is how much room there must be for each token that is reserved: calls that are
+-- under way may become longer.
 local function room(scopes, hold, wish, care)
   local granted = wish
   for _, scope in ipairs(scopes) do
