@@ -84,8 +84,10 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "the same, admit, limits, reconcile",
             "counters of a tenant, key, end user (`ten_…:u:<user>`) or prompt (`ten_…:p:<name>`): d, m: their windows; dt mt tt "
             "tokens and dn mn tn nano-USD of day, month, all time; ht, hn: reserved; ws: soft limits that were told"),
+    KeyKind("ended:{tenantId}:{keyId}", "string", "90 days", "revoke", "begin_step, claim, extend",
+            "limits of a revoked key, as in its record: they hold on for the jobs that came with it"),
     KeyKind("rate:{scope}", "hash", "until its buckets are full", "admit, begin_step, finish_step", "the same, claim, limits",
-            "r, t: theoretical arrival time of requests and tokens (GCRA), µs"),
+            "r, t: theoretical arrival time of requests and tokens (GCRA), µs; b: until when a large call lets it fill, µs"),
     KeyKind("ledger:{tenantId}", "stream", "as the tenant; never trimmed", "finish_step, settle, reap", "reconcile, rebuild",
             "one entry per settled call, never changed: a ms, c call, j job, k key, u user, ty type, s step, m model, p prompt, "
             "i o e w tokens, n nano-USD, v price version, x estimated, z correction"),

@@ -84,6 +84,8 @@ def sentence_of(why: Why) -> str:
         return f"{value / NANO:.6f} USD" if why.unit == "usd" else f"{value:,.0f} tokens"
 
     frees = f" It is free again at {rfc3339(why.frees_at)}." if why.frees_at is not None else ""
+    if why.requested is not None:
+        frees = f" This needs {shown(why.requested)} or more, which never fits: the limit would have to be raised."
     return (
         f"{owner} may spend {shown(why.limit)} {window}: {shown(why.used)} are used, {shown(why.reserved)} reserved, "
         f"{shown(why.remaining)} left.{frees}"

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,6 +66,20 @@ class TokenCounter:
     def is_known(self, model: str) -> bool:
         """Whether the model's vocabulary is known, so that texts are counted exactly."""
         return vocabulary_of(model) is not None
+
+    def quick(self, model: str) -> Callable[[str], int] | None:
+        """Counts pieces of a stream one by one, on the event loop; None without a known vocabulary. A piece that is too
+        long for that counts by its length."""
+        vocabulary = vocabulary_of(model)
+        if vocabulary is None:
+            return None
+
+        def count(piece: str) -> int:
+            if len(piece) > INLINE_CHARACTERS:
+                return math.ceil(_size(piece) / DEFAULT_RATIO)
+            return _count(vocabulary, (piece,))[0]
+
+        return count
 
     async def text(self, model: str, text: str) -> int:
         """Tokens of one text."""

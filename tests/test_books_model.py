@@ -85,6 +85,7 @@ class Call:
 
     def __init__(self, claim: Claimed, step: str, call: str, model: str, tokens: int, bound: int | None) -> None:
         self.claim, self.step, self.id, self.model, self.tokens, self.bound = claim, step, call, model, tokens, bound
+        self.embeds = False
         self.seen = 0
         self.state = "open"  # open, guessed, exact
         self.booked = (0, 0, 0)  # input, output, nano
@@ -171,9 +172,11 @@ class Machine(RuleBasedStateMachine):
         assert (claim.key, claim.user) == (key, user or "")
         self.claims.append(claim)
 
-    def expected(self, scopes: list[str], model: str, tokens: int, most: int) -> int | str:
+    def expected(self, scopes: list[str], model: str, tokens: int, most: int, *, embeds: bool) -> int | str:
         """How much output a call is granted, or `spent` or `held`."""
         price = PRICES[model]
+        if embeds:
+            return self.expected_of_texts(scopes, price, tokens)
         size, calls = self.sizes.get(model, (None, 0))
         wish = math.ceil(size) if size is not None else 128
         if calls < 20:
@@ -204,15 +207,29 @@ class Machine(RuleBasedStateMachine):
                     return "held"
         return max(1, int(granted))
 
+    def expected_of_texts(self, scopes: list[str], price: Price | None, tokens: int) -> int | str:
+        """Texts to embed fit whole, or not at all."""
+        for name in scopes:
+            for unit, period, limit in self.books[name].caps:
+                if unit == "n" and price is None:
+                    return "unpriced"
+                left, held = limit - self.books[name].used(unit, period), self.books[name].held(unit)
+                need = tokens if unit == "t" else nano(price, tokens, 0)
+                if left < max(1, need):
+                    return "spent"
+                if held + need > left:
+                    return "held"
+        return 0
+
     @precondition(lambda self: self.claims)
     @rule(pick=PICK, model=st.sampled_from(sorted(PRICES)), tokens=st.integers(1, 400),
-          most=st.sampled_from((0, 0, 5, 200)), twice=st.booleans())  # fmt: skip
-    def begin(self, pick: int, model: str, tokens: int, most: int, twice: bool) -> None:
+          most=st.sampled_from((0, 0, 5, 200)), twice=st.booleans(), embeds=st.booleans())  # fmt: skip
+    def begin(self, pick: int, model: str, tokens: int, most: int, twice: bool, embeds: bool) -> None:
         claim = self.claims[pick % len(self.claims)]
         number = next(self.ticks)
-        wanted = Reservation(model, tokens, most=most, price=PRICES[model])
+        wanted = Reservation(model, tokens, embeds=embeds, most=0 if embeds else most, price=PRICES[model])
         scopes = self.scopes(claim)
-        awaited = self.expected(scopes, model, tokens, most)
+        awaited = self.expected(scopes, model, tokens, most, embeds=embeds)
         for again in (False, True) if twice else (False,):
             try:
                 begun = self.do(self.events.begin_step(
@@ -223,19 +240,28 @@ class Machine(RuleBasedStateMachine):
             assert (claim.job_id, claim.lease) not in self.lost
             if isinstance(begun, Blocked):
                 assert begun.kind == awaited
+                self.check_refusal(begun, tokens if embeds else tokens + 1)
                 return
             assert isinstance(begun, Begun)
             assert isinstance(awaited, int), awaited
             limited = [name for name in scopes if (found := self.books[name].limits) and found.budgets]
-            assert begun.bound == (awaited if limited else None)
+            assert begun.bound == (awaited if limited and not embeds else None)
             if again:
                 continue
             call = Call(claim, f"s{number}", f"c{number}", model, tokens, begun.bound)
+            call.embeds = embeds
             call.scopes, call.held_output = limited, awaited
             for name in limited:
                 self.books[name].held_tokens += tokens + awaited
                 self.books[name].held_nano += nano(PRICES[model], tokens, awaited)
             self.calls.append(call)
+
+    def check_refusal(self, blocked: Blocked, least: int) -> None:
+        """What is more than a whole limit never frees by itself; a total never does."""
+        why = blocked.why
+        if blocked.kind != "spent" or why.unit == "usd":
+            return
+        assert why.frees_at is None if why.period == "total" or least > why.limit else why.frees_at is not None
 
     def open_calls(self) -> list[Call]:
         return [call for call in self.calls if call.state == "open"]
@@ -270,6 +296,30 @@ class Machine(RuleBasedStateMachine):
             self.books[name].held_nano += after - before
         call.bound = call.held_output = found
 
+    @precondition(lambda self: any(call.embeds for call in self.open_calls()))
+    @rule(pick=PICK, more=st.integers(1, 300), twice=st.booleans())
+    def extend_texts(self, pick: int, more: int, twice: bool) -> None:
+        """A second request of a step for vectors: its texts fit whole, or not at all."""
+        calls = [call for call in self.open_calls() if call.embeds]
+        call = calls[pick % len(calls)]
+        price, blocked = PRICES[call.model], False
+        for name in self.scopes(call.claim):
+            book = self.books[name]
+            for unit, period, limit in book.caps:
+                left = limit - book.used(unit, period) - book.held(unit)
+                if unit == "n":
+                    left = math.floor(left * 1000 / price.input_pico) if price else more
+                blocked = blocked or left < more
+        for _ in range(2 if twice and not blocked else 1):
+            found = self.do(self.events.extend(call.claim, "w", call=call.id, seen=0, bound=call.tokens, embeds=more))
+            assert isinstance(found, Blocked) if blocked else found == call.tokens + more
+        if blocked:
+            return
+        for name in call.scopes:
+            self.books[name].held_tokens += more
+            self.books[name].held_nano += nano(price, call.tokens + more, 0) - nano(price, call.tokens, 0)
+        call.tokens += more
+
     def learn(self, model: str, output: int, *, is_over: bool) -> None:
         size, calls = self.sizes.get(model, (None, 0))
         if calls < 20:
@@ -299,7 +349,10 @@ class Machine(RuleBasedStateMachine):
     def finish(self, pick: int, tokens: int, output: int, works: bool, estimated: bool, twice: bool) -> None:
         """A call ends: in time, again, or long after its lease was lost."""
         call = self.calls[::-1][pick % len(self.calls)]
+        output = 0 if call.embeds else output
         usage = CallUsage(tokens, output, estimated=estimated)
+        if call.embeds:
+            usage = CallUsage(0, 0, tokens, estimated=estimated)
         for _ in range(2 if twice else 1):
             lost = (call.claim.job_id, call.claim.lease) in self.lost
             try:
@@ -370,7 +423,7 @@ class Machine(RuleBasedStateMachine):
             sums["q"] += 0 if line["n"] else int(line["i"]) + int(line["o"]) + int(line["e"])
         for sums in jobs.values():
             totals.update({name: value for name, value in sums.items() if value})
-        assert totals["i"] + totals["o"] == self.books[TENANT].tokens["t"]
+        assert totals["i"] + totals["o"] + totals["e"] == self.books[TENANT].tokens["t"]
         assert totals["n"] == self.books[TENANT].nano["t"]
         rows = Counter[str]()
         for key in self.do(self.client.keys(f"{self.keys.prefix}usage:{TENANT}:*")):

@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from shared.batch import LineTooLong
+from shared.tokens import TokenCounter
 from tests.conftest import ADMIN_KEY, DevModel, Stack
 from worker.batch.plan import Plan, Planner
 from worker.model.calls import estimate_text_tokens
 from worker.model.window import FIRST
-from worker.tasks.embedding import READY
 
 MODEL = {"model": "errand-dev-embedding"}
 
@@ -337,22 +337,27 @@ async def test_the_output_can_be_read_while_the_job_runs(make_stack: Any, model:
     assert answer.json["status"] == "cancelled"
 
 
-async def test_a_few_batches_are_begun_before_there_is_a_place_for_them(make_stack: Any, model: DevModel) -> None:
-    """The first calls hang: READY more are in the journal already, so that the model waits for no journal;
-    no more of them, since a lost worker is charged for what it began. A cancel charges for none of these."""
+async def test_a_batch_is_begun_when_there_is_a_place_for_it(make_stack: Any, model: DevModel) -> None:
+    """The first calls hang: no other is in the journal and in the books, since a lost worker is charged for what it
+    began. What is reserved is for the calls at the model, counted as the model counts."""
     stack = await make_stack(workers=("batch",), embedding_items=16)
+    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 10**6}])
     await model.faults({"kind": "stall", "path": "embeddings", "seconds": 30, "times": FIRST})
+    texts = some_texts(1_600)
 
     async def begun() -> int:
-        return sum(event["type"] == "job.step" and event["state"] == "started" for event in await stack.log(job))
+        answer = await stack.call("GET", f"/api/jobs/{job}/events?limit=1000", key=key)
+        return sum(event.get("state") == "started" for event in answer.json["data"])
 
-    job = await stack.submit(embedding(some_texts(1_600)))
+    job = await stack.submit(embedding(texts, input={"model": "text-embedding-3-small"}), key=key)
     async with asyncio.timeout(10):
-        while await begun() < 1 + FIRST + READY:  # the plan, those at the model, those that are ready
+        while await begun() < 1 + FIRST:  # the plan, those at the model
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.3)
-    assert await begun() == 1 + FIRST + READY
-    answer = await stack.call("DELETE", f"/api/jobs/{job}?wait=10")
+    assert await begun() == 1 + FIRST
+    reserved = int((await stack.client.hget(stack.keys.books(tenant), "ht")) or 0)  # type: ignore[misc]
+    assert reserved == sum(await TokenCounter().texts("text-embedding-3-small", texts[: 16 * FIRST]))
+    answer = await stack.call("DELETE", f"/api/jobs/{job}?wait=10", key=key)
     assert answer.json["status"] == "cancelled"
     assert len((await model.stats(calls=True))["list"]) == FIRST
 

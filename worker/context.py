@@ -8,13 +8,13 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from shared.blobs import Blobs
 from shared.clock import monotonic_s
-from shared.errors import BudgetExhausted, JobError, NeedsInput, UpstreamRateLimited
+from shared.errors import BudgetExhausted, JobError, NeedsInput
 from shared.prices import PriceBook
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
@@ -25,12 +25,14 @@ from shared.tokens import TokenCounter
 from worker.documents.library import Library
 from worker.journal import BlockedError, Journal, Step, UnsureError, step_name
 from worker.limits import Allowance, Patience
-from worker.model.calls import ChatCall, Completion, Progress, ToolCall
+from worker.model.calls import ChatCall, Completion, Count, Progress, ToolCall
 from worker.model.client import Model
 from worker.model.discipline import Tries
-from worker.model.window import Window
+from worker.model.window import Place
 from worker.report import Report
 from worker.tools.registry import Toolbox
+
+P = TypeVar("P", bound=Progress)
 
 YES: Final = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
 NO: Final = frozenset({"no", "n", "false"})
@@ -177,24 +179,43 @@ class JobContext:
 
         if not windowed:
             return await self.step(label, identity, reserve, made, keep_back)
-        window = self.deps.model.discipline.of(tries.model).window
+
+        async def placed(place: Place, step: Step, progress: Progress) -> bytes:
+            result = await made(step, progress)
+            place.served()
+            return result
+
+        return await self.windowed_step(label, identity, reserve, placed, Progress, keep_back)
+
+    async def windowed_step(
+        self,
+        label: str,
+        identity: bytes,
+        reserve: Reservation,
+        make: Callable[[Place, Step, P], Awaitable[bytes]],
+        begin: Callable[[int, Count | None], P],
+        keep_back: int = 0,
+    ) -> tuple[bytes, bool]:
+        """As `step`, for one of many calls: it has a place in its model's window before anything is reserved for it, so
+        that no call is reserved that cannot be made yet.
+
+        `make` gets the place and gives it back, at the latest with its end. `begin` makes the progress of a try.
+        """
+        window = self.deps.model.discipline.of(reserve.model).window
         patience = Patience(self.job.lane, self.ends_s)
         while True:
-            place = await window.enter(self.job.job_id)
+            place = await Place.take(window, self.job.job_id)
             try:
-                result = await self._step(label, identity, reserve, made, keep_back, Progress(reserve.tokens))
+                progress = begin(reserve.tokens, self.deps.counter.quick(reserve.model))
+                return await self._step(label, identity, reserve, partial(make, place), keep_back, progress)
             except BlockedError as error:
-                window.left(place)  # others need not wait for this job's limits
+                place.left()  # others need not wait for this job's limits
                 await patience.wait(error.blocked)
-                continue
             except BaseException as error:
-                leave(window, place, error)
+                place.failed(error)
                 raise
-            if result[1]:
-                window.left(place)  # it came from the journal
-            else:
-                window.served(place)
-            return result
+            finally:
+                place.left()  # it came from the journal
 
     async def try_again(self, tries: Tries, error: JobError) -> bool:
         """Waits until the next try; False when there is none."""
@@ -217,7 +238,6 @@ class JobContext:
         reserve: Reservation,
         make: Callable[[Step, Progress], Awaitable[bytes]],
         keep_back: int = 0,
-        progress: Progress | None = None,
     ) -> tuple[bytes, bool]:
         """A journaled step that calls a model: its result, and whether it was there. It waits a little for limits.
 
@@ -226,8 +246,8 @@ class JobContext:
         patience = Patience(self.job.lane, self.ends_s)
         while True:
             try:
-                made = progress or Progress(reserve.tokens)
-                return await self._step(label, identity, reserve, make, keep_back, made)
+                progress = Progress(reserve.tokens, self.deps.counter.quick(reserve.model))
+                return await self._step(label, identity, reserve, make, keep_back, progress)
             except BlockedError as error:
                 await patience.wait(error.blocked)
 
@@ -236,9 +256,9 @@ class JobContext:
         label: str,
         identity: bytes,
         reserve: Reservation,
-        make: Callable[[Step, Progress], Awaitable[bytes]],
+        make: Callable[[Step, P], Awaitable[bytes]],
         keep_back: int,
-        progress: Progress,
+        progress: P,
     ) -> tuple[bytes, bool]:
         """The same at once. Raises BlockedError when a limit keeps it from being made just now."""
 
@@ -333,16 +353,6 @@ class Bounded:
         """As that of JobContext."""
         async with self._slots:
             return await self._context.complete(label, call, accept=accept, windowed=True)
-
-
-def leave(window: Window, place: int, error: BaseException) -> None:
-    """Tells a window how a call ended that was not served."""
-    if isinstance(error, UpstreamRateLimited):
-        window.refused(place, error.retry_after_s)
-        return
-    if isinstance(error, JobError) and error.retry_after_s:
-        window.pause(error.retry_after_s)
-    window.left(place)
 
 
 def is_yes(answer: Any) -> bool:

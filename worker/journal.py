@@ -119,6 +119,12 @@ class Journal:
             lambda: self._store.extend(self._claimed, self._worker, call=call_id, seen=seen, bound=bound)
         )
 
+    async def extend_texts(self, call_id: str, reserved: int, more: int) -> int | Blocked:
+        """`more` tokens of texts for a call under way that embeds, and has `reserved`. Raises LeaseLostError."""
+        return await self._steadily(
+            lambda: self._store.extend(self._claimed, self._worker, call=call_id, seen=0, bound=reserved, embeds=more)
+        )
+
     async def _settle(
         self, name: str, label: str, step: Step, result: bytes | None, reserve: Reservation | None
     ) -> None:

@@ -62,7 +62,10 @@ if a.model then
     return {why[1], cjson.encode(why[2])}
   end
   local slow, writes = rate_check(scopes, 't', hold.i + granted)
-  if slow then return {'rate', cjson.encode(slow)} end
+  if slow then
+    let_fill(slow)
+    return {'rate', cjson.encode(slow)}
+  end
   rate_write(writes)
   hold.g, hold.r = hold.i + granted, {}
   for place, write in ipairs(writes) do hold.r[place] = {write[1], write[4]} end

@@ -49,17 +49,23 @@ local tats, key_policies = {}, {} -- of this call: arrival times with what it ha
 
 -- How long a job must wait for the token rates of its scopes, µs, and whether the whole tenant must; nil when it may
 -- start. A look only: each of its calls is charged by itself.
-local function rate_wait(policy, tenant, key, user, estimate)
+local function rate_wait(policy, tenant, key, user, prompt, estimate)
   local limited = {}
-  if policy and policy.tpm then limited[1] = {tenant, policy} end
+  local function add(id, limits)
+    if limits and limits.tpm then limited[#limited + 1] = {id, limits} end
+  end
+  add(tenant, policy)
   if key and key ~= '' then
     if key_policies[key] == nil then
-      key_policies[key] = policy_of(redis.call('HGET', P .. 'key:' .. key, 'policy')) or false
+      key_policies[key] = key_policy(tenant, key) or false
     end
-    if key_policies[key] and key_policies[key].tpm then limited[#limited + 1] = {key, key_policies[key]} end
+    add(key, key_policies[key])
   end
-  if user and user ~= '' and policy and policy.u and policy.u.tpm then
-    limited[#limited + 1] = {tenant .. ':u:' .. user, policy.u}
+  if user and user ~= '' then add(tenant .. ':u:' .. user, policy and policy.u) end
+  if prompt and prompt ~= '' and policy and policy.pr then
+    local name = string.match(prompt, '^(.*)@%d+$')
+    if name then add(tenant .. ':p:' .. name, policy.pr[name]) end
+    add(tenant .. ':p:' .. prompt, policy.pr[prompt])
   end
   if #limited == 0 then return nil end
   local longest, of_tenant, after = 0, false, {}
@@ -108,7 +114,7 @@ local function start(job_id, lane, weight, policy)
     finish(job_id, key, load(key), 'expired', '{}')
     return estimate, false
   end
-  local wait_us, of_tenant = rate_wait(policy, row[6], row[16], row[17], estimate)
+  local wait_us, of_tenant = rate_wait(policy, row[6], row[16], row[17], row[18], estimate)
   if wait_us then
     if of_tenant then return nil, wait_us end
     expired = expired + 1

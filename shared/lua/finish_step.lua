@@ -37,6 +37,7 @@ if mark then
   if a.cost_nano then nano = a.cost_nano - (booked.n or 0) end
   book(a.job, KEYS[1], job, call, a.tok_in - booked.i, a.tok_out - booked.o, a.tok_embed - booked.e,
     wasted - (booked.i + booked.o + booked.e), nano)
+  if total < booked.i + booked.o + booked.e then budget_freed(job.tenant) end
 elseif total > 0 then
   book(a.job, KEYS[1], job, call, a.tok_in, a.tok_out, a.tok_embed, wasted, a.cost_nano)
 end

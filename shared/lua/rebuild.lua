@@ -6,6 +6,7 @@
 --       jobs (list of {job, input, output, embedding, wasted tokens, nano-USD, tokens without a price, estimated calls})
 -- Returns 'ok'   'turned' a window turned meanwhile, and nothing was written
 --@include base
+--@include queue
 --@include limits
 --@include holds
 if WINDOW.d ~= a.d or WINDOW.m ~= a.m then return 'turned' end
@@ -73,4 +74,5 @@ for id, job in pairs(jobs) do
     end
   end
 end
+budget_freed(a.tenant)
 return 'ok'

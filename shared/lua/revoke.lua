@@ -7,6 +7,7 @@
 --@include keys
 if redis.call('HGET', KEYS[1], 'tenant') ~= a.tenant then return 'none' end
 if is_admin_key(KEYS[3], a.id) then return 'admin' end
+keep_limits(KEYS[1], a.tenant, a.id)
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], a.id)
 audit(a.audit)

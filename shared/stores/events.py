@@ -178,9 +178,14 @@ class EventsStore:
         bound = int(reply[1])
         return Begun(bound if bound >= 0 else None, float(reply[2]) if reply[2] else None)
 
-    async def extend(self, claimed: Claimed, worker: str, *, call: str, seen: int, bound: int) -> int | Blocked:
-        """Reserves more output for a call that has made `seen` tokens and may make `bound`: the new bound, or why there
-        is none. Raises LeaseLostError."""
+    async def extend(
+        self, claimed: Claimed, worker: str, *, call: str, seen: int, bound: int, embeds: int | None = None
+    ) -> int | Blocked:
+        """Reserves more for a call under way: a slice of output, when it has made `seen` tokens and may make `bound`;
+        or `embeds` tokens of texts beside the `bound` that it has. The new bound, or why there is none.
+
+        Raises LeaseLostError.
+        """
         reply = await self.scripts.run(
             "extend",
             [self.keys.job(claimed.job_id), self.keys.open_calls(claimed.job_id)],
@@ -189,6 +194,7 @@ class EventsStore:
             call=call,
             seen=seen,
             bound=bound,
+            embeds=embeds,
         )
         if reply[0] == b"ok":
             return int(reply[1])

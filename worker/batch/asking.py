@@ -3,7 +3,7 @@ text of many is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Final
 
 from shared.errors import (
@@ -16,9 +16,12 @@ from shared.errors import (
     UpstreamUnavailable,
 )
 from shared.specs import EmbeddingSource
+from shared.stores.events import Blocked
 from worker.batch.parts import Failure, Found
-from worker.context import JobContext, leave
-from worker.model.calls import Embedded, EmbeddingCall, Requests, estimate_text_tokens
+from worker.context import JobContext
+from worker.limits import over_limit
+from worker.model.calls import Embedded, EmbeddingCall, Requests
+from worker.model.window import Place
 
 SPLITTABLE: Final = frozenset({400, 413, 422, 500})  # one text of many may be the reason
 GIVE_UP_AFTER: Final = 8  # single texts refused and none ever taken: it is not the texts
@@ -60,21 +63,23 @@ class Asking:
         spec: EmbeddingSource,
         verdict: Verdict,
         requests: Requests,
-        on_placed: Callable[[], None],
+        place: Place,
+        tokens: Mapping[str, int],
     ) -> None:
-        """`on_placed` is called once: the batch is at the model, or needs it no more, and another may get ready."""
+        """`place` is that of the first request; `tokens` of each text."""
         self.dimensions: int | None = None
         self._context = context
         self._spec = spec
         self._verdict = verdict
         self._requests = requests
-        self._on_placed: Callable[[], None] | None = on_placed
+        self._place: Place | None = place
+        self._tokens = tokens
 
-    def leave_the_ready(self) -> None:
-        """See `on_placed`."""
-        if self._on_placed is not None:
-            self._on_placed()
-            self._on_placed = None
+    def _leave(self) -> None:
+        """Gives back the place that no request needed: what follows may wait for other batches."""
+        if self._place is not None:
+            self._place.left()
+            self._place = None
 
     async def vectors(self, texts: list[str]) -> list[Found]:
         """A vector or a failure for each text. A request that fails for its texts is split until those are found.
@@ -82,7 +87,7 @@ class Asking:
         Raises JobError when it does not seem to be the texts: the model is out of order, or refuses all that is asked.
         """
         if not texts:
-            self.leave_the_ready()
+            self._leave()
             return []
         try:
             return await self._split(texts, probe=texts[-1], is_whole=True)
@@ -140,29 +145,37 @@ class Asking:
         window = model.discipline.of(context.job.model).window
         tries = model.discipline.tries(context.job.model, windowed=True, alone=True)
         call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
-        estimate = sum(map(estimate_text_tokens, texts))
+        tokens = sum(self._tokens[text] for text in texts)
         while True:
-            place = await window.enter(context.job.job_id)
-            self.leave_the_ready()
-            if self._verdict.error is not None:
-                window.left(place)
-                raise self._verdict.error
-            progress = self._requests.begin(estimate)
+            place, self._place = self._place or await Place.take(window, context.job.job_id), None
             try:
-                answer = await model.embed(context.job.model, call, progress)
-            except BaseException as error:
-                leave(window, place, error)
-                if not isinstance(error, JobError):
-                    raise  # what was used so far is booked as it stands
+                answer = await self._place_request(call, tokens)
+            except JobError as error:
+                place.failed(error)
                 self._requests.end(wasted=True)
                 waits = repeat or isinstance(error, UpstreamRateLimited)
                 if not waits or not await context.try_again(tries, error):
                     raise
                 continue
-            window.served(place)
+            except BaseException as error:
+                place.failed(error)  # what was used so far is booked as it stands
+                raise
+            place.served()
             self._requests.end(wasted=False)
             self._verdict.taken()
             return answer
+
+    async def _place_request(self, call: EmbeddingCall, tokens: int) -> Embedded:
+        if self._verdict.error is not None:
+            raise self._verdict.error
+        context, requests = self._context, self._requests
+        more = requests.usage().total + tokens - requests.reserved
+        if more > 0:
+            granted = await context.journal.extend_texts(requests.call_id, requests.reserved, more)
+            if isinstance(granted, Blocked):
+                raise over_limit(granted)
+            requests.reserved = granted
+        return await context.deps.model.embed(context.job.model, call, requests.begin(tokens))
 
 
 def _may_be_the_texts(error: JobError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from shared.stores.events import CallUsage
 
 CHARACTERS_PER_TOKEN: Final = 4  # for estimates only; usage that the provider states wins
+Count = Callable[[str], int]  # the tokens of a piece of text
 CHUNK_CHARACTERS: Final = 16  # a server whose chunks are longer on average sends several tokens in one
 MESSAGE_FRAME: Final = 8  # characters for a message's role and marks
 
@@ -64,23 +66,37 @@ class Embedded(msgspec.Struct, frozen=True):
 class Progress:
     """What is known of a call while it runs: what a cut or cancelled call is charged for."""
 
-    def __init__(self, input_tokens: int) -> None:
+    def __init__(self, input_tokens: int, count: Count | None = None) -> None:
+        """`count`: by the model's vocabulary, where that is known."""
         self.input_tokens = input_tokens
         self.dispatched = False
         self.parts: list[str] = []
-        self.other_pieces = 0  # pieces of tool calls, or of thoughts that are not shown
-        self.characters = 0  # of all these pieces
+        self.characters = 0  # of all that came: text, calls of tools, thoughts that are not shown
         self.stated: CallUsage | None = None
         self.is_over = False  # the answer has come to its end: what is stated is final
         self.call_id = ""  # in the books
+        self._count = count
+        self._pieces = 0
+        self._counted = 0
+
+    def add(self, text: str, *, is_shown: bool = False) -> None:
+        """A piece of the answer has come."""
+        if is_shown:
+            self.parts.append(text)
+        self._pieces += 1
+        self.characters += len(text)
+        if self._count is not None:
+            self._counted += max(1, self._count(text))
 
     @property
     def made(self) -> int:
-        """Output tokens so far by our count: one per chunk, or more where a server sends many in one."""
-        pieces = len(self.parts) + self.other_pieces
-        if self.characters > pieces * CHUNK_CHARACTERS:
+        """Output tokens so far by our count. Without a vocabulary one per chunk, or more where a server sends many in
+        one."""
+        if self._count is not None:
+            return self._counted
+        if self.characters > self._pieces * CHUNK_CHARACTERS:
             return self.characters // CHARACTERS_PER_TOKEN
-        return pieces
+        return self._pieces
 
     def usage(self) -> CallUsage:
         """The provider's figure if it came, else ours: the estimated input, and the output that was seen."""
@@ -98,14 +114,17 @@ class Progress:
 class Requests(Progress):
     """The same for a step that makes several requests for vectors, one after another."""
 
-    def __init__(self, input_tokens: int) -> None:
-        super().__init__(input_tokens)
+    def __init__(self, input_tokens: int, count: Count | None = None) -> None:
+        super().__init__(input_tokens, count)
+        self.reserved = input_tokens  # for all requests so far
+        self.requests = 0
+        self.wasted_tokens = 0
         self._done = CallUsage()
         self._current: Progress | None = None
-        self.wasted_tokens = 0
 
     def begin(self, tokens: int) -> Progress:
         """A request begins; `tokens` estimates its texts."""
+        self.requests += 1
         self._current = Progress(tokens)
         return self._current
 

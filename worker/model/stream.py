@@ -128,29 +128,25 @@ class Assembler:
             if delta.refusal:
                 raise UpstreamRefused(f"the model declined: {delta.refusal[:300]}")
             if thought := delta.reasoning_content or delta.reasoning:
-                self._progress.other_pieces += 1
-                self._progress.characters += len(thought)
+                self._progress.add(thought)
             if delta.content:
-                self._progress.parts.append(delta.content)
-                self._progress.characters += len(delta.content)
+                self._progress.add(delta.content, is_shown=True)
                 texts.append(delta.content)
             for piece in delta.tool_calls or ():
-                self._progress.other_pieces += 1
                 self._add(piece)
         return texts
 
     def _add(self, piece: _ToolDelta) -> None:
         call = self._call_of(piece)
-        if piece.function is None:
-            return
-        if piece.function.name and not call.name:
-            call.name = piece.function.name
-        arguments = piece.function.arguments
+        function = piece.function or _Function()
+        if function.name and not call.name:
+            call.name = function.name
+        arguments = function.arguments
         if isinstance(arguments, dict):
             arguments = msgspec.json.encode(arguments).decode()
         if arguments:
             call.arguments.append(arguments)
-            self._progress.characters += len(arguments)
+        self._progress.add((function.name or "") + (arguments or ""))
 
     def _call_of(self, piece: _ToolDelta) -> _Pending:
         """The call that a piece belongs to. A new id begins a new call, whatever the index says."""

@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from typing import Final
 
 from shared.clock import monotonic_s
+from shared.errors import JobError, UpstreamRateLimited
 
 FIRST: Final = 16  # calls at first; each answer adds one until the first refusal
 FIRST_HOLD_S: Final = 1.0
@@ -122,3 +123,42 @@ class Window:
     def _wake(self) -> None:
         self._alarm = None
         self._admit()
+
+
+class Place:
+    """A place in a window, given back once: only the first of its calls counts."""
+
+    def __init__(self, window: Window, number: int) -> None:
+        self._window = window
+        self._number = number
+        self._is_taken = True
+
+    @classmethod
+    async def take(cls, window: Window, owner: str) -> Place:
+        """Waits for one."""
+        return cls(window, await window.enter(owner))
+
+    def _gives_back(self) -> bool:
+        was_taken, self._is_taken = self._is_taken, False
+        return was_taken
+
+    def served(self) -> None:
+        """The model answered."""
+        if self._gives_back():
+            self._window.served(self._number)
+
+    def failed(self, error: BaseException) -> None:
+        """The call ended with an error."""
+        if not self._gives_back():
+            return
+        if isinstance(error, UpstreamRateLimited):
+            self._window.refused(self._number, error.retry_after_s)
+            return
+        if isinstance(error, JobError) and error.retry_after_s:
+            self._window.pause(error.retry_after_s)
+        self._window.left(self._number)
+
+    def left(self) -> None:
+        """No call was made."""
+        if self._gives_back():
+            self._window.left(self._number)

@@ -33,33 +33,19 @@ end
 -- under way may become longer.
 local function room(scopes, hold, wish, care)
   local granted = wish
-  for _, scope in ipairs(scopes) do
-    if scope.policy and scope.policy.b then
-      local book = book_of(scope.id)
-      for _, budget in ipairs(scope.policy.b) do
-        for _, unit in ipairs(UNITS) do
-          local limit = budget[unit[2]]
-          if limit and unit[1] == 'usd' and not hold.pi then return nil, {'unpriced', refusal(scope, budget, unit, book)} end
-          if limit then
-            local reserved, left = book[unit[4]], limit - book[budget.p .. unit[3]]
-            local least, need = hold.i + (hold.e and 0 or 1), hold.i + wish
-            if unit[1] == 'usd' then least, need = nano_of(hold, hold.i, hold.e and 0 or 1), nano_of(hold, hold.i, wish) end
-            if left < math.max(1, least) then return nil, {'spent', refusal(scope, budget, unit, book)} end
-            if reserved <= 0 then
-              if need > left and not hold.e then
-                local fits = unit[1] == 'usd' and output_for(hold, hold.i, left) or left - hold.i
-                granted = math.min(granted, fits)
-              elseif need > left then
-                return nil, {'spent', refusal(scope, budget, unit, book)}
-              end
-            else
-              local whole = reserved + need
-              if not hold.e then whole = reserved * care + math.max(need, need * care / 2) end
-              if whole > left then return nil, {'held', refusal(scope, budget, unit, book)} end
-            end
-          end
-        end
-      end
+  for _, hard in ipairs(hard_limits(scopes)) do
+    if hard.is_money and not hold.pi then return nil, {'unpriced', refusal(hard)} end
+    local left = hard.limit - hard.used
+    local least, need = hold.i + (hold.e and 0 or 1), hold.i + wish
+    if hard.is_money then least, need = nano_of(hold, hold.i, hold.e and 0 or 1), nano_of(hold, hold.i, wish) end
+    least = math.max(1, least)
+    if left < least then return nil, {'spent', refusal(hard, least)} end
+    if hard.reserved > 0 then
+      local whole = hard.reserved + need
+      if not hold.e then whole = hard.reserved * care + math.max(need, need * care / 2) end
+      if whole > left then return nil, {'held', refusal(hard)} end
+    elseif need > left then
+      granted = math.min(granted, hard.is_money and output_for(hold, hold.i, left) or left - hold.i)
     end
   end
   return math.max(granted, hold.e and 0 or 1), nil

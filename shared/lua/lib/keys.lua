@@ -10,6 +10,14 @@ local function is_admin_key(tenant_record, id)
   return redis.call('HGET', tenant_record, 'admin_key') == id
 end
 
+local JOBS_LIVE_MS = 90 * 86400000 -- longer than jobs of a revoked key wait and run
+
+-- The limits of a key that ends hold on for its jobs.
+local function keep_limits(record, tenant, id)
+  local policy = redis.call('HGET', record, 'policy')
+  if policy then redis.call('SET', P .. 'ended:' .. tenant .. ':' .. id, policy, 'PX', JOBS_LIVE_MS) end
+end
+
 -- Tells every process to forget what it knows of a key, and which of its secrets live on; none when the key is gone.
 local function tell_key(record, id)
   local row = redis.call('HMGET', record, 'hash', 'old_hash', 'old_until_ms')

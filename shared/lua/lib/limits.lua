@@ -27,11 +27,18 @@ local function policy_of(text)
   return nil
 end
 
+-- The limits of a key. Those of one that was revoked hold on for the jobs that came with it (lib/keys.lua keeps them).
+local function key_policy(tenant, key)
+  local row = redis.call('HMGET', P .. 'key:' .. key, 'policy', 'tenant')
+  if row[1] or row[2] then return policy_of(row[1]) end
+  return policy_of(redis.call('GET', P .. 'ended:' .. tenant .. ':' .. key))
+end
+
 -- The scopes of a job, each {kind, id, policy or nil}. Absent parts are false, nil or ''. `policy` is that of the tenant.
 local function scopes_of(policy, tenant, key, user, prompt)
   local scopes = {{kind = 'tenant', id = tenant, policy = policy}}
   if key and key ~= '' then
-    scopes[#scopes + 1] = {kind = 'key', id = key, policy = policy_of(redis.call('HGET', P .. 'key:' .. key, 'policy'))}
+    scopes[#scopes + 1] = {kind = 'key', id = key, policy = key_policy(tenant, key)}
   end
   if user and user ~= '' then
     scopes[#scopes + 1] = {kind = 'user', id = tenant .. ':u:' .. user, policy = policy and policy.u}
@@ -65,26 +72,40 @@ end
 local UNITS = {{'tokens', 'ht', 't', 'ht', 'st'}, {'usd', 'hn', 'n', 'hn', 'sn'}}
 local PERIODS = {d = 'day', m = 'month', t = 'total'}
 
--- Why something does not fit: for people, in JSON. Money is in nano-USD here.
-local function refusal(scope, budget, unit, book)
-  local used, reserved, limit = book[budget.p .. unit[3]], book[unit[4]], budget[unit[2]]
+-- Each hard limit of these scopes: {scope, budget, unit, is_money, limit, used, reserved}.
+local function hard_limits(scopes)
+  local found = {}
+  for _, scope in ipairs(scopes) do
+    local budgets = scope.policy and scope.policy.b
+    local book = budgets and book_of(scope.id)
+    for _, budget in ipairs(budgets or {}) do
+      for _, unit in ipairs(UNITS) do
+        local limit = budget[unit[2]]
+        if limit then
+          found[#found + 1] = {
+            scope = scope, period = budget.p, unit = unit[1], is_money = unit[1] == 'usd', limit = limit,
+            used = book[budget.p .. unit[3]], reserved = book[unit[4]]}
+        end
+      end
+    end
+  end
+  return found
+end
+
+-- Why something does not fit a hard limit: for people, in JSON. Money is in nano-USD here. What needs more than the whole
+-- limit (`requested`) never fits, whichever window: it frees when the limit is raised.
+local function refusal(hard, requested)
+  local never = requested and requested > hard.limit or hard.limit <= 0
   return {
-    scope = scope.kind, id = scope.id, period = PERIODS[budget.p], unit = unit[1], used = used, reserved = reserved,
-    limit = limit, remaining = math.max(0, limit - used - reserved), freesAt = WINDOW.turns[budget.p]}
+    scope = hard.scope.kind, id = hard.scope.id, period = PERIODS[hard.period], unit = hard.unit, used = hard.used,
+    reserved = hard.reserved, limit = hard.limit, remaining = math.max(0, hard.limit - hard.used - hard.reserved),
+    requested = never and requested or nil, freesAt = not never and WINDOW.turns[hard.period] or nil}
 end
 
 -- The first hard limit of these scopes that is reached, or nil.
 local function exhausted(scopes)
-  for _, scope in ipairs(scopes) do
-    if scope.policy and scope.policy.b then
-      local book = book_of(scope.id)
-      for _, budget in ipairs(scope.policy.b) do
-        for _, unit in ipairs(UNITS) do
-          local limit = budget[unit[2]]
-          if limit and book[budget.p .. unit[3]] >= limit then return refusal(scope, budget, unit, book) end
-        end
-      end
-    end
+  for _, hard in ipairs(hard_limits(scopes)) do
+    if hard.used >= hard.limit then return refusal(hard) end
   end
   return nil
 end
@@ -125,6 +146,19 @@ end
 
 local RATES = {r = {'requests', 'rpm', 'rb'}, t = {'tokens', 'tpm', 'tb'}}
 
+-- A call of more tokens than a burst goes when the bucket is full. Until then it keeps smaller ones from taking what flows
+-- in: it would wait for ever.
+local function let_fill(slow)
+  if slow.unit == 'tokens' and slow.requested > slow.burst then
+    redis.call('HSET', P .. 'rate:' .. slow.id, 'b', int(NOW_US + slow.waitUs + 1000000))
+  end
+end
+
+-- How long what is no larger than the burst must wait for one that is, µs.
+local function filling(id)
+  return math.max(0, tonumber(redis.call('HGET', P .. 'rate:' .. id, 'b') or '0') - NOW_US)
+end
+
 -- Looks whether `cost` requests ('r') or tokens ('t') may go in all these scopes now. Returns nil, or the one that makes
 -- it wait longest (`waitUs`); and what to write when all else may go too.
 local function rate_check(scopes, field, cost)
@@ -133,14 +167,16 @@ local function rate_check(scopes, field, cost)
     local rate = scope.policy and scope.policy[names[2]]
     if rate then
       local tat = tat_of(scope.id, field, rate)
-      local wait, after = gcra(tat, rate, scope.policy[names[3]], cost)
-      writes[#writes + 1] = {scope.id, field, after, rate}
+      local burst = scope.policy[names[3]]
+      local wait, after = gcra(tat, rate, burst, cost)
+      if field == 't' and cost <= burst and tat > 0 then wait = math.max(wait, filling(scope.id)) end
+      writes[#writes + 1] = {scope.id, field, after, rate, cost > burst}
       if wait > 0 and (not worst or wait > worst.waitUs) then
         local each = 60000000 / rate
         local used = math.ceil(math.max(0, tat - NOW_US) / each)
         worst = {
-          scope = scope.kind, id = scope.id, unit = names[1], limit = rate, burst = scope.policy[names[3]], used = used,
-          reserved = 0, remaining = math.max(0, scope.policy[names[3]] - used), waitUs = wait, requested = cost,
+          scope = scope.kind, id = scope.id, unit = names[1], limit = rate, burst = burst, used = used,
+          reserved = 0, remaining = math.max(0, burst - used), waitUs = wait, requested = cost,
           freesAt = now + math.ceil(wait / 1000)}
       end
     end
@@ -149,7 +185,10 @@ local function rate_check(scopes, field, cost)
 end
 
 local function rate_write(writes)
-  for _, write in ipairs(writes) do set_tat(write[1], write[2], write[3], write[4]) end
+  for _, write in ipairs(writes) do
+    set_tat(write[1], write[2], write[3], write[4])
+    if write[5] then redis.call('HDEL', P .. 'rate:' .. write[1], 'b') end
+  end
 end
 
 -- How a rate stands, of the scope that has least left: {limit, burst, remaining, µs until the bucket is full, scope kind},

@@ -168,13 +168,18 @@ local function unpause(job_id, tenant)
   if redis.call('ZREM', P .. 'paused', job_id) == 1 then redis.call('SREM', P .. 'paused:' .. tenant, job_id) end
 end
 
+-- What a tenant's jobs wait for a budget for may have become less: they are looked at anew, at the next upkeep.
+local function budget_freed(tenant)
+  for _, job_id in ipairs(redis.call('SMEMBERS', P .. 'paused:' .. tenant)) do
+    redis.call('ZADD', P .. 'paused', 'XX', NOW, job_id)
+  end
+end
+
 -- A tenant's limits have changed: what waits for them is looked at anew, at the next upkeep.
 local function limits_changed(tenant)
   for _, lane in ipairs(LANES) do unrate(lane, tenant) end
   unpark(tenant)
-  for _, job_id in ipairs(redis.call('SMEMBERS', P .. 'paused:' .. tenant)) do
-    redis.call('ZADD', P .. 'paused', 'XX', NOW, job_id)
-  end
+  budget_freed(tenant)
   for _, job_id in ipairs(redis.call('SMEMBERS', P .. 'slowed:' .. tenant)) do
     for _, lane in ipairs(LANES) do redis.call('ZADD', P .. 'delayed:' .. lane, 'XX', NOW, job_id) end
   end
