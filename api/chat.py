@@ -18,8 +18,8 @@ from shared.clock import monotonic_s
 from shared.errors import RefusedError
 from shared.events import Event, one_line
 from shared.ids import is_id
-from shared.jobs import JobRow, JobStatus, LimitDetail, queue_of, retry_after_s
-from shared.limits import members_of, retry_headers
+from shared.jobs import JobRow, JobStatus, LimitDetail, retry_after_s
+from shared.limits import Why, members_of, rate_refused, retry_headers
 from shared.problems import PROBLEMS
 
 # A chat that fails before its first text is answered with a status, if that comes so soon; later with an event.
@@ -43,27 +43,23 @@ def parse_place(text: str) -> tuple[str, int]:
 def failure_of(error: dict[str, Any]) -> RefusedError:
     """A job's error as a problem."""
     code = str(error.get("code"))
-    limit = error.get("limit")
+    limit, wait_ms = error.get("limit"), error.get("retryAfterMs")
+    headers = retry_headers(wait_ms / 1000) if wait_ms is not None else {"x-should-retry": "false"} if limit else None
     return RefusedError(
         code if code in PROBLEMS else "internal",
         str(error.get("message", "")),
-        headers={"x-should-retry": "false"} if limit else None,
+        headers=headers,
         members=members_of(msgspec.convert(limit, LimitDetail)) if limit else None,
     )
 
 
-def not_taken(row: JobRow | None = None) -> RefusedError:
-    """The chat was not begun in time; `row` is its job while it still waited."""
+def not_taken(row: JobRow | None = None, why: Why | None = None) -> RefusedError:
+    """The chat was not begun in time; `row` is its job while it still waited, `why` what its token rate says."""
+    if why is not None:
+        return rate_refused(why)
     reason = "No interactive worker took the chat"
     if row is not None and row.outlook is not None and row.outlook.waiting_on == "tenantConcurrency":
         reason = "The tenant runs as many jobs as its maxConcurrentJobs allows; the chat was not begun"
-    if row is not None and (queue := queue_of(row)) is not None and queue.waiting_on == "rateLimit":
-        frees_s = queue.eta.p50_seconds if queue.eta is not None else 1.0
-        return RefusedError(
-            "rate_limited",
-            f"A token rate had no room for the chat within {START_S:g} s; nothing was sent to the model.",
-            headers=retry_headers(frees_s),
-        )
     wait_s = retry_after_s(row) if row is not None else None
     return RefusedError(
         "unavailable",
@@ -110,6 +106,8 @@ class Answer:
             out.append(b'id: %s\ndata: {"text": %s\n\n' % (place, one_line(event.data)[8:]))
         elif event.type == "job.started":
             self.started = True
+        elif event.type == "job.queued":
+            self.started = False  # a worker had begun it, and its token rate had no room
         elif event.type == "attempt.restarted" and self.has_spoken:
             self.problem = RefusedError("worker_lost", "The answer was begun anew; what was sent before is void.")
 
@@ -197,13 +195,14 @@ async def _begin(request: web.Request, answer: Answer, feed: Feed, job_id: str) 
     """Waits until a worker has begun, and a moment for its first text: until then a refusal has its status. Returns
     the text that there is."""
     text = b""
-    deadline = monotonic_s() + START_S
-    is_open = False
+    start_by_s = monotonic_s() + START_S
+    open_at_s = None
     while not text and not feed.done and answer.problem is None:
-        if answer.started and not is_open:
-            is_open = True
-            deadline = monotonic_s() + OPEN_S
-        if (left_s := deadline - monotonic_s()) <= 0:
+        if not answer.started:
+            open_at_s = None
+        elif open_at_s is None:
+            open_at_s = monotonic_s() + OPEN_S
+        if (left_s := (open_at_s or start_by_s) - monotonic_s()) <= 0:
             if not answer.started:
                 await give_up(request, job_id)
             break
@@ -217,8 +216,9 @@ async def give_up(request: web.Request, job_id: str) -> None:
     """Takes back a chat that no worker took. Raises RefusedError, unless one has just taken it."""
     jobs, tenant = request.app[JOBS], request[PRINCIPAL].tenant
     row = await jobs.view(tenant, job_id)
-    if await jobs.cancel(tenant, job_id, unless_started=True) in (JobStatus.CANCELLED, JobStatus.EXPIRED):
-        raise not_taken(row)
+    status, why = await jobs.give_up(tenant, job_id)
+    if status in (JobStatus.CANCELLED, JobStatus.EXPIRED):
+        raise not_taken(row, why)
 
 
 async def whole_answer(request: web.Request, job_id: str, grace_ms: int) -> JobRow:

@@ -75,7 +75,7 @@ class NeedsInput(ErrandError):  # noqa: N818 - not an error of the job: it waits
 class OverLimit(ErrandError):  # noqa: N818 - likewise: it goes on when there is room
     """The attempt cannot go on for a limit: `kind` is `budget` (at a hard limit, or behind what others have reserved)
     or `rate`; it is looked at again in `delay_s`, or else at `due_ms` (None: when the limit is changed). `sentence`
-    says it to people, `detail` in JSON; `revision` is that of the limits."""
+    says it to people, `detail` in JSON; `revision` is that of the limits. `is_held`: what is left is only reserved."""
 
     def __init__(
         self,
@@ -86,9 +86,11 @@ class OverLimit(ErrandError):  # noqa: N818 - likewise: it goes on when there is
         delay_s: float | None = None,
         due_ms: int | None = None,
         revision: str | None = None,
+        is_held: bool = False,
     ) -> None:
         super().__init__(sentence)
         self.kind = kind
+        self.is_held = is_held
         self.sentence = sentence
         self.detail = detail
         self.delay_s = delay_s
@@ -97,10 +99,12 @@ class OverLimit(ErrandError):  # noqa: N818 - likewise: it goes on when there is
 
 
 class JobError(ErrandError):
-    """An attempt ended badly. `retryable` says whether trying again may help."""
+    """An attempt ended badly. `retryable` says whether trying again may help; `limit` is the one that it met, as
+    `shared.jobs.LimitDetail`."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
+    limit: Any = None
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, step: str | None = None) -> None:
         super().__init__(message)

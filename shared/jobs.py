@@ -92,18 +92,18 @@ class UsageView(Output, frozen=True):
 
 
 class LimitDetail(Output, frozen=True, kw_only=True):
-    """Which limit it is: `limit` and what is `used`, `reserved` and `remaining` of it, in its unit (`tokens`, `usd` or
-    `requests`); `period` of a budget (`minute` of a rate); `freesAt` is when it has room again by itself, null when
-    only a change of the limit gives any."""
+    """Which limit it is: `limit` and what is `used`, `reserved` and `remaining` of it, in its unit (`tokens`, `usd`,
+    `requests` or `jobs`); `period` of a budget (`minute` of a rate, null of jobs that wait); `freesAt` is when it has
+    room again by itself, null when that is not known, or only a change of the limit gives any."""
 
     scope: str
     id: str
     unit: str
-    period: str
-    limit: float
-    used: float
-    reserved: float
-    remaining: float
+    period: str | None
+    limit: int | float
+    used: int | float
+    reserved: int | float
+    remaining: int | float
     frees_at: str | None
 
 

@@ -14,6 +14,7 @@ from shared.policy import NANO
 
 # Lua's JSON has fourteen digits: from 10^14 (100,000 USD in nano) on a whole number comes in exponent form.
 Figure = int | float
+LAST_MS: Final = 253_402_300_799_999  # the end of the year 9999
 
 
 class Why(msgspec.Struct, frozen=True, rename="camel"):
@@ -27,7 +28,7 @@ class Why(msgspec.Struct, frozen=True, rename="camel"):
     reserved: Figure
     remaining: Figure
     period: str | None = None
-    frees_at: int | None = None  # ms
+    frees_at: Figure | None = None  # ms
     burst: Figure | None = None
     requested: float | None = None
     wait_us: float | None = None
@@ -47,8 +48,8 @@ def why_of(text: str | bytes) -> Why:
     return _decode(text)
 
 
-def _amount(why: Why, value: float) -> float:
-    return value / NANO if why.unit == "usd" else value
+def _amount(why: Why, value: float) -> int | float:
+    return value / NANO if why.unit == "usd" else round(value)
 
 
 def detail_of(why: Why, now_ms: int | None = None) -> LimitDetail:
@@ -65,8 +66,13 @@ def detail_of(why: Why, now_ms: int | None = None) -> LimitDetail:
         used=_amount(why, why.used),
         reserved=_amount(why, why.reserved),
         remaining=_amount(why, why.remaining),
-        frees_at=None if frees is None else rfc3339(frees),
+        frees_at=_moment(frees),
     )
+
+
+def _moment(at_ms: Figure | None) -> str | None:
+    """When a limit frees; None for never, or after the year 9999."""
+    return rfc3339(round(at_ms)) if at_ms is not None and at_ms <= LAST_MS else None
 
 
 def sentence_of(why: Why) -> str:
@@ -83,7 +89,8 @@ def sentence_of(why: Why) -> str:
     def shown(value: float) -> str:
         return f"{value / NANO:.6f} USD" if why.unit == "usd" else f"{value:,.0f} tokens"
 
-    frees = f" It is free again at {rfc3339(why.frees_at)}." if why.frees_at is not None else ""
+    moment = _moment(why.frees_at)
+    frees = f" It is free again at {moment}." if moment is not None else ""
     if why.requested is not None:
         frees = f" This needs {shown(why.requested)} or more, which never fits: the limit would have to be raised."
     return (

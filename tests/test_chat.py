@@ -231,6 +231,7 @@ async def test_without_a_worker_it_is_503_within_ten_seconds(edge: Stack, monkey
 async def test_a_chat_that_nobody_took_is_never_started_later(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a chat whose client went before any worker came, then none starts it after its time, grace or not."""
     monkeypatch.setattr("api.handlers.jobs.START_S", 0.4)
+    monkeypatch.setattr("api.handlers.jobs.EXPIRY_S", 0.0)
     reading = asyncio.create_task(chat(edge))
     await asyncio.sleep(0.2)
     job = (await edge.call("GET", "/api/jobs")).json["data"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -218,6 +219,12 @@ async def test_a_refusal_says_whose_limit_it_is_and_when_it_frees(edge: Stack) -
     refused = await edge.call("POST", "/api/jobs", chat(), key=key)
     assert (refused.status, refused.json["code"]) == (402, "budget_exhausted")
     assert refused.headers["x-should-retry"] == "false"
+    assert refused.json["freesAt"] is None, "of nothing no day has more"
+    await limit(edge, tenant, {"budgets": [{"period": "day", "hardTokens": 5}]})
+    window = (await edge.client.time())[0]
+    day = datetime.fromtimestamp(window, UTC).strftime("%Y%m%d")
+    await edge.client.hset(edge.keys.books(tenant), mapping={"d": day, "dt": 5})
+    refused = await edge.call("POST", "/api/jobs", chat(), key=key)
     assert refused.json["freesAt"].endswith("T00:00:00.000Z")
 
 

@@ -15,6 +15,7 @@ import msgspec
 from shared.blobs import Blobs
 from shared.clock import monotonic_s
 from shared.errors import BudgetExhausted, JobError, NeedsInput
+from shared.jobs import LimitDetail
 from shared.prices import PriceBook
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
@@ -338,7 +339,28 @@ class JobContext:
         """Before each call (`ahead` estimates it) and at each piece of an answer: the stream is closed there."""
         budget = self.job.token_budget
         if budget is not None and self.tokens_reserved + ahead > budget - keep_back:
-            raise BudgetExhausted(f"The job's tokenBudget of {budget} is spent: {self.tokens} tokens were used.")
+            raise self._budget_spent(budget, ahead, keep_back)
+
+    def _budget_spent(self, budget: int, ahead: int, keep_back: int) -> BudgetExhausted:
+        used = self.tokens
+        reserved = self.tokens_reserved - used
+        needs = f" and the next call reads {ahead}" if ahead else ""
+        kept = f", {keep_back} are kept for the end" if keep_back else ""
+        error = BudgetExhausted(
+            f"The job's tokenBudget allows {budget} tokens: {used} are used, {reserved} reserved{kept}{needs}."
+        )
+        error.limit = LimitDetail(
+            scope="job",
+            id=self.job.job_id,
+            unit="tokens",
+            period="total",
+            limit=budget,
+            used=used,
+            reserved=reserved,
+            remaining=max(0, budget - used - reserved),
+            frees_at=None,
+        )
+        return error
 
 
 class Bounded:

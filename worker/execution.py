@@ -232,6 +232,7 @@ class Attempt:
                     delay_ms=delay_ms,
                     due_ms=outcome.due_ms,
                     revision=outcome.revision,
+                    held=outcome.is_held,
                 )
             case Cancelled():
                 settlement = Settlement(

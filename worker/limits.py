@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from shared.clock import monotonic_s
-from shared.errors import InvalidInput, OverLimit
+from shared.errors import OverLimit
 from shared.limits import Why, detail_of, sentence_of
 from shared.metrics import LIMIT_WAITS
 from shared.specs import Lane
@@ -27,13 +27,25 @@ AHEAD: Final = 16  # output tokens before its end that a bound is raised, so tha
 
 def over_limit(blocked: Blocked) -> OverLimit:
     """The end of an attempt that a limit keeps from going on."""
-    why = blocked.why
-    if blocked.kind == "held":  # as soon as calls under way end, not at the turn of the window
+    why, is_held = blocked.why, blocked.kind == "held"
+    if is_held or blocked.kind == "unpriced":
+        # As soon as calls under way end; as soon as limits or prices are others. Not at the turn of the window.
         why = msgspec.structs.replace(why, frees_at=None)
+    sentence = sentence_of(why)
+    if is_held:
+        sentence += " What is reserved is for calls under way; it is free when they end."
+    elif blocked.kind == "unpriced":
+        sentence = f"No price of the model is known, and the {why.scope} has a hard limit in USD; see ERRAND_PRICES."
     kind = "rate" if blocked.kind == "rate" else "budget"
-    delay_s = why.wait_s if kind == "rate" else HELD_RETRY_S if blocked.kind == "held" else None
+    delay_s = why.wait_s if kind == "rate" else HELD_RETRY_S if is_held else None
     return OverLimit(
-        kind, sentence_of(why), detail_of(why), delay_s=delay_s, due_ms=why.frees_at, revision=why.revision
+        kind,
+        sentence,
+        detail_of(why),
+        delay_s=delay_s,
+        due_ms=None if why.frees_at is None else round(why.frees_at),
+        revision=why.revision,
+        is_held=is_held,
     )
 
 
@@ -46,16 +58,11 @@ class Patience:
         self._ends_s = ends_s
 
     async def wait(self, blocked: Blocked) -> None:
-        """Until it is worth another look. Raises OverLimit when that takes too long; InvalidInput."""
+        """Until it is worth another look. Raises OverLimit when that takes too long."""
         LIMIT_WAITS.labels(blocked.kind).inc()
-        if blocked.kind == "unpriced":
-            raise InvalidInput(
-                f"No price of the model is known, and the {blocked.why.scope} has a hard limit in USD; see "
-                "ERRAND_PRICES."
-            )
         wait_s = _wait_s(blocked.kind, blocked.why)
         too_long = wait_s > RATE_SLOT_S or (blocked.kind == "held" and monotonic_s() > self._held_until_s)
-        if blocked.kind == "spent" or too_long or monotonic_s() + wait_s > self._ends_s:
+        if blocked.kind in ("spent", "unpriced") or too_long or monotonic_s() + wait_s > self._ends_s:
             raise over_limit(blocked)
         await asyncio.sleep(wait_s)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -10,6 +10,7 @@ from shared.errors import BudgetExhausted, JobError, NeedsInput, OverLimit
 from shared.settings import Settings
 from worker.model.discipline import backoff_s
 
+RATE_LIMITED: Final = "rate_limited"
 Ending = Literal["done", "cancelled", "shutdown"]
 
 
@@ -45,6 +46,7 @@ class WaitForLimit(msgspec.Struct, frozen=True):
     delay_s: float | None
     due_ms: int | None
     revision: str | None
+    is_held: bool
 
 
 class Cancelled(msgspec.Struct, frozen=True):
@@ -63,6 +65,8 @@ def describe(error: JobError) -> dict[str, Any]:
     shown: dict[str, Any] = {"code": error.code, "message": error.message, "retryable": error.retryable}
     if error.step is not None:
         shown["step"] = error.step
+    if error.limit is not None:
+        shown["limit"] = msgspec.to_builtins(error.limit)
     return shown
 
 
@@ -86,10 +90,19 @@ def judge(
     if isinstance(error, NeedsInput):
         return WaitForInput({"kind": "input", "requestId": error.request_id, "question": error.question})
     if isinstance(error, OverLimit):
-        detail = msgspec.to_builtins(error.detail)
-        failed = {"code": BudgetExhausted.code, "message": error.sentence, "retryable": False, "limit": detail}
-        waiting = {"kind": "budget", "limit": detail}
-        return WaitForLimit(error.kind, waiting, failed, error.delay_s, error.due_ms, error.revision)
+        return _at_limit(error)
     if not error.retryable or attempt >= max_attempts:
         return Failed(describe(error))
     return RetryAfter(describe(error), backoff_s(error, attempt, settings, chance))
+
+
+def _at_limit(error: OverLimit) -> WaitForLimit:
+    """What passes by itself, in `delay_s`, is no spent budget for whoever cannot wait: it may be tried again."""
+    detail = msgspec.to_builtins(error.detail)
+    failed: dict[str, Any] = {
+        "code": BudgetExhausted.code, "message": error.sentence, "retryable": False, "limit": detail
+    }  # fmt: skip
+    if error.delay_s is not None:
+        failed |= {"code": RATE_LIMITED, "retryable": True, "retryAfterMs": round(error.delay_s * 1000)}
+    waiting = {"kind": "budget", "limit": detail}
+    return WaitForLimit(error.kind, waiting, failed, error.delay_s, error.due_ms, error.revision, error.is_held)

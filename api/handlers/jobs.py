@@ -80,6 +80,7 @@ from shared.stores.jobs import Admitted, Companion
 from shared.stores.tickets import ends_ms
 
 MAX_SEQ = 10**15
+EXPIRY_S = 1.0
 
 
 class RetryRequest(Wire, frozen=True):
@@ -181,7 +182,8 @@ async def take_in(
     settings = request.app[SETTINGS]
     timing = timing_of(job, settings)
     if grace_ms is not None:
-        timing["expires_in_ms"] = round(START_S * 1000)
+        # The client is told before; this is for one that is gone.
+        timing["expires_in_ms"] = round((START_S + EXPIRY_S) * 1000)
     made, size_bytes = None, 0
     stored: AnyJob
     if isinstance(job, EmbeddingJob):

@@ -14,7 +14,7 @@
 --         {'mismatch'} the idempotency key stands for another body     {'no_tenant'} the tenant was deleted
 --         {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON
 --         {'unpriced', scope} a hard limit in money, and no price of the model
---         {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
+--         {'full', jobs that wait, limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
 --         {'no_target'} there is no tenant to erase   {'erasing', job id, its tenant} a job is at it already
 -- Events job.queued (not for a job that starts later)
 --@include base
@@ -25,9 +25,9 @@
 --@include erasure
 local again = replay(KEYS[2])
 if again and again[1] == 'ok' and a.record.grace_ms then
-  -- A chat that no worker took was answered with 503: the same request may come again.
-  local row = redis.call('HMGET', P .. 'job:' .. again[2], 'status', 'attempt')
-  if (row[1] == 'cancelled' or row[1] == 'expired') and row[2] == '0' then again = nil end
+  -- A chat that was not begun was answered with 503 or 429: the same request may come again.
+  local row = redis.call('HMGET', P .. 'job:' .. again[2], 'status', 'attempt', 'not_begun')
+  if ((row[1] == 'cancelled' or row[1] == 'expired') and row[2] == '0') or row[3] then again = nil end
 end
 if again then
   if again[1] == 'ok' then again[6], again[7] = '1', '' end
@@ -36,7 +36,7 @@ end
 local limit = redis.call('HMGET', KEYS[3], 'id', 'max_queued', 'policy', 'deleting')
 if not limit[1] or limit[4] then return {'no_tenant'} end
 local waiting, bound = queue_room(a.tenant, limit[2])
-if waiting >= bound and not a.erases then return {'full', int(bound), int(room_in_s(a.lane, a.tenant))} end
+if waiting >= bound and not a.erases then return {'full', int(waiting), int(bound), int(room_in_s(a.lane, a.tenant))} end
 local scopes = a.erases and {} or scopes_of(policy_of(limit[3]), a.tenant, a.record.key, a.record.user, a.record.prompt)
 local refused = a.erases and erasure_refused(a.erases) or
   admit_limits(scopes, tonumber(a.record.est or 0), a.patience_ms, a.unpriced)
@@ -55,6 +55,10 @@ local flat = {'id', job_id, 'tenant', a.tenant, 'lane', a.lane, 'status', status
 for field, value in pairs(a.record) do
   flat[#flat + 1] = field
   flat[#flat + 1] = value
+end
+if a.patience_ms then
+  flat[#flat + 1] = 'start_by_ms'
+  flat[#flat + 1] = int(now + a.patience_ms)
 end
 if status == 'queued' then
   redis.call('HSET', key, 'seq', 1, 'queued_ms', int(now), unpack(flat))

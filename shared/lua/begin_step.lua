@@ -63,7 +63,10 @@ if a.model then
   end
   local slow, writes = rate_check(scopes, 't', hold.i + granted)
   if slow then
-    let_fill(slow)
+    -- A chat that cannot wait for so long will not come back for it.
+    local start_by = tonumber(redis.call('HGET', KEYS[1], 'start_by_ms') or '')
+    if not start_by or slow.freesAt <= start_by then let_fill(slow) end
+    slow.revision = redis.call('HGET', P .. 'tenant:' .. job.tenant, 'revision') or '0'
     return {'rate', cjson.encode(slow)}
   end
   rate_write(writes)

@@ -3,7 +3,7 @@
 -- KEYS  1 job record   2 job journal   3 the parts of its output
 -- ARGV  prefix, job, tenant, from_start (bool), record (map of fields to change, e.g. spec and model), expires_in_ms,
 --       class_ms, unpriced (bool: no price of its model is known)
--- Returns {'ok'}   {'full', limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
+-- Returns {'ok'}   {'full', jobs that wait, limit, seconds until there may be room} the tenant has maxQueuedJobs jobs waiting
 --         {'rate', why} too many requests for now   {'budget', why} at a hard limit; `why` is JSON
 --         {'unpriced', scope} a hard limit in money, and no price of the model
 --         {'none'} no such job of this tenant   {'state', status} not in a state for this
@@ -18,7 +18,7 @@ if row[1] ~= a.tenant then return {'none'} end
 if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then return {'state', row[2]} end
 if redis.call('HEXISTS', P .. 'tenant:' .. a.tenant, 'deleting') == 1 then return {'none'} end
 local waiting, bound = queue_room(a.tenant, redis.call('HGET', P .. 'tenant:' .. a.tenant, 'max_queued'))
-if waiting >= bound then return {'full', int(bound), int(room_in_s(row[3], a.tenant))} end
+if waiting >= bound then return {'full', int(waiting), int(bound), int(room_in_s(row[3], a.tenant))} end
 local refused = admit_limits(scopes_of(tenant_policy(row[1]), row[1], row[7], row[8], row[9]), 0, nil, a.unpriced)
 if refused then return refused end
 if a.from_start then
@@ -35,7 +35,7 @@ end
 redis.call('ZREM', P .. 'retention', a.job)
 redis.call('HDEL', key, 'finished_ms', 'error', 'result', 'cancel_ms', 'cancelled_ms', 'cancel_tokens',
   'upstream_closed_ms', 'settled', 'handed_back', 'progress', 'due_ms', 'wait_reason', 'lost', 'started_ms', 'told',
-  'grace_ms', 'waiting')
+  'grace_ms', 'waiting', 'start_by_ms', 'not_begun')
 redis.call('ZREM', P .. 'listened', a.job)
 for field, value in pairs(a.record) do redis.call('HSET', key, field, value) end
 local score = now + a.class_ms

@@ -5,7 +5,8 @@
 --         outcome: complete | failed | cancelled | retry | input | budget | delay | handback
 --         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry, budget
 --         and delay: until it is looked at again), due_ms (for budget, without delay_ms: when; absent: not by itself),
---         revision (for budget: of the tenant's limits, when they were found spent),
+--         revision (for budget and delay: of the tenant's limits, when they were in the way),
+--         held (bool, for budget: what is left is only reserved for others),
 --         waiting (JSON, for input: requestId, kind, question; for budget: kind and the limit),
 --         upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
 --         tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)}
@@ -17,6 +18,11 @@
 --@include limits
 --@include books
 --@include job
+-- Whether limits were changed since they were found in the way: then the job is looked at again at once.
+local function limits_moved(tenant, revision)
+  return revision and revision ~= (redis.call('HGET', P .. 'tenant:' .. tenant, 'revision') or '0')
+end
+
 local function settle(job)
   local key = P .. 'job:' .. job.job
   local row = load(key)
@@ -34,13 +40,21 @@ local function settle(job)
   -- What may not begin anew cannot wait either.
   if (outcome == 'budget' or outcome == 'delay') and not may_restart(key) then outcome = 'failed' end
   if outcome == 'budget' then
-    -- Somebody waits for a chat's answer; and some tenants would rather fail.
+    -- Somebody waits for a chat's answer; and some tenants would rather fail at a limit (others' reservations are none).
     local policy, grace = tenant_policy(row.tenant), redis.call('HGET', key, 'grace_ms')
-    if (grace and grace ~= '') or (policy and policy.fail) then outcome = 'failed' end
+    if (grace and grace ~= '') or (policy and policy.fail and not job.held) then outcome = 'failed' end
   end
   if outcome == 'handback' and may_restart(key) then
     hand_back(job.job, key, row)
     return 'queued'
+  end
+  local start_by = outcome == 'delay' and redis.call('HGET', key, 'start_by_ms')
+  if start_by and now + job.delay_ms > tonumber(start_by) then
+    -- A chat that cannot begin in time is refused like one at the door: it has spent nothing.
+    outcome = 'failed'
+    read(key, row, BOOKED)
+    refund_request(scopes_of(tenant_policy(row.tenant), row.tenant, row.key, row.user, row.prompt))
+    redis.call('HSET', key, 'not_begun', 1)
   end
   release(job.job, key, row)
   local seq = tonumber(row.seq) + 1
@@ -72,9 +86,7 @@ local function settle(job)
   elseif outcome == 'budget' then
     local due = job.due_ms and int(job.due_ms) or '+inf'
     if job.delay_ms then due = int(now + job.delay_ms) end
-    -- Raised in the meantime: it is looked at again at once.
-    local revision = redis.call('HGET', P .. 'tenant:' .. row.tenant, 'revision') or '0'
-    if job.revision and revision ~= job.revision then due = NOW end
+    if limits_moved(row.tenant, job.revision) then due = NOW end
     redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'budget', 'waiting', job.waiting, 'due_ms', due == '+inf' and '' or due,
       'seq', seq, 'settled', row.lease)
     redis.call('ZADD', P .. 'paused', due, job.job)
@@ -83,8 +95,13 @@ local function settle(job)
     return 'waiting'
   elseif outcome == 'delay' then
     local due = int(now + job.delay_ms)
+    if limits_moved(row.tenant, job.revision) then due = NOW end
     redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'wait_reason', 'rateLimit', 'due_ms', due, 'seq', seq,
       'settled', row.lease, 'handed_back', 1, 'told', '')
+    if start_by then
+      redis.call('HSET', key, 'expires_ms', start_by)
+      redis.call('ZADD', P .. 'expiring', start_by, job.job)
+    end
     put_off(job.job, row.lane, row.tenant, due)
     emit_as(job.job, seq, 'job.queued', '{"reason":"rateLimit"}')
     wake(row.lane)

@@ -9,9 +9,19 @@ import msgspec
 
 from shared.errors import LeaseLostError, RefusedError
 from shared.ids import is_id, random_part
-from shared.jobs import OUTPUT_TYPES, VIEW_FIELDS, JobRow, JobStatus, Outlook
+from shared.jobs import OUTPUT_TYPES, VIEW_FIELDS, JobRow, JobStatus, LimitDetail, Outlook
 from shared.keys import Keys
-from shared.limits import SoftCrossed, Standing, budget_refused, crossed_of, rate_refused, standing_of, why_of
+from shared.limits import (
+    SoftCrossed,
+    Standing,
+    Why,
+    budget_refused,
+    crossed_of,
+    members_of,
+    rate_refused,
+    standing_of,
+    why_of,
+)
 from shared.log import get_logger
 from shared.metrics import SOFT_LIMITS
 from shared.redis import Redis, Scripts
@@ -86,6 +96,7 @@ class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
     delay_ms: int | None = None
     due_ms: int | None = None
     revision: str | None = None
+    held: bool = False
     upstream_closed: bool = False
     tokens_at_request: int = 0
 
@@ -158,8 +169,8 @@ class JobsStore:
                     replayed == "1",
                     standing_of(standing),
                 )
-            case ["full", limit, room_in_s]:
-                raise queue_full(limit, room_in_s)
+            case ["full", waiting, limit, room_in_s]:
+                raise queue_full(tenant, waiting, limit, room_in_s)
             case ["rate" | "budget" | "unpriced" as kind, why]:
                 raise limited(kind, why)
             case ["no_tenant"]:
@@ -219,9 +230,18 @@ class JobsStore:
         )
         return [JobRow.from_reply(row, LIST_FIELDS) for row in rows], last.decode() if more == b"1" else None
 
-    async def cancel(self, tenant: str, job_id: str, *, unless_started: bool = False) -> JobStatus:
-        """Asks for the end of a job; idempotent. With `unless_started` one that runs is left alone. The status after.
-        Raises RefusedError `not_found`, or `gone` as `view` does."""
+    async def cancel(self, tenant: str, job_id: str) -> JobStatus:
+        """Asks for the end of a job; idempotent. The status after. Raises RefusedError `not_found`, or `gone` as `view`
+        does."""
+        return (await self._cancel(tenant, job_id, unless_started=False))[0]
+
+    async def give_up(self, tenant: str, job_id: str) -> tuple[JobStatus, Why | None]:
+        """Ends a chat that was not begun, and gives its request back; one that runs is left alone. The status after,
+        and what its token rate says when that has no room. Raises as `cancel`."""
+        status, why = await self._cancel(tenant, job_id, unless_started=True)
+        return status, why_of(why) if why else None
+
+    async def _cancel(self, tenant: str, job_id: str, *, unless_started: bool) -> tuple[JobStatus, bytes]:
         if not is_id("job", job_id):
             raise job_not_found(job_id)
         reply = await self.scripts.run(
@@ -230,7 +250,7 @@ class JobsStore:
         if reply[0] != b"ok":
             await self.view(tenant, job_id)
             raise job_not_found(job_id)
-        return JobStatus(reply[1].decode())
+        return JobStatus(reply[1].decode()), reply[2]
 
     async def spec(self, tenant: str, job_id: str) -> tuple[str, bytes]:
         """The lane-independent spec of a job as (type, JSON). Raises as `view`."""
@@ -265,7 +285,7 @@ class JobsStore:
             unpriced=unpriced or None,
         )
         if reply[0] == b"full":
-            raise queue_full(reply[1].decode(), reply[2].decode())
+            raise queue_full(tenant, *(part.decode() for part in reply[1:]))
         if reply[0] in (b"rate", b"budget", b"unpriced"):
             raise limited(reply[0].decode(), reply[1].decode())
         if reply[0] == b"state":
@@ -432,12 +452,24 @@ def limited(kind: str, why: str) -> RefusedError:
     return rate_refused(why_of(why)) if kind == "rate" else budget_refused(why_of(why))
 
 
-def queue_full(limit: str, room_in_s: str) -> RefusedError:
+def queue_full(tenant: str, waiting: str, limit: str, room_in_s: str) -> RefusedError:
     """The refusal of a job for which the tenant's queue has no room; `room_in_s` is when there may be some."""
+    detail = LimitDetail(
+        scope="tenant",
+        id=tenant,
+        unit="jobs",
+        period=None,
+        limit=int(limit),
+        used=int(waiting),
+        reserved=0,
+        remaining=max(0, int(limit) - int(waiting)),
+        frees_at=None,
+    )
     return RefusedError(
         "queue_full",
-        f"The tenant already has {limit} jobs waiting (maxQueuedJobs).",
+        f"The tenant already has {waiting} jobs waiting; maxQueuedJobs allows {limit}.",
         headers={"Retry-After": room_in_s},
+        members=members_of(detail),
     )
 
 

@@ -191,6 +191,17 @@ local function rate_write(writes)
   end
 end
 
+-- Gives a request back that spent nothing.
+local function refund_request(scopes)
+  for _, scope in ipairs(scopes) do
+    local rate = scope.policy and scope.policy.rpm
+    if rate then
+      local tat = tat_of(scope.id, 'r', rate)
+      if tat > NOW_US then set_tat(scope.id, 'r', math.max(NOW_US, tat - 60000000 / rate), rate) end
+    end
+  end
+end
+
 -- How a rate stands, of the scope that has least left: {limit, burst, remaining, µs until the bucket is full, scope kind},
 -- or nil without such a limit.
 local function rate_standing(scopes, field)
