@@ -97,7 +97,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "`type|model` → running 90th percentile of a call's output tokens, and how many were seen"),
     KeyKind("ratios", "hash", "for ever, small", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
-            "an API key: tenant, hash of its secret, old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
+            "an API key: tenant, hash of its secret, unused (1: nobody has come with it since its rotation), old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
     KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
             "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, details JSON"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),

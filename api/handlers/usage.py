@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from api.keys import LIMITS, PRINCIPAL, REDIS, TENANTS, USAGE
+from api.keys import API_KEYS, LIMITS, PRINCIPAL, REDIS, TENANTS, USAGE
 from api.wire import answer, asks_for, integer, invalid, page_answer, query
 from shared.errors import RefusedError
 from shared.limit_rows import view_of
@@ -72,7 +72,7 @@ async def tenant_limits(request: web.Request) -> web.Response:
     tenant = request.match_info["tenantId"]
     await request.app[TENANTS].tenant(tenant)
     if "key" in parameters:
-        await request.app[TENANTS].key(tenant, parameters["key"])
+        await request.app[API_KEYS].key(tenant, parameters["key"])
     return answer(view_of(await request.app[LIMITS].store.state(tenant, **parameters)))
 
 
