@@ -193,6 +193,11 @@ MUTANTS = (
     Mutant("use-unmarked", "shared/lua/used.lua", "redis.call('HDEL', KEYS[1], 'unused')", "return 1", "test_keys", "taken_for_lost"),
     Mutant("first-use-throttled", "shared/stores/access.py", "if first_of is None and self._used", "if self._used", "test_keys", "taken_for_lost"),
     Mutant("no-look-without-notice", "api/presence.py", "                    self._end(presented)\n", "                    pass\n", "test_keys", "without_any_notice"),
+    Mutant("pages-by-size", "api/handlers/usage.py", 'parameters.get("order", Order.NAME)', 'parameters.get("order", Order.TOKENS)', "test_usage", "while_calls"),
+    Mutant("formula-in-csv", "shared/usage.py", "return \"'\" + text if", "return text if", "test_usage", "formula"),
+    Mutant("week-taken-for-day", "shared/usage.py", "if not _DAY.match(text):", "if len(text) < 10:", "test_usage", "bad_parameter"),
+    Mutant("ratios-unbounded", "shared/lua/finish_step.lua", "if before or redis.call('HLEN', P .. 'ratios') < MOST_KINDS then", "if true then", "test_usage", "so_many_models"),
+    Mutant("more-left-than-quota", "shared/limits.py", "quota = max(rate.limit, rate.burst)", "quota = rate.limit", "test_rates", "never_more_than"),
     Mutant("deletion-unsaid", "shared/lua/create.lua", "if parent[2] then return {'deleting', parent[1]} end", "", "test_tenants", "changed_no_more"),
     Mutant("deletion-rotates", "shared/lua/rotate.lua", "if redis.call('HEXISTS', KEYS[2], 'deleting') == 1 then return {'deleting'} end", "", "test_tenants", "changed_no_more"),
     # Upstream discipline

@@ -95,7 +95,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("usagedays:{tenantId}", "zset", "as the tenant", "as the rows", "usage API, reconcile", "days with usage rows, as YYYYMMDD"),
     KeyKind("outs:{tenantId}", "hash", "as the tenant", "finish_step", "begin_step",
             "`type|model` → running 90th percentile of a call's output tokens, and how many were seen"),
-    KeyKind("ratios", "hash", "for ever, small", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
+    KeyKind("ratios", "hash", "for ever, 2,000 models", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
             "an API key: tenant, hash of its secret, unused (1: nobody has come with it since its rotation), old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
     KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",

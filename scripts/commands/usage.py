@@ -32,7 +32,7 @@ async def usage(client: Client, arguments: argparse.Namespace) -> int:
         text = await client.call("GET", "/api/usage", params=wanted, headers={"Accept": "text/csv"})
         print(text, end="")
         return 0
-    page = await client.call("GET", "/api/usage", params={**wanted, "limit": "10000"})
+    page = await client.call("GET", "/api/usage", params={**wanted, "order": "tokens", "limit": "10000"})
     out(arguments, page, usage_text(page["data"]))
     if page["hasMore"]:
         note("there is more; --csv prints all")
