@@ -238,7 +238,7 @@ def _times(before: str | None, after: str) -> tuple[str | None, str | None]:
 
 
 def _no_key(key_id: str) -> RefusedError:
-    return RefusedError("not_found", f"There is no key {key_id[:64]!r}.")
+    return RefusedError("not_found", f"The tenant has no key {key_id[:64]!r}.")
 
 
 def _admin_key(what: str) -> RefusedError:
