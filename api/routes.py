@@ -308,7 +308,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", "/api/admin/tenants/{tenantId}/keys", admin.create_key, "Create an API key", Scope.ADMIN,
         {201: ("The key; its secret is shown this once.", KeyView)}, body=NewKey, parameters=(IDEMPOTENCY,),
-        problems=("malformed_request", "invalid_request", "not_found", "idempotency_mismatch"),
+        problems=("malformed_request", "invalid_request", "not_found", "conflict", "idempotency_mismatch"),
     ),
     Route(
         "GET", "/api/admin/tenants/{tenantId}/keys", admin.list_keys, "List a tenant's keys", Scope.ADMIN,

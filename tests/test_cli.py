@@ -367,3 +367,12 @@ async def test_feedback_is_given_and_shown(stack: Stack) -> None:
     assert shown.rstrip("\n").endswith(done["result"]["text"].strip())
     assert (await errand(stack, "jobs", "feedback", job, "7")).code == 1
     assert (await errand(stack, "jobs", "feedback", job, "much")).code == 2
+
+
+async def test_all_documents_are_listed(edge: Stack) -> None:
+    """Given more documents than a page holds, then the command lists each of them."""
+    made = await asyncio.gather(
+        *(edge.call("POST", "/api/documents", {"text": f"Report {number}."}) for number in range(201))
+    )
+    listed = (await errand(edge, "documents", "list", "--json")).json["data"]
+    assert {row["documentId"] for row in listed} == {answer.json["documentId"] for answer in made}

@@ -257,9 +257,8 @@ async def test_a_tenant_that_is_being_deleted_is_changed_no_more(edge: Stack) ->
         assert (answer.status, answer.json["code"]) == (409, "conflict"), (method, path)
         assert "is being deleted" in answer.json["detail"]
     assert await record_of(edge, tenant) == before
-    assert (
-        f"deletion  since {job['createdAt']}, by {job['jobId']}" in (await errand(edge, "tenants", "show", tenant)).out
-    )
+    shown = await errand(edge, "tenants", "show", tenant)
+    assert f"deletion  since {job['createdAt']}, by {job['jobId']}" in shown.out
     nobody = "/api/admin/tenants/ten_01M81SGW152PHX78GHNCJWQHRS"
     for path in (nobody, f"{nobody}/keys/key_{key.split('_')[1]}"):
         assert (await edge.call("PATCH", path, {"name": "x"})).status == 404
