@@ -376,3 +376,15 @@ async def test_all_documents_are_listed(edge: Stack) -> None:
     )
     listed = (await errand(edge, "documents", "list", "--json")).json["data"]
     assert {row["documentId"] for row in listed} == {answer.json["documentId"] for answer in made}
+
+
+async def test_each_event_that_is_followed_has_a_line_of_its_own(stack: Stack) -> None:
+    """Given a job whose text does not end with a line break, then the event after it begins a line."""
+    ran = await errand(stack, "jobs", "submit", "--chat", "hello", "--tail")
+    lines = ran.out.splitlines()
+    assert (ran.code, lines[0]) == (0, "[1 job.queued]")
+    assert any(line.endswith("You wrote: hello") for line in lines)
+    assert all("[" not in line or line.startswith("[") for line in lines)
+    assert lines[-1].endswith("job.complete]")
+    asked = '{"type": "chat", "input": {"messages": [{"role": "user", "content": "x"}]}}'
+    assert "start   at once" in (await errand(stack, "jobs", "estimate", asked)).out
