@@ -23,6 +23,8 @@ from shared.keys import Keys
 from shared.prices import PriceBook
 from shared.redis import connect
 from shared.settings import Settings
+from shared.stores.access import AccessStore
+from shared.stores.api_keys import ApiKeysStore
 from shared.stores.audit import AuditStore
 from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
@@ -59,6 +61,8 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.JOBS] = JobsStore(client, names)
     app[keys.EVENTS] = EventsStore(client, names)
     app[keys.TENANTS] = TenantsStore(client, names)
+    app[keys.API_KEYS] = ApiKeysStore(client, names)
+    app[keys.ACCESS] = AccessStore(client, names)
     app[keys.AUDIT] = AuditStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
     app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
@@ -73,8 +77,8 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.UPKEEP] = Upkeep(app[keys.JOBS], lease_s=settings.lease_seconds)
     app[keys.DISPOSAL] = Disposal(app[keys.OUTPUTS], app[keys.BLOBS])
     app[keys.AUDIENCE] = Audience(app[keys.JOBS], app[keys.UPKEEP])
-    app[keys.SESSIONS] = Sessions(app[keys.TENANTS])
-    app[keys.TICKETS] = TicketsStore(client, names, app[keys.TENANTS])
+    app[keys.SESSIONS] = Sessions(app[keys.ACCESS])
+    app[keys.TICKETS] = TicketsStore(client, names, app[keys.ACCESS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
     app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
     app[keys.BOOKS] = BooksStore(client, names)

@@ -6,11 +6,11 @@ from typing import Final
 
 from aiohttp import web
 
-from api.keys import JOBS, PRINCIPALS, TENANTS, TICKETS
+from api.keys import ACCESS, JOBS, PRINCIPALS, TICKETS
 from shared.clock import monotonic_s
 from shared.errors import RefusedError
 from shared.ids import hash_secret, is_id
-from shared.stores.tenants import Principal
+from shared.stores.access import Principal
 from shared.stores.tickets import is_over
 from shared.tenants import Scope
 
@@ -63,7 +63,7 @@ async def principal_of(request: web.Request, header: str) -> Principal:
     known = cache.get(digest)
     if known and known[0] > monotonic_s():
         return known[1]
-    found = await request.app[TENANTS].authenticate(presented)
+    found = await request.app[ACCESS].authenticate(presented)
     if found is None:
         cache.pop(digest, None)
         raise RefusedError("unauthenticated", "This key is not valid: unknown, revoked or expired.")

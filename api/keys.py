@@ -14,6 +14,8 @@ from shared.limits import Standing
 from shared.prices import PriceBook
 from shared.redis import Redis
 from shared.settings import Settings
+from shared.stores.access import AccessStore, Principal
+from shared.stores.api_keys import ApiKeysStore
 from shared.stores.audit import AuditStore
 from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
@@ -21,7 +23,7 @@ from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
-from shared.stores.tenants import Principal, TenantsStore
+from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
 from shared.upkeep import Disposal, Upkeep
@@ -37,6 +39,8 @@ REDIS_KEYS = web.AppKey("redis_keys", Keys)
 JOBS = web.AppKey("jobs", JobsStore)
 EVENTS = web.AppKey("events", EventsStore)
 TENANTS = web.AppKey("tenants", TenantsStore)
+API_KEYS = web.AppKey("api_keys", ApiKeysStore)
+ACCESS = web.AppKey("access", AccessStore)
 AUDIT = web.AppKey("audit", AuditStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
 ERASURES = web.AppKey("erasures", ErasureStore)

@@ -16,8 +16,8 @@ from api.server import EdgeHandler
 from shared.errors import RefusedError
 from shared.log import get_logger
 from shared.redis import OUTAGE
+from shared.stores.access import AccessStore, Presented
 from shared.stores.jobs import JobsStore
-from shared.stores.tenants import Presented, TenantsStore
 from shared.upkeep import Upkeep
 
 log = get_logger()
@@ -30,8 +30,8 @@ BATCH: Final = 500
 class Sessions:
     """The open streams and sockets of each key: they end with it, or with the secret that they came with."""
 
-    def __init__(self, tenants: TenantsStore) -> None:
-        self._tenants = tenants
+    def __init__(self, access: AccessStore) -> None:
+        self._access = access
         self._ends: dict[Presented, set[Callable[[], None]]] = {}
 
     @contextmanager
@@ -61,7 +61,7 @@ class Sessions:
         while True:
             await asyncio.sleep(CHECK_S)
             try:
-                for presented in await self._tenants.ended(list(self._ends)):
+                for presented in await self._access.ended(list(self._ends)):
                     log.info("sessions.ended", key=presented[0])
                     self._end(presented)
             except OUTAGE:

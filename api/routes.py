@@ -255,7 +255,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/api/usage", usage.usage, "What was used: tokens and cost by day, model, type, prompt, user, key",
         Scope.USAGE,
-        {200: ("One page, by day, then most tokens first. `Accept: text/csv`: all rows.", Page(UsageRow))},
+        {200: ("One page, by day, then in `order`. `Accept: text/csv`: all rows.", Page(UsageRow))},
         parameters=(
             _q("from", "first UTC day: `YYYY-MM-DD`, or an RFC 3339 time in it; default: 29 days before `to`"),
             _q("to", "last UTC day, included; default: today. At most 400 days in all"),
@@ -265,6 +265,8 @@ ROUTES: Final[tuple[Route, ...]] = (
             _q("prompt", "only jobs of this prompt: `name`, or `name@version`; empty: of none"),
             _q("user", "only jobs of this end user; empty: of none"), _q("key", "only jobs of this API key (its id)"),
             _q("tenant", "with the scope `admin`: another tenant, or `*` for all"),
+            _q("order", "`name` (default): by the members of `groupBy`, so that pages meet while calls are booked; "
+               "`tokens`: most first, for the largest"),
             _q("limit", "1 to 10000, default 1000"), LIST[1],
             _h("Accept", "`text/csv`: all rows as RFC 4180, without pages"),
         ),
@@ -306,7 +308,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", "/api/admin/tenants/{tenantId}/keys", admin.create_key, "Create an API key", Scope.ADMIN,
         {201: ("The key; its secret is shown this once.", KeyView)}, body=NewKey, parameters=(IDEMPOTENCY,),
-        problems=("malformed_request", "invalid_request", "not_found", "idempotency_mismatch"),
+        problems=("malformed_request", "invalid_request", "not_found", "conflict", "idempotency_mismatch"),
     ),
     Route(
         "GET", "/api/admin/tenants/{tenantId}/keys", admin.list_keys, "List a tenant's keys", Scope.ADMIN,

@@ -45,7 +45,9 @@ async def run(arguments: argparse.Namespace) -> int:
             print(json.dumps(error.problem, indent=2))
         print(f"errand: {error}", file=sys.stderr)
         for entry in error.problem.get("errors", []):
-            print(f"  {entry['path']}: {entry['message']}", file=sys.stderr)
+            line = f"{entry['path']}: {entry['message']}"
+            if line != str(error):  # the only one is the message itself
+                print(f"  {line}", file=sys.stderr)
         return 1
     except UnreachableError as error:
         return usage_error(str(error))

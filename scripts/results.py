@@ -47,13 +47,14 @@ def receipt_text(result: dict[str, Any]) -> str:
     """The receipt of a tenant's erasure."""
     counts, usage = result["counts"], result["usage"]
     cost = "unknown cost" if usage["costUsd"] is None else f"${usage['costUsd']:.6f}"
+    used = f"{usage['totalTokens']:,} tokens, {cost}" if usage["totalTokens"] else "no tokens"
     return "\n".join(
         (
             f"{result['tenantId']} ({result['name']}) is erased",
             f"  requested {result['requestedAt']}, done {result['erasedAt']}",
             f"  jobs {counts['jobs']}, documents {counts['documents']}, files {counts['blobs']}, keys {counts['keys']}"
             f", ledger entries {counts['ledgerEntries']}, Redis keys {counts['redisKeys']}",
-            f"  it had used {usage['totalTokens']} tokens, {cost}",
+            f"  it had used {used}",
             f"  remaining {result['remaining']}",
         )
     )

@@ -72,6 +72,12 @@ def entry(by: Actor, action: Action, tenant: str, key: str | None = None, change
     return {name: value for name, value in whole.items() if value is not None}
 
 
+def told(**members: Any) -> Changes:
+    """What an entry says of something new: the members that say something."""
+    built = {name: msgspec.to_builtins(value) for name, value in members.items()}
+    return {name: (None, value) for name, value in built.items() if value}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
     """What differs between two JSON objects, by path; lists are compared whole."""
     found: dict[str, tuple[Any, Any]] = {}

@@ -179,9 +179,11 @@ def limit_headers(standing: Standing | None) -> dict[str, str]:
         if rate is None:
             continue
         full_s = rate.reset_us / 1e6
-        policies.append(f'"{name}";q={rate.limit:.0f};w=60')
+        # What is left is of the quota: where more than a minute allows may come at once, the window is longer.
+        quota = max(rate.limit, rate.burst)
+        policies.append(f'"{name}";q={quota:.0f};w={math.ceil(60 * quota / rate.limit)}')
         states.append(f'"{name}";r={rate.remaining:.0f};t={math.ceil(full_s)}')
-        headers[f"x-ratelimit-limit-{name}"] = f"{rate.limit:.0f}"
+        headers[f"x-ratelimit-limit-{name}"] = f"{quota:.0f}"
         headers[f"x-ratelimit-remaining-{name}"] = f"{rate.remaining:.0f}"
         headers[f"x-ratelimit-reset-{name}"] = _duration(full_s)
     if policies:

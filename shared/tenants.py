@@ -159,13 +159,21 @@ class TenantPatch(Wire, frozen=True):
         _require_printable(self.name)
 
 
+class Deletion(Output, frozen=True):
+    """A tenant's erasure that has begun: the job that does it, and since when nothing of the tenant may be changed."""
+
+    job_id: str
+    since: str
+
+
 class TenantView(Output, frozen=True):
-    """A tenant."""
+    """A tenant; `deletion` is null unless it is being deleted."""
 
     tenant_id: str
     name: str
     limits: Limits
     created_at: str
+    deletion: Deletion | None = None
 
 
 class NewKey(Wire, frozen=True):

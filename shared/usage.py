@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -17,6 +18,8 @@ from shared.jobs import Output
 NANO: Final = 1_000_000_000  # of a dollar
 MAX_DAYS: Final = 400
 DEFAULT_DAYS: Final = 30
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # OWASP, CSV injection: how a spreadsheet's formula begins
 
 
 class Group(StrEnum):
@@ -29,6 +32,13 @@ class Group(StrEnum):
     PROMPT = "prompt"
     USER = "user"
     KEY = "key"
+
+
+class Order(StrEnum):
+    """How rows are ordered, after their day."""
+
+    NAME = "name"  # of the groups' members: where a row stands does not change while it grows
+    TOKENS = "tokens"  # most first
 
 
 class Amounts(msgspec.Struct, array_like=True):
@@ -124,6 +134,8 @@ class UsageQuery(msgspec.Struct, frozen=True):
 
 Key = tuple[str, ...]
 Sums = dict[Key, Amounts]
+Place = tuple[str, str, int, Key]
+"""The order in which rows are, and what it looks at: the day, the tokens (0 when they do not count), the names."""
 
 
 def amounts_of(value: str) -> Amounts:
@@ -139,16 +151,17 @@ def sum_up(rows: Iterable[tuple[Cell, Amounts]], query: UsageQuery, sums: Sums) 
             sums.setdefault(tuple(cell.member(group) for group in query.groups), Amounts()).add(amounts)
 
 
-def ordered(sums: Sums, groups: Sequence[Group]) -> list[tuple[Key, Amounts]]:
-    """By day, then most tokens first, then by name. Without groups there is one row, also of nothing."""
+def ordered(sums: Sums, groups: Sequence[Group], order: Order) -> list[tuple[Key, Amounts]]:
+    """By day, then as `order` says, then by name. Without groups there is one row, also of nothing."""
     if not groups:
         return [((), sums.get((), Amounts()))]
-    return sorted(sums.items(), key=lambda item: place_of(item[0], item[1], groups))
+    return sorted(sums.items(), key=lambda item: place_of(item[0], item[1], groups, order))
 
 
-def place_of(key: Key, amounts: Amounts, groups: Sequence[Group]) -> tuple[str, int, Key]:
+def place_of(key: Key, amounts: Amounts, groups: Sequence[Group], order: Order) -> Place:
     """Where a row stands in the order."""
-    return key[groups.index(Group.DAY)] if Group.DAY in groups else "", -amounts.total, key
+    day = key[groups.index(Group.DAY)] if Group.DAY in groups else ""
+    return order.value, day, -amounts.total if order is Order.TOKENS else 0, key
 
 
 def row_of(key: Key, amounts: Amounts, groups: Sequence[Group]) -> UsageRow:
@@ -178,13 +191,15 @@ def cost_usd(amounts: Amounts) -> float | None:
 
 def day_of(text: str) -> date:
     """`YYYY-MM-DD`, or the UTC day of an RFC 3339 time. Raises ValueError."""
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
+    # `fromisoformat` alone takes `20261122` and `2026-W47-1` too.
+    if not _DAY.match(text):
+        raise ValueError(f"{text[:40]!r} does not begin with a day of the form YYYY-MM-DD")
+    if not _DAY.fullmatch(text):
         # A `+` of a zone arrives as a blank when the client did not escape it.
         return datetime.fromtimestamp(parse_rfc3339(text.replace(" ", "+")) / 1000, UTC).date()
-    if len(text) != len("2026-01-31") or not 1970 <= day.year <= 2200:
-        raise ValueError("a day has the form YYYY-MM-DD, from 1970 to 2200")
+    day = date.fromisoformat(text)
+    if not 1970 <= day.year <= 2200:
+        raise ValueError("a day is one from 1970 to 2200")
     return day
 
 
@@ -206,11 +221,12 @@ COLUMNS: Final = (
 
 
 def csv_of(rows: Sequence[tuple[Key, Amounts]], groups: Sequence[Group]) -> str:
-    """The rows as RFC 4180 text with a head; all text is quoted, and what is unknown is empty."""
+    """The rows as RFC 4180 text with a head; all text is quoted, what is unknown is empty, and text that a spreadsheet
+    would take for a formula has a `'` before it: names of end users and models are their clients'."""
     lines = [",".join(_quoted(name) for name in (*groups, *COLUMNS))]
     for key, amounts in rows:
         row = row_of(key, amounts, groups)
-        texts = [_quoted(getattr(row, group.value) or "") for group in groups]
+        texts = [_quoted(_harmless(getattr(row, group.value) or "")) for group in groups]
         cost = "" if row.cost_usd is None else f"{Decimal(amounts.nano).scaleb(-9):f}"
         numbers = [
             str(figure)
@@ -221,6 +237,10 @@ def csv_of(rows: Sequence[tuple[Key, Amounts]], groups: Sequence[Group]) -> str:
         ]  # fmt: skip
         lines.append(",".join(texts + numbers))
     return "\r\n".join(lines) + "\r\n"
+
+
+def _harmless(text: str) -> str:
+    return "'" + text if text.startswith(_FORMULA) else text
 
 
 def _quoted(text: str) -> str:

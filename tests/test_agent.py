@@ -353,28 +353,45 @@ async def test_a_tool_that_is_described_anew_changes_nothing_for_a_job_under_way
     assert scripted.requests[-1]["tools"] == scripted.requests[0]["tools"]
 
 
+class Sending:
+    """A tool whose calls must not happen twice; the first hangs."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.begun = asyncio.Event()
+
+    async def send(self, _: dict[str, Any], __: ToolContext) -> str:
+        self.sent += 1
+        if self.sent == 1:
+            self.begun.set()
+            await asyncio.sleep(60)
+        return "sent"
+
+
+async def cut_off(
+    stack: Stack, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch, *, killed: bool = False
+) -> tuple[str, Sending]:
+    """A job whose worker ended in the middle of such a call, by a deploy or `killed`, and has another since."""
+    sending = Sending()
+    add_tools(monkeypatch, tool("send", sending.send, replay="never"))
+    scripted.says([call("send", {}, "a")], "Done.")
+    first = await stack.start_worker("batch")
+    job = await stack.submit(agent(input={"tools": ["send"]}))
+    await asyncio.wait_for(sending.begun.wait(), 10)
+    if killed:
+        stack.kill_worker(first)
+    else:
+        await stack.stop_worker(first)
+    await stack.start_worker("batch")
+    return job, sending
+
+
 async def test_an_answer_that_is_neither_yes_nor_no_is_asked_for_again(
     make_stack: Any, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ "Perhaps" does not do again what must not happen twice."""
     stack = await make_stack(openai_base_url=f"{scripted.base}/v1")
-    blocked = asyncio.Event()
-    sent = 0
-
-    async def send(_: dict[str, Any], __: ToolContext) -> str:
-        nonlocal sent
-        sent += 1
-        blocked.set()
-        await asyncio.sleep(60)
-        return "sent"
-
-    add_tools(monkeypatch, tool("send", send, replay="never"))
-    scripted.says([call("send", {}, "a")], "Done.")
-    first = await stack.start_worker("batch")
-    job = await stack.submit(agent(input={"tools": ["send"]}))
-    await asyncio.wait_for(blocked.wait(), 10)
-    await stack.stop_worker(first)
-    await stack.start_worker("batch")
+    job, sending = await cut_off(stack, scripted, monkeypatch)
     asked = []
     for answer in ("It may have happened.", "Yes"):
         async with asyncio.timeout(10):
@@ -383,7 +400,7 @@ async def test_an_answer_that_is_neither_yes_nor_no_is_asked_for_again(
         asked.append(waiting["requestId"])
         await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": asked[-1], "value": answer})
     view = await stack.finished(job)
-    assert (view["status"], sent) == ("complete", 1), view
+    assert (view["status"], sending.sent) == ("complete", 1), view
 
 
 @pytest.mark.parametrize(("answer", "times"), [(True, 1), (False, 2)])
@@ -392,29 +409,12 @@ async def test_a_call_that_must_not_happen_twice_is_asked_about(
 ) -> None:
     """A worker lost in the middle of it: a person says whether it happened; then it is taken as done, or done."""
     stack = await make_stack(openai_base_url=f"{scripted.base}/v1", lease_seconds=1)
-    sent = 0
-    blocked = asyncio.Event()
-
-    async def send(_: dict[str, Any], __: ToolContext) -> str:
-        nonlocal sent
-        sent += 1
-        if sent == 1:
-            blocked.set()
-            await asyncio.sleep(60)
-        return "sent"
-
-    add_tools(monkeypatch, tool("send", send, replay="never"))
-    scripted.says([call("send", {}, "a")], "Done.")
-    first = await stack.start_worker("batch")
-    job = await stack.submit(agent(input={"tools": ["send"]}))
-    await asyncio.wait_for(blocked.wait(), 10)
-    stack.kill_worker(first)
-    await stack.start_worker("batch")
+    job, sending = await cut_off(stack, scripted, monkeypatch, killed=True)
     waiting = (await stack.until(job, "waiting"))["waiting"]
     assert "Did it happen?" in waiting["question"]
     await stack.call("POST", f"/api/jobs/{job}/input", {"requestId": waiting["requestId"], "value": answer})
     view = await stack.finished(job)
-    assert (view["status"], sent) == ("complete", times), view
+    assert (view["status"], sending.sent) == ("complete", times), view
     assert view["result"]["steps"][0]["observation"] == ("A person says that this was done." if answer else "sent")
 
 
@@ -423,25 +423,9 @@ async def test_a_cancelled_call_that_must_not_happen_twice_stays_in_doubt(
 ) -> None:
     """A deploy in the middle of it: not simply done again."""
     stack = await make_stack(openai_base_url=f"{scripted.base}/v1")
-    blocked = asyncio.Event()
-    sent = 0
-
-    async def send(_: dict[str, Any], __: ToolContext) -> str:
-        nonlocal sent
-        sent += 1
-        blocked.set()
-        await asyncio.sleep(60)
-        return "sent"
-
-    add_tools(monkeypatch, tool("send", send, replay="never"))
-    scripted.says([call("send", {}, "a")], "Done.")
-    first = await stack.start_worker("batch")
-    job = await stack.submit(agent(input={"tools": ["send"]}))
-    await asyncio.wait_for(blocked.wait(), 10)
-    await stack.stop_worker(first)
-    await stack.start_worker("batch")
+    job, sending = await cut_off(stack, scripted, monkeypatch)
     assert (await stack.until(job, "waiting"))["waiting"]["kind"] == "input"
-    assert sent == 1
+    assert sending.sent == 1
 
 
 # -- approval --------------------------------------------------------------------------------------------------------

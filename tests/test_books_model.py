@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,7 +23,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from shared.errors import LeaseLostError, RefusedError
@@ -35,11 +32,9 @@ from shared.prices import Price
 from shared.stores.events import Begun, Blocked, CallUsage, EventsStore, Reservation
 from shared.stores.jobs import Claimed, JobsStore, Settlement
 from shared.tenants import Budget, KeyLimits, Limits, Period
-from tests.conftest import RedisServer
-from tests.test_lua_model import Bench
+from tests.histories import Bench, bench_in, run_histories
 
-EXAMPLES = int(os.environ.get("LUA_MODEL_EXAMPLES", "60"))
-STEPS = int(os.environ.get("LUA_MODEL_STEPS", "40"))
+EXAMPLES = 60
 PICK = st.integers(0, 10**6)
 TENANT, KEYS, USERS = "ten_a", ("key_a", "key_b"), (None, "ann", "bob: 100%/é")
 PRICES = {"m": Price(1_500_000, 6_000_000, "p1"), "free": None, "odd": Price(37_500, 333_333, "p2")}
@@ -443,26 +438,9 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture
 def bench(short_dir: Path) -> Iterator[Bench]:
-    """A Redis of its own, without waiting for its disk."""
-    server = RedisServer(short_dir / "books-model")
-    server.start()
-    made = Bench(server.url)
-    made.do(made.client.config_set("appendfsync", "no"))
-    yield made
-    made.close()
-    server.stop()
+    with bench_in(short_dir / "books-model") as made:
+        yield made
 
 
 def test_the_books_do_as_the_model(bench: Bench) -> None:
-    run_state_machine_as_test(
-        lambda: Machine(bench),
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            phases=[phase for phase in Phase if phase is not Phase.explain],
-            print_blob=True,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_histories(lambda: Machine(bench), EXAMPLES)

@@ -367,3 +367,24 @@ async def test_feedback_is_given_and_shown(stack: Stack) -> None:
     assert shown.rstrip("\n").endswith(done["result"]["text"].strip())
     assert (await errand(stack, "jobs", "feedback", job, "7")).code == 1
     assert (await errand(stack, "jobs", "feedback", job, "much")).code == 2
+
+
+async def test_all_documents_are_listed(edge: Stack) -> None:
+    """Given more documents than a page holds, then the command lists each of them."""
+    made = await asyncio.gather(
+        *(edge.call("POST", "/api/documents", {"text": f"Report {number}."}) for number in range(201))
+    )
+    listed = (await errand(edge, "documents", "list", "--json")).json["data"]
+    assert {row["documentId"] for row in listed} == {answer.json["documentId"] for answer in made}
+
+
+async def test_each_event_that_is_followed_has_a_line_of_its_own(stack: Stack) -> None:
+    """Given a job whose text does not end with a line break, then the event after it begins a line."""
+    ran = await errand(stack, "jobs", "submit", "--chat", "hello", "--tail")
+    lines = ran.out.splitlines()
+    assert (ran.code, lines[0]) == (0, "[1 job.queued]")
+    assert any(line.endswith("You wrote: hello") for line in lines)
+    assert all("[" not in line or line.startswith("[") for line in lines)
+    assert lines[-1].endswith("job.complete]")
+    asked = '{"type": "chat", "input": {"messages": [{"role": "user", "content": "x"}]}}'
+    assert "start   at once" in (await errand(stack, "jobs", "estimate", asked)).out

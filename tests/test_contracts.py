@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import arq.worker
 import openai
 import pytest
 
+from scripts import cli
 from shared.keys import KEY_KINDS
 from shared.redis import script_source
 from worker.model.client import RAW
@@ -94,3 +97,41 @@ def test_the_documents_link_to_files_that_exist() -> None:
     for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} → {target}"
+
+
+def leaves(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Each command of the command line by its whole name."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield name.strip(), parser
+    for action in below:
+        for word, found in action.choices.items():
+            yield from leaves(found, f"{name} {word}")
+
+
+COMMANDS = dict(leaves(cli.parser()))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_documented(name: str) -> None:
+    """docs/command-line.md has each command in its first table, and in a row of the second that names it (or its whole
+    group) each of its options."""
+    text = (ROOT / "docs/command-line.md").read_text()
+    first, second = text.partition("## Options")[::2]
+    group, _, action = name.partition(" ")
+    rows = [row for row in first.splitlines() if row.startswith(f"| `{group}")]
+    assert any(re.search(rf"`{name}[ `]|`{action}[ `]" if action else rf"`{name}[ `]", row) for row in rows), name
+    mine = [row for row in second.splitlines() if row.startswith("| `") and f"`{name}`" in row.split(" | ")[0]]
+    mine += [row for row in second.splitlines() if row.startswith(f"| `{group} …`")]
+    for option in COMMANDS[name]._actions:
+        longest = max(option.option_strings, key=len, default="")
+        if longest not in ("", "--help", "--json", "--url"):
+            assert any(f"`{longest}" in row for row in mine), (name, longest)
+
+
+def test_no_option_is_documented_that_is_not_there() -> None:
+    known = {flag for parser in COMMANDS.values() for option in parser._actions for flag in option.option_strings}
+    text = (ROOT / "docs/command-line.md").read_text().partition("## Options")[2]
+    told = set(re.findall(r"`(--?[a-z][a-z-]*)", text))
+    assert told
+    assert told <= known

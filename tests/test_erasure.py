@@ -242,7 +242,7 @@ async def test_the_mark_holds_before_any_worker_comes(make_stack: Any) -> None:
         await asyncio.sleep(0.01)
     assert asyncio.get_running_loop().time() - started < 2
     assert (await stack.call("GET", "/api/jobs", key=key)).status == 401
-    assert (await stack.call("POST", f"/api/admin/tenants/{tenant}/keys", {})).status == 404
+    assert (await stack.call("POST", f"/api/admin/tenants/{tenant}/keys", {})).status == 409
     # As a process would that has not heard of it yet.
     with pytest.raises(RefusedError, match="does not exist any more"):
         await stack.jobs.admit(tenant=tenant, lane="batch", record={}, class_ms=0, expires_in_ms=1_000)  # type: ignore[arg-type]

@@ -9,12 +9,12 @@ import aiohttp
 import pytest
 
 from api.auth import CACHE_S
-from api.keys import PRINCIPALS, SESSIONS, TENANTS
+from api.keys import ACCESS, HUB, PRINCIPALS, SESSIONS, TENANTS
 from shared.clock import parse_rfc3339, rfc3339
 from shared.errors import ConfigurationError
 from shared.ids import hash_secret
 from shared.redis import RedisRefusedError, redis_now_ms
-from tests.conftest import ADMIN_KEY, Stack, chat
+from tests.conftest import ADMIN_KEY, DevModel, Stack, chat
 
 ADMIN_PATH = f"/api/admin/tenants/ten_{'0' * 26}/keys/key_{ADMIN_KEY.split('_')[1]}"
 
@@ -229,6 +229,7 @@ async def test_a_second_rotation_ends_the_oldest_secret(edge: Stack) -> None:
     key = await made(edge)
     second = (await key.rotate()).json["key"]
     assert await key.status(key.key) == 200
+    assert await key.status(second) == 200
     third = (await key.rotate()).json["key"]
     assert [await key.status(one) for one in (key.key, second, third)] == [401, 200, 200]
     fourth = (await key.rotate({"overlapSeconds": 0})).json
@@ -237,6 +238,61 @@ async def test_a_second_rotation_ends_the_oldest_secret(edge: Stack) -> None:
     record = await key.record()
     assert record["hash"] == hash_secret(fourth["key"].rpartition("_")[2])
     assert not {"old_hash", "old_until_ms"} & set(record)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "another"}])
+async def test_a_lost_answer_ends_nobodys_secret(edge: Stack, headers: dict[str, str]) -> None:
+    """Given a rotation whose answer was lost, when the key is rotated again, then it is the secret that nobody knows
+    that ends; the one in use works until the time that it was promised, and no longer."""
+    key = await made(edge)
+    lost = (await key.rotate({"overlapSeconds": 3}, **{"Idempotency-Key": "k"})).json
+    assert await key.status(key.key) == 200
+    again = (await key.rotate({"overlapSeconds": 60}, **headers)).json
+    assert again["previousExpiresAt"] == lost["previousExpiresAt"]
+    assert [await key.status(one) for one in (key.key, lost["key"], again["key"])] == [200, 401, 200]
+    log = (await edge.call("GET", f"/api/admin/audit?key={key.id}&action=key.rotated")).json["data"]
+    assert [entry["details"] for entry in log] == [
+        {"unusedSecretReplaced": {"new": True}},
+        {"overlapSeconds": {"new": 3}},
+    ]
+    until_ms = parse_rfc3339(lost["previousExpiresAt"])
+    while await redis_now_ms(edge.client) < until_ms:
+        assert await key.status(again["key"]) == 200
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(0.05)
+    assert [await key.status(one) for one in (key.key, again["key"])] == [401, 200]
+
+
+async def test_a_secret_that_was_used_is_not_taken_for_lost(make_stack: Any) -> None:
+    """Given a new secret that came once, elsewhere, right after the old one had, when the key is rotated again, then
+    both newest work and the oldest ends."""
+    stack: Stack = await make_stack()
+    second = await stack.start_api()
+    key = await made(stack)
+    assert [await key.status(key.key, base) for base in (stack.base, second)] == [200, 200]
+    middle = (await key.rotate()).json["key"]
+    assert await key.status(middle, second) == 200
+    last = (await key.rotate()).json["key"]
+    assert [await key.status(one) for one in (key.key, middle, last)] == [401, 200, 200]
+
+
+async def test_an_unused_secret_whose_predecessor_is_over_lives_on(edge: Stack) -> None:
+    """It is all that there is: whoever has put it in place may just not have called yet."""
+    key = await made(edge)
+    await key.rotate({"overlapSeconds": 0})
+    fresh = (await key.rotate({"overlapSeconds": 1})).json["key"]
+    await asyncio.sleep(1.1)
+    newest = (await key.rotate()).json["key"]
+    assert [await key.status(one) for one in (fresh, newest)] == [200, 200]
+
+
+async def test_no_overlap_ends_all_that_was_before(edge: Stack) -> None:
+    """Given a secret in use and one that nobody has used, when the key is rotated without overlap, then both end."""
+    key = await made(edge)
+    unused = (await key.rotate()).json["key"]
+    newest = (await key.rotate({"overlapSeconds": 0})).json
+    assert "previousExpiresAt" not in newest
+    assert [await key.status(one) for one in (key.key, unused, newest["key"])] == [401, 401, 200]
 
 
 async def test_an_old_secret_lives_no_longer_than_its_key(edge: Stack) -> None:
@@ -340,6 +396,34 @@ async def test_a_lost_notice_of_a_rotation_is_made_up_for(edge: Stack) -> None:
     assert not [one for one in edge._runners[0].app[SESSIONS]._ends if one[0] == key.id]
 
 
+@pytest.mark.parametrize("overlap_s", [0, 1])
+async def test_running_streams_end_without_any_notice(make_stack: Any, model: DevModel, overlap_s: int) -> None:
+    """Given jobs that stream, over two processes of which none hears a notice any more, when the secret of the streams
+    is rotated away, then they end within five seconds of its end, also one that came on what was still remembered of
+    it; those on the new secret stay, and the job runs on."""
+    stack: Stack = await make_stack(workers=("interactive",))
+    second = await stack.start_api()
+    for runner in stack._runners:
+        runner.app[HUB]._on_revoked.clear()
+    await model.pace(tokensPerSecond=2)
+    key = await made(stack)
+    job_id = await stack.submit(chat("The harbour opens at nine. The ferry leaves at ten. " * 9), key=key.key)
+    bases = (stack.base, second)
+    old = [await Open.stream(stack, job_id, key.key, base) for base in bases]
+    old += [await Open.socket(stack, key.key, base) for base in bases]
+    # A process that did not rotate the key remembers its secret for a moment.
+    fresh = (await key.rotate({"overlapSeconds": overlap_s})).json["key"]
+    if not overlap_s:
+        old.append(await Open.stream(stack, job_id, key.key, second))
+    new = [await Open.stream(stack, job_id, fresh, base) for base in bases]
+    assert all(await asyncio.gather(*(one.ended(5 + overlap_s) for one in old)))
+    assert not any(await asyncio.gather(*(one.ended(CACHE_S + 0.5) for one in new)))
+    assert [await key.status(key.key, base) for base in bases] == [401, 401]
+    assert (await stack.call("GET", f"/api/jobs/{job_id}", key=fresh)).json["status"] == "processing"
+    for one in new:
+        one.close()
+
+
 async def test_a_ticket_outlives_a_rotation(edge: Stack) -> None:
     key = await made(edge)
     job_id = await edge.submit(chat(), key=key.key)
@@ -421,7 +505,7 @@ async def test_when_a_key_was_used_is_told(edge: Stack) -> None:
     await key.status(key.key)
     assert (await edge.call("GET", key.path)).json["lastUsedAt"] == first
     app[PRINCIPALS].clear()
-    app[TENANTS]._used[key.id] -= 10
+    app[ACCESS]._used[key.id] -= 10
     await key.status(key.key)
     assert (await edge.call("GET", key.path)).json["lastUsedAt"] > first
 
@@ -435,7 +519,7 @@ async def test_a_wrong_secret_is_no_use(edge: Stack) -> None:
 
 async def test_a_use_never_brings_a_revoked_key_back(edge: Stack) -> None:
     key = await made(edge)
-    store = edge._runners[0].app[TENANTS]
+    store = edge._runners[0].app[ACCESS]
     assert (await edge.call("DELETE", key.path)).status == 204
     await store._note_use(key.id)
     assert not await edge.client.exists(edge.keys.api_key(key.id))
@@ -444,7 +528,7 @@ async def test_a_use_never_brings_a_revoked_key_back(edge: Stack) -> None:
 async def test_a_use_that_cannot_be_noted_fails_nothing(edge: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a Redis that takes no writes, then reading goes on."""
     key = await made(edge)
-    store = edge._runners[0].app[TENANTS]
+    store = edge._runners[0].app[ACCESS]
     run = store.scripts.run
 
     async def refuse(name: str, *arguments: Any, **more: Any) -> Any:

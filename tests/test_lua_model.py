@@ -9,22 +9,19 @@ LUA_MODEL_EXAMPLES sets how many histories are tried, LUA_MODEL_STEPS their leng
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import math
-import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -32,22 +29,18 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from shared.errors import LeaseLostError, RefusedError
 from shared.events import FINAL_TYPES, NewEvent
 from shared.ids import CROCKFORD
 from shared.keys import Keys
-from shared.redis import Redis, connect
 from shared.specs import Lane
 from shared.stores.events import Begun, CallUsage, EventsStore, Reservation
 from shared.stores.jobs import MAX_LOST_WORKERS, Claimed, JobsStore, Settlement
-from tests.conftest import RedisServer
+from tests.histories import Bench, bench_in, run_histories
 
-EXAMPLES = int(os.environ.get("LUA_MODEL_EXAMPLES", "80"))
-STEPS = int(os.environ.get("LUA_MODEL_STEPS", "40"))
-PHASES = [phase for phase in Phase if phase is not Phase.explain]  # which takes minutes here
+EXAMPLES = 80
 LANES = (Lane.INTERACTIVE, Lane.BATCH)
 FINAL = ("complete", "failed", "cancelled", "expired")
 HOUR_MS = 3_600_000  # longer than any history: what is this far away happens only when the machine wants it to
@@ -397,22 +390,6 @@ def numbered() -> Callable[[], str]:
         return "".join(CROCKFORD[(number >> shift) & 31] for shift in range(75, -5, -5))
 
     return part
-
-
-class Bench:
-    """The Redis and the event loop that all histories share."""
-
-    def __init__(self, url: str) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.client: Redis = connect(url)
-
-    def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs `work` to its end."""
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
-
-    def close(self) -> None:
-        self.do(self.client.aclose())
-        self.loop.close()
 
 
 class Machine(RuleBasedStateMachine):
@@ -1166,15 +1143,10 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture
 def bench(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A Redis without other tests' keys, so that each look at all keys is short; without waiting for its disk."""
-    server = RedisServer(short_dir / "lua-model")
-    server.start()
+    """A Redis without other tests' keys, so that each look at all keys is short."""
     monkeypatch.setattr("shared.stores.jobs.random_part", numbered())
-    made = Bench(server.url)
-    made.do(made.client.config_set("appendfsync", "no"))
-    yield made
-    made.close()
-    server.stop()
+    with bench_in(short_dir / "lua-model") as made:
+        yield made
 
 
 def test_a_call_is_booked_once_over_a_retry_from_the_start(bench: Bench) -> None:
@@ -1208,16 +1180,4 @@ def test_a_late_call_whose_estimate_was_nothing(bench: Bench) -> None:
 
 
 def test_the_scripts_do_as_the_model(bench: Bench) -> None:
-    run_state_machine_as_test(
-        lambda: Machine(bench),
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            phases=PHASES,
-            derandomize=False,
-            print_blob=True,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_histories(lambda: Machine(bench), EXAMPLES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from shared.ids import id_time_ms
 from shared.stores.events import Begun, Blocked, CallUsage, Reservation
 from tests.conftest import Stack, chat
@@ -223,3 +225,19 @@ async def test_a_refusal_by_a_users_rate_shows_that_rate(edge: Stack) -> None:
     assert refused.status == 429
     assert refused.headers["x-ratelimit-limit-requests"] == "1"
     assert refused.headers["RateLimit"].startswith('"requests";r=0;t=')
+
+
+@pytest.mark.parametrize(
+    ("burst", "policy", "first"), [(None, "q=60;w=60", 59), (10, "q=60;w=60", 9), (90, "q=90;w=90", 89)]
+)
+async def test_what_is_left_is_never_more_than_the_quota(
+    edge: Stack, burst: int | None, policy: str, first: int
+) -> None:
+    """Given a rate, with a burst below or above what a minute allows, then the headers name a quota of which what is
+    left is a part, and a window in which it comes again at that rate."""
+    _, key = await edge.tenant(requestsPerMinute=60, **({"requestsBurst": burst} if burst else {}))
+    answer = await edge.call("POST", "/api/jobs", chat(), key=key)
+    assert answer.headers["RateLimit-Policy"] == f'"requests";{policy}'
+    assert answer.headers["RateLimit"] == f'"requests";r={first};t=1'
+    told = [int(answer.headers[f"x-ratelimit-{name}-requests"]) for name in ("limit", "remaining")]
+    assert told == [int(policy[2:4]), first]

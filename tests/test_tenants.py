@@ -12,6 +12,7 @@ from api.keys import TENANTS
 from shared.stores.tenants import TenantsStore
 from shared.tenants import TenantPatch
 from tests.conftest import ADMIN_KEY, DevModel, Stack, chat
+from tests.test_cli import errand
 
 
 async def record_of(stack: Stack, tenant: str) -> dict[str, str]:
@@ -232,7 +233,32 @@ async def waiting(stack: Stack, job_id: str, key: str) -> Any:
 
 
 async def test_a_tenant_that_is_being_deleted_is_changed_no_more(edge: Stack) -> None:
+    """Given a tenant whose erasure has begun, then it says so, alone and in the list; whoever changes it, or makes,
+    changes or rotates a key of it, is told that it is being deleted."""
     tenant, key = await edge.tenant()
-    await edge.client.hset(edge.keys.tenant(tenant), "deleting", "1")
-    for path in (path_of(tenant), f"{path_of(tenant)}/keys/key_{key.split('_')[1]}"):
+    other, _ = await edge.tenant()
+    assert (await edge.call("GET", path_of(tenant))).json["deletion"] is None
+    job = (await edge.call("DELETE", path_of(tenant))).json
+    before = await record_of(edge, tenant)
+    view = (await edge.call("GET", path_of(tenant))).json
+    assert view["deletion"] == {"jobId": job["jobId"], "since": job["createdAt"]}
+    listed = {row["tenantId"]: row for row in (await edge.call("GET", "/api/admin/tenants")).json["data"]}
+    assert (listed[tenant], listed[other]["deletion"]) == (view, None)
+    keys = f"{path_of(tenant)}/keys"
+    own = f"{keys}/key_{key.split('_')[1]}"
+    for method, path, body in (
+        ("PATCH", path_of(tenant), {"name": "x"}),
+        ("PATCH", path_of(tenant), {}),
+        ("POST", keys, {}),
+        ("PATCH", own, {"name": "x"}),
+        ("POST", f"{own}/rotate", {}),
+    ):
+        answer = await edge.call(method, path, body)
+        assert (answer.status, answer.json["code"]) == (409, "conflict"), (method, path)
+        assert "is being deleted" in answer.json["detail"]
+    assert await record_of(edge, tenant) == before
+    shown = await errand(edge, "tenants", "show", tenant)
+    assert f"deletion  since {job['createdAt']}, by {job['jobId']}" in shown.out
+    nobody = "/api/admin/tenants/ten_01M81SGW152PHX78GHNCJWQHRS"
+    for path in (nobody, f"{nobody}/keys/key_{key.split('_')[1]}"):
         assert (await edge.call("PATCH", path, {"name": "x"})).status == 404

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from api.auth import forget
-from api.keys import AUDIT, PRINCIPAL, PRINCIPALS, REDIS_KEYS, REQUEST_ID, TENANTS
+from api.keys import API_KEYS, AUDIT, PRINCIPAL, PRINCIPALS, REDIS_KEYS, REQUEST_ID, TENANTS
 from api.wire import (
     DEFAULT_LIMIT,
     MAX_LIMIT,
@@ -85,7 +85,7 @@ async def create_key(request: web.Request) -> web.Response:
     new, body = await read_json(request, NewKey)
     tenant = request.match_info["tenantId"]
     idem_key, idem_body = _idem(request, body)
-    view, replayed = await request.app[TENANTS].create_key(
+    view, replayed = await request.app[API_KEYS].create_key(
         tenant, new, by=_actor(request), idem_key=idem_key, idem_body=idem_body
     )
     location = f"/api/admin/tenants/{tenant}/keys/{view.key_id}"
@@ -95,14 +95,14 @@ async def create_key(request: web.Request) -> web.Response:
 async def list_keys(request: web.Request) -> web.Response:
     """GET /api/admin/tenants/{tenantId}/keys."""
     limit, after = page_of(query(request, ("limit", "after")), "key")
-    rows, more = await request.app[TENANTS].list_keys(request.match_info["tenantId"], limit=limit, after=after)
+    rows, more = await request.app[API_KEYS].list_keys(request.match_info["tenantId"], limit=limit, after=after)
     return page_answer(request, rows, rows[-1].key_id if more else None)
 
 
 async def show_key(request: web.Request) -> web.Response:
     """GET /api/admin/tenants/{tenantId}/keys/{keyId}."""
     query(request, ())
-    return answer(await request.app[TENANTS].key(request.match_info["tenantId"], request.match_info["keyId"]))
+    return answer(await request.app[API_KEYS].key(request.match_info["tenantId"], request.match_info["keyId"]))
 
 
 async def change_key(request: web.Request) -> web.Response:
@@ -110,7 +110,7 @@ async def change_key(request: web.Request) -> web.Response:
     query(request, ())
     patch, _ = await read_json(request, KeyPatch)
     tenant, key_id = request.match_info["tenantId"], request.match_info["keyId"]
-    view = await request.app[TENANTS].change_key(tenant, key_id, patch, by=_actor(request))
+    view = await request.app[API_KEYS].change_key(tenant, key_id, patch, by=_actor(request))
     forget(request.app[PRINCIPALS], key_id)
     return answer(view)
 
@@ -122,7 +122,7 @@ async def rotate_key(request: web.Request) -> web.Response:
     rotation = decode_body(body, Rotation) if body.strip() else Rotation()
     tenant, key_id = request.match_info["tenantId"], request.match_info["keyId"]
     idem_key, idem_body = _idem(request, body)
-    view, replayed = await request.app[TENANTS].rotate(
+    view, replayed = await request.app[API_KEYS].rotate(
         tenant,
         key_id,
         rotation.overlap_seconds * 1000,
@@ -138,7 +138,7 @@ async def revoke_key(request: web.Request) -> web.Response:
     """DELETE /api/admin/tenants/{tenantId}/keys/{keyId}."""
     query(request, ())
     key_id = request.match_info["keyId"]
-    await request.app[TENANTS].revoke(request.match_info["tenantId"], key_id, by=_actor(request))
+    await request.app[API_KEYS].revoke(request.match_info["tenantId"], key_id, by=_actor(request))
     forget(request.app[PRINCIPALS], key_id)
     return web.Response(status=204)
 

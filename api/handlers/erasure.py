@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
 from aiohttp import web
 
 from api.admission import admitted_view, record_of, timing_of
 from api.keys import ERASURES, JOBS, PRINCIPAL, REQUEST_ID, SETTINGS, TENANTS
 from api.wire import answer, query, traceparent_of
+from shared.audit import Action, Actor, entry
 from shared.errors import RefusedError
 from shared.jobs import view_of
 from shared.metrics import JOBS_ADMITTED
@@ -41,6 +41,7 @@ async def delete_tenant(request: web.Request) -> web.Response:
         max_attempts=ATTEMPTS,
         expires_in_seconds=MAX_DELAY_S,  # it waits for a worker as long as it takes
     )
+    by = Actor(principal.key_id, principal.tenant, request[REQUEST_ID])
     timing = timing_of(job, settings)
     begun = await request.app[ERASURES].begin(
         target,
@@ -49,14 +50,7 @@ async def delete_tenant(request: web.Request) -> web.Response:
         record=record_of(job, settings, traceparent_of(request), key=principal.key_id),
         class_ms=timing["class_ms"],
         expires_in_ms=timing["expires_in_ms"],
-        audit={
-            "action": "tenant.deleted",
-            "tenant": target,
-            "actor": principal.key_id,
-            "actor_tenant": principal.tenant,
-            "request": request[REQUEST_ID],
-            "details": msgspec.json.encode({"name": {"old": name}}).decode(),
-        },
+        audit=entry(by, Action.TENANT_DELETED, target, changes={"name": (name, None)}),
     )
     headers = {"Location": f"/api/jobs/{begun.job_id}"}
     if isinstance(begun, UnderWay):

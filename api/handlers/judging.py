@@ -110,7 +110,7 @@ async def estimate(request: web.Request) -> web.Response:
     whole = await _tokens(request, job)
     tokens = whole.within(job.token_budget)
     cost = _cost(tokens, request.app[PRICES].price(model_of(job, settings)))
-    foreseen = await foresee(request.app[JOBS], principal.tenant, job.LANE, class_ms(job, settings))
+    outlook = await foresee(request.app[JOBS], principal.tenant, job.LANE, class_ms(job, settings))
     state = await request.app[LIMITS].store.state(principal.tenant, key=principal.key_id, user=job.user)
     limits = hits(state, tokens.expected, cost.expected if cost is not None else None)
     if job.token_budget is not None and whole.expected > job.token_budget:
@@ -121,7 +121,7 @@ async def estimate(request: web.Request) -> web.Response:
             tokens=TokenRange(low=tokens.low, expected=tokens.expected, high=tokens.high),
             cost_usd=cost,
             limits=limits,
-            eta=foreseen.outlook.view.eta,
+            eta=outlook.view.eta,
         )
     )
 

@@ -11,13 +11,13 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from api.keys import LIMITS, PRINCIPAL, REDIS, TENANTS, USAGE
+from api.keys import API_KEYS, LIMITS, PRINCIPAL, REDIS, TENANTS, USAGE
 from api.wire import answer, asks_for, integer, invalid, page_answer, query
 from shared.errors import RefusedError
 from shared.limit_rows import view_of
 from shared.redis import redis_now_ms
 from shared.tenants import Scope
-from shared.usage import MAX_DAYS, Group, Key, UsageQuery, csv_of, day_of, ordered, place_of, row_of, span
+from shared.usage import MAX_DAYS, Group, Order, Place, UsageQuery, csv_of, day_of, ordered, place_of, row_of, span
 
 DEFAULT_ROWS: Final = 1_000
 MAX_ROWS: Final = 10_000
@@ -28,7 +28,7 @@ CSV: Final = "text/csv"
 async def usage(request: web.Request) -> web.Response:
     """GET /api/usage."""
     parameters = query(
-        request, ("from", "to", "groupBy", *(group.value for group in FILTERS), "tenant", "limit", "after")
+        request, ("from", "to", "groupBy", *(group.value for group in FILTERS), "tenant", "order", "limit", "after")
     )
     now_ms = await redis_now_ms(request.app[REDIS])
     first, last = _days(parameters, datetime.fromtimestamp(now_ms / 1000, UTC).date())
@@ -39,8 +39,9 @@ async def usage(request: web.Request) -> web.Response:
         only={group: parameters[group.value] for group in FILTERS if group.value in parameters},
     )
     limit = integer(parameters, "limit", DEFAULT_ROWS, low=1, high=MAX_ROWS)
-    after = _place(parameters["after"], len(wanted.groups)) if "after" in parameters else None
-    rows = ordered(await request.app[USAGE].sums(await _tenants(request, parameters), wanted), wanted.groups)
+    order = _order(parameters)
+    after = _place(parameters["after"], order, len(wanted.groups)) if "after" in parameters else None
+    rows = ordered(await request.app[USAGE].sums(await _tenants(request, parameters), wanted), wanted.groups, order)
     if asks_for(request, CSV):
         name = f"usage-{first}-{last}.csv"
         return web.Response(
@@ -50,9 +51,9 @@ async def usage(request: web.Request) -> web.Response:
             headers={"Content-Disposition": f'attachment; filename="{name}"', "Vary": "Accept"},
         )
     if after is not None:
-        rows = [row for row in rows if place_of(*row, wanted.groups) > after]
+        rows = [row for row in rows if place_of(*row, wanted.groups, order) > after]
     page = rows[:limit]
-    cursor = _cursor(place_of(*page[-1], wanted.groups)) if len(rows) > limit else None
+    cursor = _cursor(place_of(*page[-1], wanted.groups, order)) if len(rows) > limit else None
     return page_answer(request, [row_of(*row, wanted.groups) for row in page], cursor, headers={"Vary": "Accept"})
 
 
@@ -72,7 +73,7 @@ async def tenant_limits(request: web.Request) -> web.Response:
     tenant = request.match_info["tenantId"]
     await request.app[TENANTS].tenant(tenant)
     if "key" in parameters:
-        await request.app[TENANTS].key(tenant, parameters["key"])
+        await request.app[API_KEYS].key(tenant, parameters["key"])
     return answer(view_of(await request.app[LIMITS].store.state(tenant, **parameters)))
 
 
@@ -101,6 +102,13 @@ def _groups(parameters: Mapping[str, str]) -> tuple[Group, ...]:
         raise invalid("?groupBy", f"must be some of {known}, with commas between, or empty") from None
 
 
+def _order(parameters: Mapping[str, str]) -> Order:
+    try:
+        return Order(parameters.get("order", Order.NAME))
+    except ValueError:
+        raise invalid("?order", f"must be one of {', '.join(Order)}") from None
+
+
 async def _tenants(request: web.Request, parameters: Mapping[str, str]) -> list[str]:
     principal = request[PRINCIPAL]
     tenant = parameters.get("tenant", principal.tenant)
@@ -114,19 +122,18 @@ async def _tenants(request: web.Request, parameters: Mapping[str, str]) -> list[
     return [tenant]
 
 
-Place = tuple[str, int, Key]
-_decode_place: Final = msgspec.json.Decoder(tuple[str, int, tuple[str, ...]]).decode
+_decode_place: Final = msgspec.json.Decoder(tuple[str, str, int, tuple[str, ...]]).decode
 
 
 def _cursor(place: Place) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
 
 
-def _place(cursor: str, groups: int) -> Place:
+def _place(cursor: str, order: Order, groups: int) -> Place:
     try:
         place = _decode_place(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, msgspec.DecodeError, ValueError):
         raise invalid("?after", "is no cursor of this list") from None
-    if len(place[2]) != groups:
+    if place[0] != order or len(place[3]) != groups:
         raise invalid("?after", "is no cursor of this list")
     return place

@@ -32,6 +32,8 @@ def _scopes(arguments: argparse.Namespace) -> list[str] | None:
 
 def _tenant_text(tenant: dict[str, Any]) -> str:
     lines = [f"{tenant['tenantId']}  {tenant['name']}", f"  created   {tenant['createdAt']}"]
+    if deletion := tenant["deletion"]:
+        lines.append(f"  deletion  since {deletion['since']}, by {deletion['jobId']}")
     return "\n".join([*lines, *_limits_lines(tenant["limits"])])
 
 
@@ -107,11 +109,11 @@ async def keys_change(client: Client, arguments: argparse.Namespace) -> int:
 
 
 async def keys_rotate(client: Client, arguments: argparse.Namespace) -> int:
-    """A new secret for a key, shown this once; the one so far works on for a while."""
+    """A new secret for a key, shown this once; the one in use works on for a while."""
     body = without_none(overlapSeconds=arguments.overlap)
     key = await client.call("POST", f"{_key_path(arguments)}/rotate", json=body)
     until = key.get("previousExpiresAt")
-    ends = f"the secret so far works until {until}" if until else "the secret so far works no longer"
+    ends = f"the secret in use works until {until}" if until else "no secret before it works any longer"
     out(arguments, key, f"{_secret_text(key)}\n{ends}")
     return 0
 
@@ -134,9 +136,10 @@ async def tenants_create(client: Client, arguments: argparse.Namespace) -> int:
 async def tenants_list(client: Client, arguments: argparse.Namespace) -> int:
     """All tenants."""
     page = await client.pages("/api/admin/tenants")
-    rows = [["TENANT", "NAME", "LIMITS", "CREATED"]]
+    rows = [["TENANT", "NAME", "CREATED", "LIMITS"]]
     for tenant in page["data"]:
-        rows.append([tenant["tenantId"], tenant["name"], json.dumps(tenant["limits"]), tenant["createdAt"]])
+        limits = "being deleted" if tenant["deletion"] else json.dumps(tenant["limits"]) if tenant["limits"] else "none"
+        rows.append([tenant["tenantId"], tenant["name"], tenant["createdAt"], limits])
     out(arguments, page, table(rows))
     return 0
 
@@ -209,10 +212,13 @@ def register(commands: Commands) -> None:
     change.add_argument("--expires-at", metavar="TIME", help="RFC 3339, or never")
     change.add_argument("--limits", help=PATCH_HELP)
     rotate.add_argument(
-        "--overlap", type=positive, metavar="SECONDS", help="how long the secret so far works on; default: a day"
+        "--overlap",
+        type=positive,
+        metavar="SECONDS",
+        help="how long the secret in use works on (default: a day; 0: not at all)",
     )
     for place in (create, show, change, rotate, revoke, commands.action(keys, "list", keys_list)):
-        place.add_argument("--tenant", default=DEFAULT_TENANT, help="default: the tenant `default`")
+        place.add_argument("--tenant", default=DEFAULT_TENANT, help="whose key; default: the tenant `default`")
 
     tenants = commands.group("tenants", "tenants and their limits")
     new = commands.action(tenants, "create", tenants_create)

@@ -24,8 +24,8 @@ async def documents_add(client: Client, arguments: argparse.Namespace) -> int:
 
 
 async def documents_list(client: Client, arguments: argparse.Namespace) -> int:
-    """A page of documents, newest first."""
-    page = await client.call("GET", "/api/documents?limit=200")
+    """All documents, newest first."""
+    page = await client.pages("/api/documents")
     rows = [["DOCUMENT", "STATUS", "CHARACTERS", "TITLE"]]
     for document in page["data"]:
         title = document["title"] or document["filename"] or ""

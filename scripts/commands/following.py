@@ -43,14 +43,15 @@ async def tail(client: Client, arguments: argparse.Namespace, job_id: str, after
 
 
 async def _show_events(client: Client, arguments: argparse.Namespace, job_id: str, after: int) -> None:
+    text = ""  # the last that was printed of the model's
     async for event in client.events(quote(job_id, safe=""), after):
         if arguments.json:
             print(json.dumps(event, ensure_ascii=False), flush=True)
         elif event["type"] == "delta":
-            print(event["text"], end="", flush=True)
+            text = event["text"]
+            print(text, end="", flush=True)
         elif event["type"] not in ("replay.end", "job.usage"):
             rest = {name: value for name, value in event.items() if name not in ("seq", "type", "at")}
-            print(
-                f"[{event.get('seq', '')} {event['type']}] {json.dumps(rest, ensure_ascii=False) if rest else ''}",
-                flush=True,
-            )
+            line = f"[{event.get('seq', '')} {event['type']}] {json.dumps(rest, ensure_ascii=False) if rest else ''}"
+            print(("" if not text or text.endswith("\n") else "\n") + line.rstrip(), flush=True)
+            text = ""

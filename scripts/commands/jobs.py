@@ -150,7 +150,7 @@ async def jobs_estimate(client: Client, arguments: argparse.Namespace) -> int:
     tokens, cost, eta = found["tokens"], found["costUsd"], found["eta"]
     lines = [f"tokens  about {tokens['expected']}, {tokens['low']} to {tokens['high']}"]
     lines.append("cost    " + ("no price is known" if cost is None else cost_text(cost)))
-    lines.append("start   " + ("nobody knows" if eta is None else eta_text(eta)))
+    lines.append("start   " + ("nobody knows" if eta is None else eta_text(eta).removeprefix("starts ")))
     for hit in found["limits"]:
         used = f", {hit['used']:,g} used" if "used" in hit else ""
         effect = EFFECTS.get(hit["effect"], hit["effect"])

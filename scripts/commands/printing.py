@@ -52,6 +52,8 @@ def table(rows: list[list[str]]) -> str:
 
 def eta_text(eta: dict[str, Any]) -> str:
     """When a job will probably start."""
+    if eta["p90Seconds"] == 0:
+        return "starts at once"
     return f"starts in {eta['p50Seconds']:g} to {eta['p90Seconds']:g} s"
 
 

@@ -32,7 +32,7 @@ async def usage(client: Client, arguments: argparse.Namespace) -> int:
         text = await client.call("GET", "/api/usage", params=wanted, headers={"Accept": "text/csv"})
         print(text, end="")
         return 0
-    page = await client.call("GET", "/api/usage", params={**wanted, "limit": "10000"})
+    page = await client.call("GET", "/api/usage", params={**wanted, "order": "tokens", "limit": "10000"})
     out(arguments, page, usage_text(page["data"]))
     if page["hasMore"]:
         note("there is more; --csv prints all")
@@ -126,7 +126,8 @@ def books_text(one: dict[str, Any], what: str) -> str:
     """A tenant's books in a line, and what differs in a table."""
     cost = "cost unknown" if one["costUsd"] is None else f"{one['costUsd']:,.6f} USD"
     state = "ok" if not one["found"] else f"{one['found']} {what}"
-    line = f"{one['tenantId']}  {one['calls']:,} calls, {one['tokens']:,} tokens, {cost}: {state}"
+    spent = f"{one['calls']:,} calls, {one['tokens']:,} tokens, {cost}" if one["calls"] else "no calls"
+    line = f"{one['tenantId']}  {spent}: {state}"
     if not one["differences"]:
         return line
     rows = [["  WHAT", "OF", "MEMBER", "STORED", "LEDGER"]]

@@ -3,13 +3,14 @@
 -- ARGV  prefix, id (of the key; absent for a tenant), tenant, expected (map of fields, '' where there is none),
 --       fields (map, '' removes one), limits (true: these are others now), audit (its entry),
 --       keeps_admin (true: the admin key may be changed so)
--- Returns 'ok'   'none' there is no such record, or its tenant is being deleted   'stale' it was changed meanwhile
+-- Returns 'ok'   'none' there is no such record   'deleting' its tenant is being deleted   'stale' it was changed meanwhile
 --         'admin' it is the admin key
 --@include base
 --@include queue
 --@include audit
 --@include keys
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[2], 'deleting') == 1 then return 'none' end
+if redis.call('HEXISTS', KEYS[2], 'deleting') == 1 then return 'deleting' end
+if redis.call('EXISTS', KEYS[1]) == 0 then return 'none' end
 for field, value in pairs(a.expected) do
   if (redis.call('HGET', KEYS[1], field) or '') ~= value then return 'stale' end
 end

@@ -1,8 +1,8 @@
 -- create: stores a new record and its place in an index, once per idempotency key.
 -- KEYS  1 record   2 index   3 idempotency key (any name when none was sent)   4 record that must exist (optional)
 -- ARGV  prefix, id, fields (map), idem_body (hash of the body; absent = no key), audit (its entry, optional)
--- Returns {'ok', id, now ms, '0' or '1' replayed}   {'mismatch'}   {'exists'} the id is taken   {'none'} KEYS[4] is absent, or being
---         deleted
+-- Returns {'ok', id, now ms, '0' or '1' replayed}   {'mismatch'}   {'exists'} the id is taken   {'none'} KEYS[4] is absent
+--         {'deleting', its id} KEYS[4] is a tenant that is being deleted
 --@include base
 --@include audit
 local again = replay(KEYS[3])
@@ -10,7 +10,11 @@ if again then
   if again[1] == 'ok' then again[4] = '1' end
   return again
 end
-if KEYS[4] and (redis.call('EXISTS', KEYS[4]) == 0 or redis.call('HEXISTS', KEYS[4], 'deleting') == 1) then return {'none'} end
+if KEYS[4] then
+  local parent = redis.call('HMGET', KEYS[4], 'id', 'deleting')
+  if not parent[1] then return {'none'} end
+  if parent[2] then return {'deleting', parent[1]} end
+end
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'exists'} end
 local flat = {'id', a.id, 'created_ms', int(now)}
 for field, value in pairs(a.fields) do

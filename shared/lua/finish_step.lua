@@ -46,9 +46,11 @@ if not a.estimated and total > 0 then
   if a.result and a.tok_out > 0 then learn_output(job.tenant, job.type or '', a.model, a.tok_out, true) end
   local input = a.tok_in + a.tok_embed
   if a.input_bytes > 0 and input > 0 and a.input_bytes / input <= 20 then
-    local before = tonumber(redis.call('HGET', P .. 'ratios', a.model) or a.input_bytes / input)
-    local now_ratio = before * 0.9 + a.input_bytes / input * 0.1
-    redis.call('HSET', P .. 'ratios', a.model, string.format('%.4f', now_ratio))
+    local before = redis.call('HGET', P .. 'ratios', a.model)
+    if before or redis.call('HLEN', P .. 'ratios') < MOST_KINDS then
+      local now_ratio = tonumber(before or a.input_bytes / input) * 0.9 + a.input_bytes / input * 0.1
+      redis.call('HSET', P .. 'ratios', a.model, string.format('%.4f', now_ratio))
+    end
   end
 end
 local warned = #WARNED > 0 and cjson.encode(WARNED) or '[]'

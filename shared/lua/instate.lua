@@ -12,7 +12,7 @@ redis.call('HSET', KEYS[1], 'scopes', a.scopes)
 redis.call('HDEL', KEYS[1], 'expires_ms')
 if row[2] ~= a.hash then
   redis.call('HSET', KEYS[1], 'hash', a.hash)
-  redis.call('HDEL', KEYS[1], 'old_hash', 'old_until_ms')
+  redis.call('HDEL', KEYS[1], 'old_hash', 'old_until_ms', 'unused')
   audit(a.rotated)
   tell_key(KEYS[1], a.id)
 end

@@ -20,16 +20,6 @@ class Feedback(msgspec.Struct, frozen=True):
     replayed: bool
 
 
-class Foreseen(msgspec.Struct, frozen=True):
-    """A tenant's jobs that wait and run, how many may (None: any number), and the outlook of one more."""
-
-    waiting: int
-    most_waiting: int
-    running: int
-    most_running: int | None
-    outlook: Outlook
-
-
 async def give_feedback(
     jobs: JobsStore,
     tenant: str,
@@ -64,15 +54,7 @@ async def give_feedback(
             raise mismatch()
 
 
-async def foresee(jobs: JobsStore, tenant: str, lane: Lane, class_ms: int) -> Foreseen:
+async def foresee(jobs: JobsStore, tenant: str, lane: Lane, class_ms: int) -> Outlook:
     """What a job might expect if it were admitted now."""
-    waiting, most_waiting, running, most_running, *outlook = (
-        part.decode()
-        for part in await jobs.scripts.run(
-            "foresee", [jobs.keys.tenant(tenant)], tenant=tenant, lane=lane, class_ms=class_ms
-        )
-    )
-    limit = int(float(most_running))
-    return Foreseen(
-        int(waiting), int(most_waiting), int(running), limit if limit >= 0 else None, Outlook.from_reply(outlook)
-    )
+    reply = await jobs.scripts.run("foresee", [], tenant=tenant, lane=lane, class_ms=class_ms)
+    return Outlook.from_reply([part.decode() for part in reply])

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from shared.errors import RefusedError
 from shared.redis import Redis, Scripts
 from shared.stores.jobs import mismatch
 
@@ -19,6 +20,18 @@ class Created(msgspec.Struct, frozen=True):
     id: str
     now_ms: int
     replayed: bool
+
+
+def being_deleted(tenant: str) -> RefusedError:
+    """Nothing of this tenant is changed any more."""
+    return RefusedError(
+        "conflict", f"The tenant {tenant[:64]!r} is being deleted: nothing of it can be made or changed any more."
+    )
+
+
+def overtaken() -> RefusedError:
+    """A change met others, time and again."""
+    return RefusedError("conflict", "Others changed it again and again meanwhile; read it, and send the change again.")
 
 
 class RecordsStore:
@@ -43,7 +56,7 @@ class RecordsStore:
         """Stores a record once. None when it exists already, or when `parent` does not. `audit` is the
         entry that goes with it (shared.audit.entry).
 
-        Raises RefusedError `idempotency_mismatch`.
+        Raises RefusedError `idempotency_mismatch`, and `conflict` when `parent` is being deleted.
         """
         keys = [key, index, idem_key or index + ":-"]
         reply = await self.scripts.run(
@@ -59,6 +72,8 @@ class RecordsStore:
             return Created(parts[1], int(parts[2]), parts[3] == "1")
         if parts[0] == "mismatch":
             raise mismatch()
+        if parts[0] == "deleting":
+            raise being_deleted(parts[1])
         return None
 
     async def get(self, key: str) -> Fields | None:

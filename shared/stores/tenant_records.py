@@ -15,7 +15,7 @@ from shared.errors import RefusedError
 from shared.ids import hash_secret
 from shared.policy import encode_policy
 from shared.stores.records import Fields
-from shared.tenants import KeyLimits, KeyLimitsPatch, KeyView, Limits, NewTenant, Scope, TenantView
+from shared.tenants import Deletion, KeyLimits, KeyLimitsPatch, KeyView, Limits, NewTenant, Scope, TenantView
 
 AnyLimits = TypeVar("AnyLimits", bound=KeyLimits)
 
@@ -86,6 +86,7 @@ def tenant_view(row: Fields) -> TenantView:
         name=row["name"],
         limits=limits_of(row, Limits),
         created_at=rfc3339(int(row["created_ms"])),
+        deletion=Deletion(job_id=row["erasure"], since=rfc3339(int(row["deleting"]))) if "deleting" in row else None,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from shared.jobs import JobRow
 from shared.keys import Keys
 from shared.redis import Redis, shielded
-from shared.stores.tenants import Principal, TenantsStore
+from shared.stores.access import AccessStore, Principal
 from shared.tenants import Scope
 
 AFTER_END_MS: Final = 5 * 60_000  # the contract: until 5 min after the job's end
@@ -25,10 +25,10 @@ _TICKET: Final = re.compile(r"st_([0-9A-HJKMNP-TV-Z]{26})_([0-9a-f]{64})")
 class TicketsStore:
     """Issues and checks tickets. Raises a member of OUTAGE when Redis is out of reach."""
 
-    def __init__(self, client: Redis, keys: Keys, tenants: TenantsStore) -> None:
+    def __init__(self, client: Redis, keys: Keys, access: AccessStore) -> None:
         self._client = client
         self._keys = keys
-        self._tenants = tenants
+        self._access = access
         self._secret: bytes | None = None
 
     async def issue(self, principal: Principal, job_id: str) -> str:
@@ -43,7 +43,7 @@ class TicketsStore:
         key_id = f"key_{match[1]}"
         if not hmac.compare_digest(match[2], await self._proof(key_id, job_id)):
             return None
-        tenant = await self._tenants.tenant_of(key_id)
+        tenant = await self._access.tenant_of(key_id)
         return Principal(tenant, key_id, frozenset({Scope.JOBS})) if tenant is not None else None
 
     async def _proof(self, key_id: str, job_id: str) -> str:
