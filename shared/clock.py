@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Final
+
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 
 
 def rfc3339(at_ms: int) -> str:
@@ -28,6 +32,8 @@ def to_ms(moment: datetime) -> int:
 
 def parse_rfc3339(text: str) -> int:
     """RFC 3339 text as Unix milliseconds. Raises ValueError when it is no such time or has no zone."""
+    if not _DATE.match(text):  # `fromisoformat` alone takes weeks, too
+        raise ValueError("the time must begin as in 2026-01-31T09:30:00Z")
     moment = datetime.fromisoformat(text)
     if not 1970 <= moment.year <= 2200:
         raise ValueError("the year must be from 1970 to 2200")

@@ -96,7 +96,11 @@ PROBLEMS: Final[dict[str, ProblemKind]] = {
         "Within 24 hours an `Idempotency-Key` stands for one body. Use a new key for a new request.",
     ),
     "rate_limited": ProblemKind(
-        429, "Too many requests", True, "A rate limit is reached. Wait for `Retry-After` seconds."
+        429,
+        "Too many requests",
+        True,
+        "A rate limit is reached, or what is left of a budget is reserved for calls under way. Wait for `Retry-After` "
+        "seconds; nothing was spent.",
     ),
     "queue_full": ProblemKind(
         429,

@@ -10,6 +10,7 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
+from shared.audit import SYSTEM, Action, Actor, entry
 from shared.clock import monotonic_s, rfc3339
 from shared.errors import InternalError, InvalidInput
 from shared.jobs import Output
@@ -58,7 +59,8 @@ async def erase_tenant(spec: ErasureInput, context: JobContext) -> ErasureReceip
     job, erasures = context.job, context.deps.erasures
     with suppress(NotMarkedError):  # this job, before its worker was lost, may have done the last step
         await Eraser(spec.tenant_id, context).run()
-    by = {"action": "tenant.erased", "tenant": spec.tenant_id, "actor": job.key or "system", "actor_tenant": job.tenant}
+    actor = Actor(job.key, job.tenant) if job.key else SYSTEM
+    by = entry(actor, Action.TENANT_ERASED, spec.tenant_id)
     erased = await erasures.finish(spec.tenant_id, job.job_id, by)
     if erased is None:
         raise InvalidInput(f"The tenant {spec.tenant_id} does not exist (any more), or is not being deleted.")
