@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from api.problems import Problem
-from api.routes import Page, Route
+from api.route import Page, Route
 from shared.problems import PROBLEMS
 
 REF = "#/components/schemas/{name}"

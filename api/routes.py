@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from aiohttp import web
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
 from api.handlers import admin, books, chat, documents, erasure, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
+from api.route import IDEMPOTENCY, LIST, WAIT, Handler, Page, Route
+from api.route import in_header as _h
+from api.route import in_query as _q
 from api.websocket import socket
 from shared.audit import AuditEntry
 from shared.batch import MEDIA_TYPE
@@ -23,52 +24,7 @@ from shared.specs import PublicJob
 from shared.tenants import KeyPatch, KeyView, NewKey, NewTenant, Rotation, Scope, TenantPatch, TenantView
 from shared.usage import UsageRow
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Parameter(msgspec.Struct, frozen=True):
-    """A query parameter or header of a call."""
-
-    name: str
-    place: str
-    description: str
-
-
-class Route(msgspec.Struct, frozen=True):
-    """One call. `scope` None needs no key. `answers` maps a status to (sentence, type or media type)."""
-
-    method: str
-    path: str
-    handler: Handler
-    summary: str
-    scope: Scope | None
-    answers: dict[int, tuple[str, Any]]
-    body: Any = None
-    upload: bool = False
-    parameters: tuple[Parameter, ...] = ()
-    problems: tuple[str, ...] = ()
-    ticket: bool = False  # `?ticket=` serves instead of a key
-    is_stream: bool = False  # no HEAD: there is no telling how it ends
-
-
-def _q(name: str, description: str) -> Parameter:
-    return Parameter(name, "query", description)
-
-
-def _h(name: str, description: str) -> Parameter:
-    return Parameter(name, "header", description)
-
-
-class Page(msgspec.Struct, frozen=True):
-    """Marks an answer that is a page of rows of `kind`."""
-
-    kind: Any
-
-
 SOCKET_PATH = "/api/ws"
-LIST = (_q("limit", "1 to 200, default 50"), _q("after", "cursor: `next` of the page before"))
-WAIT = _q("wait", "long poll: wait up to so many seconds (at most 60) for a final state")
-IDEMPOTENCY = _h("Idempotency-Key", "the same key and body within 24 h: the first answer again")
 RESUME = (
     _h("Last-Event-ID", "resume after this event number"),
     _q("after", "the same, for clients without headers"),
