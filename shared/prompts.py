@@ -310,7 +310,7 @@ class Rollback(Wire, frozen=True, kw_only=True):
 class RenderRequest(Wire, frozen=True, kw_only=True):
     """Body of `POST /api/prompts/{name}/render`; `user` shows what that end user would get."""
 
-    variables: dict[str, Any] = {}
+    variables: dict[str, Any] = msgspec.field(default_factory=dict)
     label: ShortText | None = None
     version: Annotated[int, Meta(ge=1)] | None = None
     user: ShortText | None = None
