@@ -7,23 +7,26 @@ from typing import Any, Final
 
 import msgspec
 
+from api.prompts import NOTHING, Chosen
 from shared.clock import rfc3339, to_ms
-from shared.jobs import Eta, JobStatus, JobView, QueueView, UsageView, links_of
+from shared.jobs import Eta, JobStatus, JobView, PromptView, QueueView, UsageView, links_of, prompt_of
+from shared.prompts import spelled_pins
 from shared.schemas import BadSchemaError, compile_schema
 from shared.settings import Settings
-from shared.specs import AgentJob, AnalysisJob, EmbeddingJob, ExtractTask, StoredEmbeddingJob, Submission, type_of
+from shared.specs import AgentJob, AnalysisJob, ChatJob, EmbeddingJob, ExtractTask, StoredEmbeddingJob, Submission, type_of
 from shared.stores.jobs import CLASS, Admitted
 from shared.toolnames import DEFAULTS, SEPARATOR, problem
 
+NO_MESSAGES: Final = "at least one message is needed, or a `prompt`"
 START_S: Final = 10.0  # a chat whose client waits: no worker takes it by then, 503
 CHARACTERS_PER_TOKEN: Final = 4  # first guess of a job's size, for fairness only; corrected by real tokens at settle
 
 
-def model_of(job: Submission, settings: Settings) -> str:
-    """The model that a job asks."""
+def model_of(job: Submission, settings: Settings, of_prompt: str | None = None) -> str:
+    """The model that a job asks; `of_prompt` is that of its prompt, for where it names none."""
     if isinstance(job, EmbeddingJob | StoredEmbeddingJob):
         return job.model or job.input.model or settings.embedding_model
-    return job.model or settings.default_model
+    return job.model or of_prompt or settings.default_model
 
 
 def record_of(
@@ -35,30 +38,53 @@ def record_of(
     size_bytes: int = 0,
     blobs: str | None = None,
     key: str | None = None,
+    chosen: Chosen = NOTHING,
 ) -> dict[str, Any]:
     """The first fields of a job's record; absent ones are left out. All values are text or integers. With `grace_ms`
     the job lives only while somebody listens. `size_bytes` of input are beside the spec; `blobs` die with the job;
-    `key` is the API key that it came with."""
+    `key` is the API key that it came with; `chosen` are its prompts."""
     spec = msgspec.json.encode(job).decode()
     fields: dict[str, Any] = {
         "type": type_of(job),
         "priority": job.priority.value,
         "metadata": msgspec.json.encode(job.metadata).decode(),
-        "model": model_of(job, settings),
+        "model": model_of(job, settings, chosen.model),
         "spec": spec,
         "max_attempts": job.max_attempts,
         "grant": job.max_attempts,
         "timeout_ms": round(job.timeout_seconds * 1000),
         "retention_ms": round(settings.retention_seconds * 1000),
-        "est": (len(spec) + size_bytes) // CHARACTERS_PER_TOKEN,
+        "est": (len(spec) + size_bytes + chosen.characters) // CHARACTERS_PER_TOKEN,
         "user": job.user,
         "token_budget": job.token_budget,
         "traceparent": traceparent,
         "grace_ms": grace_ms,
         "blobs": blobs,
         "key": key,
+        **prompt_fields(chosen),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def prompt_fields(chosen: Chosen) -> dict[str, Any]:
+    """What a job's record says of its prompts: `prompt` (name@version) and the arm are those of the main one."""
+    main = chosen.main
+    if main is None:
+        return {}
+    return {
+        "pins": spelled_pins(chosen.pins),
+        "prompt": main.spelled,
+        "exp": main.experiment,
+        "arm": None if main.arm is None else str(main.arm),
+        "exp_unit": chosen.user if main.sticky_by == "user" else None,
+    }
+
+
+def message_problems(job: Submission) -> list[tuple[str, str]]:
+    """A chat says something: itself, or through its prompt."""
+    if isinstance(job, ChatJob) and not job.input.messages and job.prompt is None:
+        return [("$.input.messages", NO_MESSAGES)]
+    return []
 
 
 def timing_of(job: Submission, settings: Settings) -> dict[str, Any]:
@@ -76,8 +102,8 @@ def class_ms(job: Submission, settings: Settings) -> int:
     return round(CLASS[job.priority] * settings.aging_seconds * 1000)
 
 
-def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> JobView:
-    """The job as it was at admission, even if a worker was faster, or the request is a replay."""
+def admitted_view(job: Submission, admitted: Admitted, settings: Settings, chosen: Chosen = NOTHING) -> JobView:
+    """The job as it was at admission, even if a worker was faster."""
     queued = admitted.status == JobStatus.QUEUED
     now = rfc3339(admitted.now_ms)
     return JobView(
@@ -87,8 +113,8 @@ def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> Jo
         priority=job.priority.value,
         user=job.user,
         metadata=job.metadata,
-        model=model_of(job, settings),
-        prompt=None,
+        model=model_of(job, settings, chosen.model),
+        prompt=prompt_view(chosen),
         progress=None,
         queue=admitted_queue(admitted),
         attempt=0,
@@ -101,6 +127,12 @@ def admitted_view(job: Submission, admitted: Admitted, settings: Settings) -> Jo
         usage=UsageView(),
         links=links_of(admitted.job_id, type_of(job)),
     )
+
+
+def prompt_view(chosen: Chosen) -> PromptView | None:
+    """The main prompt as the job's view shows it."""
+    main = chosen.main
+    return None if main is None else prompt_of(spelled_pins(chosen.pins).encode(), main.spelled.encode())
 
 
 def admitted_queue(admitted: Admitted) -> QueueView:

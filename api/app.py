@@ -14,6 +14,7 @@ from api.auth import forget
 from api.live import Hub
 from api.middleware import edge
 from api.presence import Audience, Sessions
+from api.prompts import Prompts
 from api.routes import ROUTES, guarded
 from api.standing import Standings
 from api.teller import Teller
@@ -33,6 +34,7 @@ from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
+from shared.stores.prompts import PromptsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
@@ -80,6 +82,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.SESSIONS] = Sessions(app[keys.ACCESS])
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.ACCESS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
+    app[keys.PROMPTS] = Prompts(PromptsStore(client, names))
     app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
     app[keys.BOOKS] = BooksStore(client, names)
     app[keys.USAGE] = UsageStore(client, names)
@@ -101,6 +104,7 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
     hub = app[keys.HUB]
     hub.on_revoked(lambda key_id, _: forget(app[keys.PRINCIPALS], key_id))
     hub.on_revoked(app[keys.SESSIONS].revoked)
+    hub.on_prompt(app[keys.PROMPTS].forget)
     await hub.start()
     companions = [
         asyncio.create_task(app[keys.UPKEEP].run(), name="upkeep"),

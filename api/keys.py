@@ -8,6 +8,7 @@ from aiohttp import web
 
 from api.live import Hub
 from api.teller import Teller
+from api.prompts import Prompts
 from shared.blobs import Blobs
 from shared.keys import Keys
 from shared.limits import Standing
@@ -55,6 +56,7 @@ TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 USAGE = web.AppKey("usage", UsageStore)
+PROMPTS = web.AppKey("prompts", Prompts)
 PRICES = web.AppKey("prices", PriceBook)
 BOOKS = web.AppKey("books", BooksStore)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")

@@ -146,7 +146,12 @@ class Hub:
         )
         self._task: asyncio.Task[None] | None = None
         self._on_revoked: list[Callable[[str, frozenset[str]], None]] = []
+        self._on_prompt: list[Callable[[str, str], None]] = []
         self.closing = False
+
+    def on_prompt(self, callback: Callable[[str, str], None]) -> None:
+        """`callback(owner, name)` is called when a label or an experiment of a prompt was changed anywhere."""
+        self._on_prompt.append(callback)
 
     def on_revoked(self, callback: Callable[[str, frozenset[str]], None]) -> None:
         """`callback(key_id, live)` is called when a key was changed or revoked anywhere; `live` are the marks of its
@@ -155,7 +160,7 @@ class Hub:
 
     async def start(self) -> None:
         """Connects in the background and stays connected."""
-        await self._subscriber.subscribe(self._keys.revoked_channel)
+        await self._subscriber.subscribe(self._keys.revoked_channel, self._keys.prompts_channel)
         self._task = asyncio.create_task(self._subscriber.run(), name="hub")
 
     def end_readers(self) -> None:
@@ -180,6 +185,10 @@ class Hub:
             key_id, *live = data.decode().split()
             for callback in self._on_revoked:
                 callback(key_id, frozenset(live))
+        elif name == self._keys.prompts_channel:
+            owner, _, prompt = data.decode().partition(" ")
+            for told in self._on_prompt:
+                told(owner, prompt)
 
     def _subscribed(self, name: str) -> None:
         if channel := self._channels.get(name):

@@ -280,10 +280,11 @@ class Socket:
                 raise RefusedError("conflict", "This socket is authenticated already.")
             case Submit(job=job, idempotency_key=key):
                 digest, body_hash = digest_of("POST /api/jobs", key, msgspec.json.encode(job))
+                chosen = NOTHING
                 if not await jobs.was_answered(tenant, digest, body_hash):
-                    await check(request, job, root="$.job")
-                admitted = await take_in(request, job, digest, body_hash)
-                return admitted_view(job, admitted, request.app[SETTINGS])
+                    chosen = await check(request, job, root="$.job")
+                admitted = await take_in(request, job, digest, body_hash, chosen=chosen)
+                return await first_view(request, job, admitted, chosen)
             case Subscribe(job_id=job_id, after=after):
                 return await self._join(job_id, after)
             case Unsubscribe(job_id=job_id):

@@ -62,6 +62,15 @@ class Tokens(msgspec.Struct, frozen=True):
             for whole, made in zip((self.low, self.expected, self.high), self.made, strict=True)
         )
 
+    def more(self, characters: int) -> Tokens:
+        """The same when so many characters are read besides."""
+        return Tokens(
+            self.low + round(characters / SPARSE),
+            self.expected + round(characters / CHARACTERS_PER_TOKEN),
+            self.high + round(characters / DENSE),
+            self.made,
+        )
+
     def within(self, budget: int | None) -> Tokens:
         """The same under a hard cap; what is made shrinks with the whole."""
         if budget is None:
@@ -73,11 +82,11 @@ class Tokens(msgspec.Struct, frozen=True):
         return Tokens(min(self.low, budget), min(self.expected, budget), min(self.high, budget), (low, expected, high))
 
 
-def of_chat(job: ChatJob) -> Tokens:
-    """One answer to a conversation."""
+def of_chat(job: ChatJob, most_of_prompt: int | None = None) -> Tokens:
+    """One answer to a conversation; `most_of_prompt` is the bound that its prompt sets."""
     characters = sum(len(message.content) for message in job.input.messages)
     frames = MESSAGE_TOKENS * len(job.input.messages)
-    most = job.input.max_tokens
+    most = most_of_prompt if job.input.max_tokens is None else job.input.max_tokens
     low, middle, high = (min(count, most) if most is not None else count for count in ANSWER_TOKENS)
     if most is not None:
         low, high = 1, most

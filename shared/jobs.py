@@ -38,7 +38,7 @@ VIEW_FIELDS: Final = (
     "seq", "run", "attempt", "max_attempts", "created_ms", "queued_ms", "started_ms", "finished_ms", "expires_ms",
     "due_ms", "progress", "tok_in", "tok_out", "tok_embed", "tok_reused", "tok_wasted", "cost_nano", "estimated",
     "error", "waiting", "wait_reason", "cancel_ms", "cancelled_ms", "cancel_tokens", "upstream_closed_ms",
-    "timeout_ms", "grace_ms", "fb_count", "fb_milli", "result",
+    "timeout_ms", "grace_ms", "pins", "prompt", "fb_count", "fb_milli", "result",
 )  # fmt: skip
 
 
@@ -46,12 +46,20 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Base of everything that goes out: camelCase; an UNSET member is left out."""
 
 
+class ExperimentArm(Output, frozen=True):
+    """The experiment that chose the version, and its arm, counted from 0."""
+
+    id: str
+    arm: int
+
+
 class PromptView(Output, frozen=True):
-    """The prompt version that a job is pinned to."""
+    """The prompt version that a job is pinned to; `label` is null where it was asked for by its number."""
 
     name: str
     version: int
     label: str | None
+    experiment: ExperimentArm | UnsetType = UNSET
 
 
 class Progress(Output, frozen=True):
@@ -297,7 +305,7 @@ def view_of(row: JobRow) -> JobView:
         user=row.text("user"),
         metadata=msgspec.json.decode(row.raw("metadata") or b"{}", type=dict[str, str]),
         model=row.text("model") or "",
-        prompt=None,
+        prompt=prompt_of(row.raw("pins"), row.raw("prompt")),
         progress=msgspec.json.decode(progress, type=Progress) if progress else None,
         queue=queue_of(row),
         attempt=row.number("attempt"),
@@ -315,6 +323,27 @@ def view_of(row: JobRow) -> JobView:
         feedback=feedback_of(row.number("fb_count"), row.number("fb_milli")) if "fb_count" in row.fields else UNSET,
         links=links_of(row.job_id, row.text("type") or ""),
     )
+
+
+class _Pin(msgspec.Struct, rename="camel"):
+    """What the view shows of a pin; see shared.prompts.Pin."""
+
+    name: str
+    version: int
+    label: str | None = None
+    experiment: str | None = None
+    arm: int | None = None
+
+
+def prompt_of(pins: bytes | None, spelled: bytes | None) -> PromptView | None:
+    """The main prompt of a job, from its record: its pins, and `name@version` where there is a main one."""
+    if not pins or not spelled:
+        return None
+    main = msgspec.json.decode(pins, type=list[_Pin])[0]
+    arm: ExperimentArm | UnsetType = UNSET
+    if main.experiment is not None and main.arm is not None:
+        arm = ExperimentArm(id=main.experiment, arm=main.arm)
+    return PromptView(name=main.name, version=main.version, label=main.label, experiment=arm)
 
 
 def feedback_of(count: int, total_milli: int) -> FeedbackView:

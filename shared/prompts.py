@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from shared import templates
 from shared.errors import RefusedError
-from shared.jobs import Output
+from shared.jobs import ExperimentArm, Output
 from shared.specs import ChatMessage, ShortText, Wire
 
 SHARED: Final = "shared"  # owner of the prompts that every tenant has
@@ -130,6 +130,7 @@ class Pin(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     label: str | None = None
     experiment: str | None = None
     arm: int | None = None
+    sticky_by: str | None = None
 
     @property
     def spelled(self) -> str:
@@ -370,7 +371,7 @@ class Rendered(Output, frozen=True, kw_only=True):
     name: str
     version: int
     label: str | None
-    experiment: str | UnsetType = UNSET
+    experiment: ExperimentArm | UnsetType = UNSET
     messages: list[dict[str, str]]
     model: str
     tokens: int

@@ -50,9 +50,10 @@ class ChatMessage(Wire, frozen=True, kw_only=True):
 
 
 class ChatInput(Wire, frozen=True, kw_only=True):
-    """Input of a `chat` job. `maxTokens` bounds the answer; `temperature` is handed on to the model."""
+    """Input of a `chat` job. `maxTokens` bounds the answer; `temperature` is handed on to the model. With a `prompt`
+    the messages may be absent: its own come first."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1_000)]
+    messages: Annotated[list[ChatMessage], Meta(max_length=1_000)] = []
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
 

@@ -17,11 +17,13 @@ from shared.keys import Keys
 from shared.log import configure, get_logger
 from shared.metrics import REGISTRY
 from shared.prices import PriceBook
+from shared.prompt_versions import Versions
 from shared.redis import connect, wait_until_durable
 from shared.settings import Settings
 from shared.specs import Lane
 from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
+from shared.stores.prompts import PromptsStore
 from shared.tokens import TokenCounter
 from worker.context import Deps
 from worker.documents.library import Library
@@ -40,18 +42,20 @@ def build(
     """An engine with its connections; call it inside the loop that will run it. `handlers` by job type."""
     client = connect(settings.redis_url)
     blobs = blobs_of(settings)
-    documents = DocumentsStore(client, Keys(settings.redis_prefix))
+    keys = Keys(settings.redis_prefix)
+    documents = DocumentsStore(client, keys)
     library = Library(settings, documents, blobs)
     deps = Deps(
         settings=settings,
         model=Model(settings),
         blobs=blobs,
         documents=documents,
-        erasures=ErasureStore(client, Keys(settings.redis_prefix)),
+        erasures=ErasureStore(client, keys),
         library=library,
         tools=Toolbox(settings, library),
         counter=TokenCounter(),
         prices=PriceBook(settings.prices, settings.openai_base_url),
+        versions=Versions(PromptsStore(client, keys)),
     )
     return Engine(
         handlers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -17,6 +17,7 @@ from shared.clock import monotonic_s
 from shared.errors import BudgetExhausted, JobError, NeedsInput
 from shared.jobs import LimitDetail
 from shared.prices import PriceBook
+from shared.prompt_versions import Versions
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
@@ -32,6 +33,7 @@ from worker.model.discipline import Tries
 from worker.model.window import Place
 from worker.report import Report
 from worker.tools.registry import Toolbox
+from worker.wording import Said, Wording
 
 P = TypeVar("P", bound=Progress)
 
@@ -51,6 +53,7 @@ class Deps(msgspec.Struct, frozen=True):
     tools: Toolbox
     counter: TokenCounter
     prices: PriceBook
+    versions: Versions
 
 
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,6 +75,7 @@ class JobContext:
         self.deps = deps
         self.journal = journal
         self.report = report
+        self.wording = Wording(claimed.type, (), None, deps.versions)  # what its prompts say
         self.open_calls: list[Progress] = []
         self.ends_s = monotonic_s() + claimed.timeout_s  # when the attempt's time is over, monotonic
         report.seen = self.seen
@@ -366,8 +370,10 @@ class JobContext:
 class Bounded:
     """The model for a task with many calls side by side: at most so many at a time, fewer when it says 429."""
 
-    def __init__(self, context: JobContext, most: int) -> None:
+    def __init__(self, context: JobContext, most: int, said: Mapping[str, Said] | None = None) -> None:
+        """`said` are the prompts of the task, by their names."""
         self.settings = context.deps.settings
+        self.said = said or {}
         self._context = context
         self._slots = asyncio.Semaphore(most)
 

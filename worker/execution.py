@@ -14,6 +14,7 @@ from shared.clock import monotonic_s
 from shared.errors import InternalError, InvalidInput, JobError, JobTimeout, LeaseLostError, NeedsInput, OverLimit
 from shared.log import get_logger
 from shared.metrics import ATTEMPT_SECONDS, ATTEMPTS_SETTLED, LEASES_LOST
+from shared.prompts import pins_of
 from shared.specs import JOB_TYPES
 from shared.stores.events import EventsStore
 from shared.stores.jobs import Claimed, Settlement
@@ -34,6 +35,7 @@ from worker.outcome import (
 from worker.report import Report
 from worker.scribe import Scribe
 from worker.settler import Settler
+from worker.wording import Wording
 
 log = get_logger()
 
@@ -137,6 +139,8 @@ class Attempt:
             job = _DECODERS[self.claimed.type](self.claimed.spec)
         except (msgspec.DecodeError, KeyError) as error:
             raise InvalidInput(f"This worker cannot read the job: {error}") from None
+        pins = pins_of(self.claimed.pins)
+        self._context.wording = Wording(self.claimed.type, pins, job.prompt, self._deps.versions)
         result = await self._handler(job.input, self._context)
         await self._report.flush()
         return _encode(result)

@@ -9,8 +9,10 @@ from aiohttp import web
 from msgspec import Meta
 
 from api.chat import answer_stream, naming, parse_place, whole_answer
+from api.admission import NO_MESSAGES
 from api.handlers.jobs import check, take_in
 from api.keys import JOBS, PRINCIPAL, SETTINGS
+from api.prompts import NOTHING
 from api.wire import answer, idempotency, invalid, query, read_body, read_json
 from shared.errors import RefusedError
 from shared.jobs import Output, UsageView, usage_of
@@ -24,7 +26,7 @@ class ChatRequest(Wire, frozen=True):
     """A conversation, and who asks. `disconnectGraceSeconds`: the chat is cancelled when nobody has listened for so
     long (by default the setting of that name)."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1_000)]
+    messages: Annotated[list[ChatMessage], Meta(max_length=1_000)] = []
     model: ShortText | None = None
     prompt: PromptRef | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -112,10 +114,13 @@ async def _admit(request: web.Request, chat: ChatRequest, body: bytes) -> tuple[
         prompt=chat.prompt,
         user=chat.user,
     )
+    if not chat.messages and chat.prompt is None:
+        raise invalid("$.messages", NO_MESSAGES)
     digest, body_hash = idempotency(request, body)
+    chosen = NOTHING
     if not await request.app[JOBS].was_answered(request[PRINCIPAL].tenant, digest, body_hash):
-        await check(request, job)
-    admitted = await take_in(request, job, digest, body_hash, grace_ms=grace_ms)
+        chosen = await check(request, job)
+    admitted = await take_in(request, job, digest, body_hash, chosen=chosen, grace_ms=grace_ms)
     if not admitted.replayed:
         return admitted.job_id, grace_ms, {}
     # It may have been retried since then: then it needs no listener any more.

@@ -13,7 +13,9 @@ from api.admission import (
     admitted_view,
     class_ms,
     documents_of,
+    message_problems,
     model_of,
+    prompt_fields,
     record_of,
     schema_problems,
     timing_of,
@@ -31,12 +33,14 @@ from api.keys import (
     LIMITS,
     PRICES,
     PRINCIPAL,
+    PROMPTS,
     SETTINGS,
     STANDING,
     TICKETS,
 )
 from api.live import follow
 from api.presence import until_hang_up
+from api.prompts import NOTHING, BadPromptError, Chosen
 from api.sse import stream_job
 from api.wire import (
     accepts,
@@ -61,7 +65,7 @@ from shared.clock import monotonic_s, parse_rfc3339, rfc3339
 from shared.codec import decode_body
 from shared.errors import RefusedError
 from shared.ids import time_part
-from shared.jobs import JobRow, JobStatus, Output, retry_after_s, view_of
+from shared.jobs import JobRow, JobStatus, JobView, Output, retry_after_s, view_of
 from shared.metrics import JOBS_ADMITTED, JOBS_REFUSED
 from shared.specs import (
     JOB_TYPES,
@@ -76,7 +80,7 @@ from shared.specs import (
     Wire,
     type_of,
 )
-from shared.stores.jobs import Admitted, Companion
+from shared.stores.jobs import Admitted
 from shared.stores.tickets import ends_ms
 
 MAX_SEQ = 10**15
@@ -118,18 +122,21 @@ async def submit(request: web.Request) -> web.StreamResponse:
     """POST /api/jobs."""
     query(request, ())
     job, body = await read_json(request, PublicJob)
+    chosen = NOTHING
     if not await request.app[JOBS].was_answered(request[PRINCIPAL].tenant, *idempotency(request, body)):
-        await check(request, job)
-    return await admit(request, job, body)
+        chosen = await check(request, job)
+    return await admit(request, job, body, chosen=chosen)
 
 
-async def check(request: web.Request, job: Submission, root: str = "$") -> None:
-    """What the Structs cannot check: schemas, documents and prompts that a job names. `root` is the job's JSON path.
-    Raises RefusedError."""
-    settings = request.app[SETTINGS]
-    problems = schema_problems(job) + tool_problems(job, settings) + url_problems(job, settings)
-    if job.prompt is not None:
-        problems.append(("$.prompt.name", f"there is no prompt {job.prompt.name!r}"))
+async def check(request: web.Request, job: Submission, root: str = "$") -> Chosen:
+    """What the Structs cannot check: schemas, documents and prompts that a job names; the prompts that it gets. `root`
+    is the job's JSON path. Raises RefusedError."""
+    settings, chosen = request.app[SETTINGS], NOTHING
+    problems = schema_problems(job) + tool_problems(job, settings) + url_problems(job, settings) + message_problems(job)
+    try:
+        chosen = await request.app[PROMPTS].choose(request[PRINCIPAL].tenant, job, job.prompt)
+    except BadPromptError as error:
+        problems += [(f"$.prompt{path}", text) for path, text in error.problems]
     for path, document_id in documents_of(job):
         try:
             row = await request.app[DOCUMENTS].record(request[PRINCIPAL].tenant, document_id)
@@ -143,14 +150,12 @@ async def check(request: web.Request, job: Submission, root: str = "$") -> None:
         raise RefusedError(
             "invalid_request", "; ".join(f"{path}: {text}" for path, text in problems), errors=tuple(problems)
         )
+    return chosen
 
 
-async def admit(
-    request: web.Request, job: Any, body: bytes, *, companion: Companion | None = None
-) -> web.StreamResponse:
+async def admit(request: web.Request, job: Any, body: bytes, *, chosen: Chosen) -> web.StreamResponse:
     """Takes a checked job in and answers as the request prefers: 202, 200 after a wait, or the stream inline."""
-    settings = request.app[SETTINGS]
-    admitted = await take_in(request, job, *idempotency(request, body), companion=companion)
+    admitted = await take_in(request, job, *idempotency(request, body), chosen=chosen)
     headers = {"Location": f"/api/jobs/{admitted.job_id}"}
     if admitted.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -160,7 +165,16 @@ async def admit(
         row = await wait_final(request, admitted.job_id, seconds)
         if row.is_final:
             return answer(view_of(row), headers={**headers, "Preference-Applied": f"wait={seconds}"})
-    return answer(admitted_view(job, admitted, settings), status=202, headers=headers)
+    return answer(await first_view(request, job, admitted, chosen), status=202, headers=headers)
+
+
+async def first_view(request: web.Request, job: Submission, admitted: Admitted, chosen: Chosen) -> JobView:
+    """The job as it was at admission, also when that was an earlier request's."""
+    view = admitted_view(job, admitted, request.app[SETTINGS], chosen)
+    if not admitted.replayed:
+        return view
+    then = view_of(await request.app[JOBS].view(request[PRINCIPAL].tenant, admitted.job_id))
+    return msgspec.structs.replace(view, prompt=then.prompt, model=then.model)
 
 
 async def take_in(
@@ -169,10 +183,10 @@ async def take_in(
     digest: str | None,
     body_hash: str | None,
     *,
-    companion: Companion | None = None,
+    chosen: Chosen,
     grace_ms: int | None = None,
 ) -> Admitted:
-    """Admits a checked job; `digest` and `body_hash` are those of its idempotency key, if it has one.
+    """Admits a checked job with its prompts; `digest` and `body_hash` are those of its idempotency key, if it has one.
 
     With `grace_ms` it is a chat whose client waits for it: it starts at once or not at all, and ends when nobody has
     listened for so long.
@@ -203,12 +217,12 @@ async def take_in(
                 size_bytes=size_bytes,
                 blobs=made,
                 key=request[PRINCIPAL].key_id,
+                chosen=chosen,
             ),
             idem_digest=digest,
             idem_body=body_hash,
-            companion=companion,
             patience_ms=round(START_S * 1000) if grace_ms is not None else None,
-            unpriced=is_unpriced(request, model_of(job, settings)) and type_of(job) != "ingest",
+            unpriced=is_unpriced(request, model_of(job, settings, chosen.model)),
             **timing,
         )
     except RefusedError as error:
@@ -314,6 +328,24 @@ async def cancel(request: web.Request) -> web.Response:
     return answer(view_of(row), status=200 if row.is_final else 202)
 
 
+async def _changed(request: web.Request, job: AnyJob, wish: RetryRequest) -> dict[str, Any]:
+    """The fields of a job's record that a retry changes. Another prompt is resolved now and holds for what is left."""
+    record: dict[str, Any] = {"model": wish.model} if wish.model else {}
+    if wish.prompt is None:
+        return record
+    try:
+        chosen = await request.app[PROMPTS].choose(request[PRINCIPAL].tenant, job, wish.prompt)
+    except BadPromptError as error:
+        problems = [(f"$.prompt{path}", text) for path, text in error.problems]
+        detail = "; ".join(f"{path}: {text}" for path, text in problems)
+        raise RefusedError("invalid_request", detail, errors=tuple(problems)) from None
+    changed = msgspec.structs.replace(job, prompt=wish.prompt)
+    record["spec"] = msgspec.json.encode(changed).decode()
+    if wish.model is None and job.model is None and chosen.model is not None:
+        record["model"] = chosen.model
+    return record | {name: value if value is not None else "" for name, value in prompt_fields(chosen).items()}
+
+
 async def retry(request: web.Request) -> web.Response:
     """POST /api/jobs/{id}/retry."""
     query(request, ())
@@ -322,22 +354,21 @@ async def retry(request: web.Request) -> web.Response:
         wish = decode_body(body, RetryRequest)
     if wish.from_ not in (None, "start"):
         raise invalid("$.from", 'must be "start"')
-    if wish.prompt is not None:
-        raise invalid("$.prompt.name", f"there is no prompt {wish.prompt.name!r}")
     store, tenant, settings = request.app[JOBS], request[PRINCIPAL].tenant, request.app[SETTINGS]
     job_id = request.match_info["id"]
     kind, spec = await store.spec(tenant, job_id)
     job = msgspec.json.decode(spec, type=JOB_TYPES[kind])
     if isinstance(job, StoredEmbeddingJob) and wish.model is not None and wish.from_ is None:
         raise invalid("$.model", 'vectors of two models cannot be compared; also say "from": "start"')
+    record = await _changed(request, job, wish)
     await store.retry(
         tenant,
         job_id,
         from_start=wish.from_ == "start",
-        record={"model": wish.model} if wish.model else {},
+        record=record,
         class_ms=class_ms(job, settings),
         expires_in_ms=round(job.expires_in_seconds * 1000),
-        unpriced=is_unpriced(request, wish.model or model_of(job, settings)),
+        unpriced=is_unpriced(request, record.get("model") or model_of(job, settings)),
     )
     row = await store.view(tenant, job_id)
     view = msgspec.structs.replace(view_of(row), status=JobStatus.QUEUED)

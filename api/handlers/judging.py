@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from api.admission import class_ms, model_of
 from api.handlers.jobs import check
+from api.prompts import Chosen
 from api.keys import DOCUMENTS, JOBS, LIMITS, PRICES, PRINCIPAL, SETTINGS
 from api.wire import answer, idempotency, query, read_json
 from shared.clock import rfc3339
@@ -105,13 +106,13 @@ async def estimate(request: web.Request) -> web.Response:
     """POST /api/jobs/estimate."""
     query(request, ())
     job, _ = await read_json(request, PublicJob)
-    await check(request, job)
+    chosen = await check(request, job)
     settings, principal = request.app[SETTINGS], request[PRINCIPAL]
-    whole = await _tokens(request, job)
+    whole = (await _tokens(request, job, chosen)).more(chosen.characters if isinstance(job, ChatJob) else 0)
     tokens = whole.within(job.token_budget)
-    cost = _cost(tokens, request.app[PRICES].price(model_of(job, settings)))
+    cost = _cost(tokens, request.app[PRICES].price(model_of(job, settings, chosen.model)))
     outlook = await foresee(request.app[JOBS], principal.tenant, job.LANE, class_ms(job, settings))
-    state = await request.app[LIMITS].store.state(principal.tenant, key=principal.key_id, user=job.user)
+    state = await request.app[LIMITS].store.state(principal.tenant, key=principal.key_id, user=job.user, prompt=chosen.main.spelled if chosen.main is not None else None)
     limits = hits(state, tokens.expected, cost.expected if cost is not None else None)
     if job.token_budget is not None and whole.expected > job.token_budget:
         stop = LimitHit(scope="job", limit="tokenBudget", unit="tokens", value=job.token_budget, effect="stops")
@@ -134,11 +135,11 @@ def _cost(tokens: Tokens, price: Price | None) -> CostRange | None:
     return CostRange(low=low, expected=expected, high=high)
 
 
-async def _tokens(request: web.Request, job: Any) -> Tokens:
+async def _tokens(request: web.Request, job: Any, chosen: Chosen) -> Tokens:
     """The tokens of a checked submission."""
     match job:
         case ChatJob():
-            return of_chat(job)
+            return of_chat(job, chosen.most_tokens)
         case AgentJob():
             return of_agent(job, request.app[SETTINGS].context_tokens)
         case AnalysisJob(input=wanted):

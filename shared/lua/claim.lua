@@ -15,7 +15,7 @@ local out, leased, begun, expired = {}, {}, {}, 0
 local LEASE_END = int(now + a.lease_ms)
 
 -- Adds to `fields` what a job needs that was started before. Returns its attempt and event number, and its tokens.
-local function start_again(job_id, key, seq, fields)
+local function start_again(job_id, key, seq, fields, prompt)
   local row = redis.call('HMGET', key, 'attempt', 'handed_back', 'text_seq', 'first_seq', 'started_ms', 'tok_in', 'tok_out',
     'tok_embed')
   local function set(name, value)
@@ -26,7 +26,7 @@ local function start_again(job_id, key, seq, fields)
   local handed_back = row[2] and row[2] ~= ''
   local attempt = tonumber(row[1]) + (handed_back and 0 or 1)
   local tokens = tonumber(row[6] or '0') + tonumber(row[7] or '0') + tonumber(row[8] or '0')
-  emit_as(job_id, seq, 'job.started', '{"attempt":' .. text[attempt] .. ',"worker":"' .. a.worker .. '"}')
+  emit_as(job_id, seq, 'job.started', '{"attempt":' .. text[attempt] .. ',"worker":"' .. a.worker .. '"' .. prompt .. '}')
   if not row[4] then
     set('first_seq', text[seq])
   elseif row[3] and row[3] ~= '' then
@@ -97,7 +97,7 @@ end
 local function start(job_id, lane, weight, policy)
   local key = P .. 'job:' .. job_id
   local row = redis.call('HMGET', key, 'status', 'lease', 'est', 'expires_ms', 'seq', 'tenant', 'type', 'max_attempts',
-    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'run', 'key', 'user', 'prompt')
+    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'run', 'key', 'user', 'prompt', 'pins')
   local estimate = tonumber(row[3] or '0') or 0
   if row[1] ~= 'queued' then return estimate, false end
   if not (tonumber(row[2]) and tonumber(row[5]) and row[6] and tonumber(row[8] or '1') and
@@ -124,19 +124,21 @@ local function start(job_id, lane, weight, policy)
   local lease, seq, attempt, tokens = tonumber(row[2]) + 1, tonumber(row[5]) + 1, 1, 0
   local fields = {'status', 'processing', 'owner', a.worker, 'lease', text[lease], 'claimed_ms', NOW, 'expires_ms', '',
     'weight', weight}
+  -- Names are letters, digits and a few marks: nothing to escape.
+  local prompt = row[18] and row[18] ~= '' and ',"prompt":"' .. row[18] .. '"' or ''
   if lease == 1 then
-    emit_as(job_id, seq, 'job.started', '{"attempt":1,"worker":"' .. a.worker .. '"}')
+    emit_as(job_id, seq, 'job.started', '{"attempt":1,"worker":"' .. a.worker .. '"' .. prompt .. '}')
     redis.call('HSET', key, 'attempt', '1', 'seq', text[seq], 'first_seq', text[seq], 'started_ms', NOW, unpack(fields))
     begun[#begun + 1] = job_id
   else
-    attempt, seq, tokens = start_again(job_id, key, seq, fields)
+    attempt, seq, tokens = start_again(job_id, key, seq, fields, prompt)
     redis.call('HSET', key, 'attempt', text[attempt], 'seq', text[seq], unpack(fields))
   end
   leased[#leased + 1] = LEASE_END
   leased[#leased + 1] = job_id
   out[#out + 1] = {job_id, row[6], row[7] or '', lane, lease, attempt, tonumber(row[8] or '1'), row[9] or '', row[10] or '',
     tonumber(row[11] or '0'), tonumber(row[12] or '0'), tokens, now, tonumber(row[13] or NOW), row[14] or '',
-    tonumber(row[15] or '1'), row[16] or '', row[17] or '', row[18] or ''}
+    tonumber(row[15] or '1'), row[16] or '', row[17] or '', row[18] or '', row[19] or ''}
   return estimate, true
 end
 

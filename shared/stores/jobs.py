@@ -70,7 +70,8 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
     run: int = 1  # counts the runs: a manual retry opens the next
     key: str = ""
     user: str = ""
-    prompt: str = ""
+    prompt: str = ""  # `name@version` of the main one
+    pins: str = ""  # JSON, see shared.prompts.Pin
 
     @property
     def timeout_s(self) -> float:

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from shared.clock import monotonic_s
 from shared.errors import BadOutput, BudgetExhausted, ContextTooLong, InvalidInput
+from shared.prompt_names import AGENT_LAST
 from shared.jobs import Output
 from shared.specs import AgentInput
 from worker.agent.acting import SHOWN_CHARACTERS, Actor, Observation
@@ -25,7 +26,6 @@ from worker.agent.quotes import DocumentCitation, cite_answer
 from worker.context import Finished, JobContext
 from worker.journal import Step
 from worker.model.calls import CHARACTERS_PER_TOKEN, ChatCall
-from worker.prompts import AGENT, AGENT_LAST
 from worker.tools.base import Replay, Tool, ToolContext
 
 BUDGET_SHARE: Final = 0.2  # of a token budget that is kept for the last answer
@@ -103,15 +103,26 @@ class _Plan(msgspec.Struct, frozen=True):
     """What the model is told at the first attempt: later ones tell it the same, so that the journal knows its steps,
     whatever a server of tools or a new version of ours would say by then."""
 
-    prompt: str
+    prompt: list[Message] | str  # a release before prompts wrote the text alone
     last_prompt: str
     tools: list[_PlannedTool]
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+    @property
+    def opening(self) -> list[Message]:
+        """The messages that come first."""
+        return [{"role": "system", "content": self.prompt}] if isinstance(self.prompt, str) else list(self.prompt)
 
 
 async def _plan(offered: Sequence[Tool], context: JobContext) -> _Plan:
     async def make(_: Step) -> bytes:
         tools = [_PlannedTool(tool.name, tool.description, tool.parameters, tool.replay) for tool in offered]
-        return msgspec.json.encode(_Plan(AGENT, AGENT_LAST, tools))
+        said, last = await context.wording.main(), await context.wording.of(AGENT_LAST)
+        parameters = said.parameters
+        return msgspec.json.encode(
+            _Plan(said.messages, last.text, tools, parameters.temperature, parameters.max_tokens)
+        )
 
     journaled, _reused = await context.journal.step("plan", b"", make)
     return msgspec.json.decode(journaled, type=_Plan)
@@ -156,7 +167,7 @@ class _Run:
         )
         self._actor = Actor(context, tools, spec.approve, bound)
         self._messages: list[Message] = [
-            {"role": "system", "content": plan.prompt},
+            *plan.opening,
             {"role": "user", "content": _goal(spec, named)},
         ]
         self._findings: list[tuple[str, str]] = []
@@ -246,7 +257,12 @@ class _Run:
                 async with asyncio.timeout(left_s):
                     return await self._context.complete(
                         f"step/{self.turn}",
-                        ChatCall(messages, tools=self._tools or None),
+                        ChatCall(
+                            messages,
+                            tools=self._tools or None,
+                            max_tokens=self._plan.max_tokens,
+                            temperature=self._plan.temperature,
+                        ),
                         on_text=self._context.report.text,
                         keep_back=self._reserve,
                         known_by=whole,

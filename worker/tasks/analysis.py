@@ -15,6 +15,7 @@ import msgspec
 from shared.documents import Extracted, Skipped, normalise
 from shared.errors import UpstreamRefused
 from shared.jobs import Output
+from shared.prompt_names import EXTRACT, MERGE, READ
 from shared.specs import AnalysisInput, AnalysisTask, ExtractTask, KeyPointsTask, QuestionsTask, SummaryTask
 from worker.context import Bounded, JobContext
 from worker.documents.chunk import Part, split
@@ -80,7 +81,9 @@ async def analyse_document(spec: AnalysisInput, context: JobContext) -> Analysis
     document, title = await _open(spec, context)
     parts = split(document.text, context.deps.settings.chunk_characters)
     readable = [part for part in parts if part.text.strip()]
-    model = Bounded(context, context.deps.settings.map_concurrency)
+    said = {READ: await context.wording.main()}
+    said |= {name: await context.wording.of(name) for name in (MERGE, EXTRACT)}
+    model = Bounded(context, context.deps.settings.map_concurrency, said)
     read, failed = await _read_all(readable, title, spec.tasks, document, model, context)
     context.report.progress(READING_SHARE, "combine", "Combining the notes")
     done = 0

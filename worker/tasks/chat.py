@@ -17,11 +17,16 @@ class ChatResult(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def chat(spec: ChatInput, context: JobContext) -> ChatResult:
-    """One model call; its text goes out as `delta` events. Raises JobError."""
+    """One model call, the prompt before the conversation; its text goes out as `delta` events. Raises JobError."""
+    said = await context.wording.main()
+    parameters = said.parameters
     call = ChatCall(
-        messages=[{"role": message.role, "content": message.content} for message in spec.messages],
-        max_tokens=spec.max_tokens,
-        temperature=spec.temperature,
+        messages=[
+            *said.messages,
+            *({"role": message.role, "content": message.content} for message in spec.messages),
+        ],
+        max_tokens=parameters.max_tokens if spec.max_tokens is None else spec.max_tokens,
+        temperature=parameters.temperature if spec.temperature is None else spec.temperature,
     )
     finished = await context.complete("chat", call, on_text=context.report.text)
     return ChatResult(finished.text, finished.finish_reason)

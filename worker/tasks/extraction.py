@@ -16,7 +16,8 @@ from shared.specs import ExtractTask
 from worker.context import Bounded
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
-from worker.prompts import EXTRACT, fenced
+from shared.prompt_names import EXTRACT
+from worker.prompts import fenced
 from worker.tasks.notes import Note, parse_object
 
 MIN_CITED_LETTERS = 2
@@ -39,8 +40,10 @@ async def extract_data(
     else:
         facts = "\n\n".join(f"{note.about}: {note.text}\n(“{note.citations[0].quote}”)" for note in notes)
         source = fenced("document", facts or "Nothing was found.")
+    said = model.said[EXTRACT]
+    temperature = said.temperature(0.0)
     messages = [
-        {"role": "system", "content": EXTRACT},
+        *said.messages,
         {"role": "user", "content": f"{source}\n\nExtract the data that the schema describes."},
     ]
     asked, wrapped = _rooted(task.schema)
@@ -49,7 +52,7 @@ async def extract_data(
         answer = parse_object(text)
         return answer.get(WRAPPER) if wrapped else answer
 
-    call = ChatCall(list(messages), schema=asked, temperature=0.0)
+    call = ChatCall(list(messages), schema=asked, temperature=temperature)
     answer = parsed((await model.complete(label, call, accept=parse_object)).text)
     wrong = violations(validator, answer)
     if wrong:
@@ -67,7 +70,7 @@ async def extract_data(
                 raise BadOutput(f"The extracted data does not fit the schema, also after one repair: {still[0]}")
 
         finished = await model.complete(
-            f"{label}/repair", ChatCall(messages, schema=asked, temperature=0.0), accept=accept
+            f"{label}/repair", ChatCall(messages, schema=asked, temperature=temperature), accept=accept
         )
         answer = parsed(finished.text)
     # In a thread: folding millions of characters must not stop the heartbeat of this worker's other jobs.

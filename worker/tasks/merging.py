@@ -8,7 +8,8 @@ from typing import Any, Final
 from worker.context import Bounded
 from worker.documents.cite import Citation
 from worker.model.calls import ChatCall
-from worker.prompts import MERGE, fenced
+from shared.prompt_names import MERGE
+from worker.prompts import fenced
 from worker.tasks.notes import Note, object_schema, parse_object
 from worker.tasks.side_by_side import side_by_side
 
@@ -135,14 +136,15 @@ async def _combine(
     most = 1 if single else min(MAX_POINTS, max(1, len(group) // 2) if groups > 1 else MAX_POINTS)
     room = model.settings.chunk_characters // 2
     listed = "\n".join(f"[{n}] {note.text[:room]}" for n, note in enumerate(group, 1))
+    said = model.said[MERGE]
     call = ChatCall(
         messages=[
-            {"role": "system", "content": MERGE},
+            *said.messages,
             {"role": "user", "content": f"{fenced('notes', listed)}\n\n{wish}"},
         ],
         schema=schema,
         strict=True,
-        temperature=0.0,
+        temperature=said.temperature(0.0),
     )
     finished = await model.complete(step, call, accept=parse_object)
     return (build(parse_object(finished.text), group) or list(group))[:most]

@@ -13,7 +13,8 @@ from worker.context import Bounded
 from worker.documents.chunk import Part
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
-from worker.prompts import READ_PART, fenced
+from shared.prompt_names import READ
+from worker.prompts import fenced
 
 POINTS_PER_PART: Final = 6
 QUOTES_PER_SUMMARY: Final = 3
@@ -59,14 +60,15 @@ async def read_part(
     wishes = "\n".join(
         f"task{index + 1}: {_wish(task)}" for index, task in enumerate(tasks) if f"task{index + 1}" in asked
     )
+    said = model.said[READ]
     call = ChatCall(
         messages=[
-            {"role": "system", "content": READ_PART},
+            *said.messages,
             {"role": "user", "content": f"{place}:\n{fenced('document', part.text)}\n\nTasks:\n{wishes}"},
         ],
         schema=schema,
         strict=True,
-        temperature=0.0,
+        temperature=said.temperature(0.0),
     )
     finished = await model.complete(label, call, accept=parse_object)
     answer = parse_object(finished.text)
