@@ -13,7 +13,16 @@ from shared.jobs import Eta, JobStatus, JobView, PromptView, QueueView, UsageVie
 from shared.prompts import spelled_pins
 from shared.schemas import BadSchemaError, compile_schema
 from shared.settings import Settings
-from shared.specs import AgentJob, AnalysisJob, ChatJob, EmbeddingJob, ExtractTask, StoredEmbeddingJob, Submission, type_of
+from shared.specs import (
+    AgentJob,
+    AnalysisJob,
+    ChatJob,
+    EmbeddingJob,
+    ExtractTask,
+    StoredEmbeddingJob,
+    Submission,
+    type_of,
+)
 from shared.stores.jobs import CLASS, Admitted
 from shared.toolnames import DEFAULTS, SEPARATOR, problem
 
@@ -70,7 +79,7 @@ def prompt_fields(chosen: Chosen) -> dict[str, Any]:
     """What a job's record says of its prompts: `prompt` (name@version) and the arm are those of the main one."""
     main = chosen.main
     if main is None:
-        return {}
+        return {"pins": spelled_pins(chosen.pins)} if chosen.pins else {}
     return {
         "pins": spelled_pins(chosen.pins),
         "prompt": main.spelled,

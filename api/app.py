@@ -22,6 +22,7 @@ from api.websocket import Socket
 from shared.blobs import blobs_of
 from shared.keys import Keys
 from shared.prices import PriceBook
+from shared.prompt_defaults import DEFAULTS
 from shared.redis import connect
 from shared.settings import Settings
 from shared.stores.access import AccessStore
@@ -38,6 +39,7 @@ from shared.stores.prompts import PromptsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
+from shared.tokens import TokenCounter
 from shared.upkeep import Disposal, Upkeep
 
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
@@ -83,6 +85,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.ACCESS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
     app[keys.PROMPTS] = Prompts(PromptsStore(client, names))
+    app[keys.COUNTER] = TokenCounter()
     app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
     app[keys.BOOKS] = BooksStore(client, names)
     app[keys.USAGE] = UsageStore(client, names)
@@ -112,6 +115,7 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(app[keys.AUDIENCE].run(), name="audience"),
         asyncio.create_task(app[keys.SESSIONS].run(), name="sessions"),
         asyncio.create_task(app[keys.TELLER].run(), name="teller"),
+        asyncio.create_task(app[keys.PROMPTS].plant(DEFAULTS), name="prompt-defaults"),
     ]
     yield
     # Again and again: redis-py can swallow a cancellation.

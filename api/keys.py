@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from api.live import Hub
-from api.teller import Teller
 from api.prompts import Prompts
+from api.teller import Teller
 from shared.blobs import Blobs
 from shared.keys import Keys
 from shared.limits import Standing
@@ -27,6 +27,7 @@ from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
+from shared.tokens import TokenCounter
 from shared.upkeep import Disposal, Upkeep
 
 if TYPE_CHECKING:  # they look things up here themselves
@@ -57,6 +58,7 @@ AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 USAGE = web.AppKey("usage", UsageStore)
 PROMPTS = web.AppKey("prompts", Prompts)
+COUNTER = web.AppKey("counter", TokenCounter)
 PRICES = web.AppKey("prices", PriceBook)
 BOOKS = web.AppKey("books", BooksStore)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final
 
 import msgspec
 
@@ -13,14 +15,17 @@ from shared.assignment import arm_of, is_covered
 from shared.clock import monotonic_s
 from shared.errors import RefusedError
 from shared.experiments import Experiment, StickyBy
+from shared.prompt_defaults import DEFAULTS
 from shared.prompt_names import PROMPTS
 from shared.prompt_versions import Versions
 from shared.prompts import BUILT_IN, LATEST, PRODUCTION, SHARED, Content, Pin, value_problems
+from shared.redis import OUTAGE
 from shared.specs import PromptRef, Submission, type_of
 from shared.stores.prompts import Head, PromptsStore
 
 HEAD_S: Final = 0.8  # so long a head is believed without notice: with the read, a move is seen within a second
 MOST_HEADS: Final = 5_000
+PLANT_AGAIN_S: Final = 0.5
 
 _experiment: Final = msgspec.json.Decoder(Experiment).decode
 
@@ -64,6 +69,16 @@ class Prompts:
         """A notice: a label or an experiment of the prompt has changed."""
         self._heads.pop((owner, name), None)
 
+    async def plant(self, defaults: Mapping[str, Content]) -> None:
+        """Puts the shipped defaults there, as soon as Redis can be reached."""
+        while True:
+            try:
+                await self.store.seed(defaults)
+            except OUTAGE:
+                await asyncio.sleep(PLANT_AGAIN_S)
+            else:
+                return
+
     async def head(self, owner: str, name: str) -> Head | None:
         """Labels and experiments of a prompt; None when there is none. Raises a member of OUTAGE."""
         until_s, known = self._heads.get((owner, name), (0.0, None))
@@ -71,6 +86,9 @@ class Prompts:
             return known
         asked_s = monotonic_s()
         head = await self.store.head(owner, name)
+        if head is None and owner == SHARED and name in DEFAULTS:
+            await self.store.seed(DEFAULTS)
+            head = await self.store.head(owner, name)
         if head is not None and head.is_archived:
             head = None
         self._heads[owner, name] = (asked_s + HEAD_S, head)
@@ -80,9 +98,17 @@ class Prompts:
         return head
 
     async def resolve(
-        self, tenant: str, name: str, *, version: int | None = None, label: str | None = None, user: str | None = None
+        self,
+        tenant: str,
+        name: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        user: str | None = None,
+        is_job: bool = True,
     ) -> Pin:
-        """The pin of a reference. `user` is the job's end user, None for none. Raises BadPromptError."""
+        """The pin of a reference. `user` is the job's end user, None for none; without a job (`is_job`) there is no arm
+        but a user's. Raises BadPromptError."""
         if version is not None and label is not None:
             raise BadPromptError([("", "`version` and `label` exclude each other")])
         heads = [await self.head(tenant, name)]
@@ -100,7 +126,7 @@ class Prompts:
             return Pin(name, there[0].versions, there[0].owner, LATEST)
         for head in there:
             if wanted in head.labels:
-                return _assigned(head, wanted, user)
+                return _assigned(head, wanted, user, is_job=is_job)
         if label is None:
             raise BadPromptError([("", f"the prompt has no label `{PRODUCTION}`: name a `label` or a `version`")])
         known = ", ".join(sorted({one for head in there for one in head.labels})) or "none"
@@ -129,11 +155,13 @@ class Prompts:
                 raise BadPromptError([(f".variables.{name}", text) for name, text in wrong])
         names = PROMPTS[kind]
         for name in names[1:] if ref is not None else names:
-            pins.append(await self.resolve(tenant, name, user=job.user))
-        if main is None and pins:
+            # One whose label was taken away: workers say what was shipped.
+            with suppress(BadPromptError):
+                pins.append(await self.resolve(tenant, name, user=job.user))
+        if main is None and pins and pins[0].name == names[0]:
             main = await self.content(pins[0])
         if main is None:
-            return Chosen()
+            return Chosen(tuple(pins))
         return Chosen(
             pins=tuple(pins),
             has_main=True,
@@ -148,7 +176,7 @@ def _length(ref: PromptRef | None) -> int:
     return len(msgspec.json.encode(ref.variables)) if ref is not None and ref.variables else 0
 
 
-def _assigned(head: Head, label: str, user: str | None) -> Pin:
+def _assigned(head: Head, label: str, user: str | None, *, is_job: bool) -> Pin:
     """The label's version, or the arm of the experiment that runs on it."""
     raw = head.experiments.get(label)
     version = head.labels[label].version
@@ -156,7 +184,9 @@ def _assigned(head: Head, label: str, user: str | None) -> Pin:
         return Pin(head.name, version, head.owner, label)
     running = _experiment(raw)
     # A job is its own unit: its arm is pinned, and nobody asks for it again.
-    unit: Any = user if running.sticky_by is StickyBy.USER else secrets.token_hex(16)
+    unit = user
+    if running.sticky_by is StickyBy.JOB:
+        unit = secrets.token_hex(16) if is_job else None
     if unit is None or not is_covered(running.salt, unit, running.coverage):
         return Pin(head.name, version, head.owner, label)
     arm = arm_of(running.salt, unit, [variant.weight for variant in running.variants])

@@ -10,6 +10,7 @@ from api.auth import authenticate, redeem, refuse_key_in_address, require
 from api.handlers import admin, books, chat, documents, erasure, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
+from api.prompt_routes import PROMPT_ROUTES
 from api.route import IDEMPOTENCY, LIST, WAIT, Handler, Page, Route
 from api.route import in_header as _h
 from api.route import in_query as _q
@@ -318,6 +319,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=books.WhichBooks,
         problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
     ),
+    *PROMPT_ROUTES,
     Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
     Route(
         "GET", "/readyz", ops.ready, "A job would run", None,

@@ -131,7 +131,12 @@ def page_of(parameters: Mapping[str, str], prefix: str) -> tuple[int, str | None
     after = parameters.get("after")
     if after is not None and not is_id(prefix, after):
         raise invalid("?after", "is no cursor of this list")
-    return integer(parameters, "limit", DEFAULT_LIMIT, low=1, high=MAX_LIMIT), after
+    return page_size(parameters), after
+
+
+def page_size(parameters: Mapping[str, str]) -> int:
+    """`limit` of a list. Raises RefusedError."""
+    return integer(parameters, "limit", DEFAULT_LIMIT, low=1, high=MAX_LIMIT)
 
 
 def page_answer(

@@ -88,7 +88,7 @@ MUTANTS = (
            "test_pure", "quote or citation"),
     Mutant("offset-lost", "worker/documents/cite.py", "start=self._offset + start,", "start=start,", "test_analysis", "all_four_tasks"),
     Mutant("coverage-lies", "worker/tasks/analysis.py", "failed.append((part, error.message))", "pass", "test_analysis", "refuses_is_named"),
-    Mutant("fence-open", "worker/prompts.py", "text.replace(closing, '< /' + tag)", "text", "test_analysis", "instructions_inside"),
+    Mutant("fence-open", "worker/fencing.py", "text.replace(closing, '< /' + tag)", "text", "test_analysis", "instructions_inside"),
     Mutant("map-unbounded", "worker/tasks/analysis.py", "Bounded(context, context.deps.settings.map_concurrency)", "Bounded(context, 99)", "test_analysis", "parallel_within"),
     Mutant("bad-json-kept", "worker/context.py", "            if accept is not None:\n                accept(answer.text)\n", "", "test_analysis", "half_an_answer"),
     Mutant("usage-zero", "worker/model/client.py", "progress.dispatched = True\n", "progress.dispatched = False\n", "test_regressions", "never_zero"),

@@ -1,4 +1,4 @@
-"""The audit log: who changed which tenant or key, when, and from what to what."""
+"""The audit log: who changed which tenant, key or prompt, when, and from what to what."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ class Action(StrEnum):
     KEY_CHANGED = "key.changed"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
+    PROMPT_CREATED = "prompt.created"
+    PROMPT_VERSION_ADDED = "prompt.version_added"
+    PROMPT_ARCHIVED = "prompt.archived"
+    LABEL_MOVED = "prompt.label_moved"
+    LABEL_REMOVED = "prompt.label_removed"
+    LABEL_ROLLED_BACK = "prompt.rolled_back"
+    EXPERIMENT_STARTED = "prompt.experiment_started"
+    EXPERIMENT_CHANGED = "prompt.experiment_changed"
+    EXPERIMENT_STOPPED = "prompt.experiment_stopped"
+    EXPERIMENT_PROMOTED = "prompt.experiment_promoted"
+    GUARDRAIL_TRIPPED = "prompt.guardrail_tripped"
 
 
 class Actor(msgspec.Struct, frozen=True):
@@ -51,10 +62,19 @@ class AuditEntry(Output, frozen=True):
     action: str
     tenant_id: str
     key_id: str | None
+    prompt: str | None
     details: dict[str, Any]
 
 
-def entry(by: Actor, action: Action, tenant: str, key: str | None = None, changes: Changes | None = None) -> Any:
+def entry(
+    by: Actor,
+    action: Action,
+    tenant: str,
+    key: str | None = None,
+    changes: Changes | None = None,
+    *,
+    prompt: str | None = None,
+) -> Any:
     """What a script takes as its argument `audit` (lib/audit.lua)."""
     details = {
         member: {name: value for name, value in (("old", old), ("new", new)) if value is not None}
@@ -67,6 +87,7 @@ def entry(by: Actor, action: Action, tenant: str, key: str | None = None, change
         "action": action.value,
         "tenant": tenant,
         "key": key,
+        "prompt": prompt,
         "details": msgspec.json.encode(details).decode(),
     }
     return {name: value for name, value in whole.items() if value is not None}
@@ -101,5 +122,6 @@ def audit_entry(identifier: str, row: Mapping[str, str]) -> AuditEntry:
         action=row["action"],
         tenant_id=row["tenant"],
         key_id=row.get("key"),
+        prompt=row.get("prompt"),
         details=msgspec.json.decode(row.get("details", "{}")),
     )

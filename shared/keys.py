@@ -102,11 +102,21 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "an API key: tenant, hash of its secret, unused (1: nobody has come with it since its rotation), old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
     KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
             "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, details JSON"),
+    KeyKind("prompts:{owner}", "zset", "as its members", "prompt_add, prompt_archive, prompt_seed", "API",
+            "names of an owner's prompts (a tenant's, or `shared`); score is when each was made, ms"),
+    KeyKind("prompt:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_label, prompt_archive, prompt_seed", "API",
+            "what may change of a prompt: description, versions (how many), rev, `l:<label>` and `x:<label>` (JSON of labels and running experiments), times, archived_ms"),
+    KeyKind("promptv:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_seed", "API, worker",
+            "number → a version of a prompt as JSON; never changed"),
+    KeyKind("prompthist:{owner}:{name}", "stream", "the newest ten thousand", "prompt_add, prompt_label, …", "API",
+            "the prompt's entries of the audit log"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
+    KeyKind("prompts", "channel", "-", "prompt_add, prompt_label, …", "API",
+            "`<owner> <name>` of a prompt of which a label or an experiment has changed"),
     KeyKind("revoked", "channel", "-", "change, rotate, revoke, instate", "API",
             "a key id that every process must forget, and the marks of its secrets that live on (none: it was revoked)"),
 )  # fmt: skip
@@ -259,6 +269,27 @@ class Keys(msgspec.Struct, frozen=True):
     def audit(self) -> str:
         """The audit log."""
         return f"{self.prefix}audit"
+
+    def prompts(self, owner: str) -> str:
+        """The index of an owner's prompts."""
+        return f"{self.prefix}prompts:{owner}"
+
+    def prompt(self, owner: str, name: str) -> str:
+        """What may change of a prompt."""
+        return f"{self.prefix}prompt:{owner}:{name}"
+
+    def prompt_versions(self, owner: str, name: str) -> str:
+        """The versions of a prompt."""
+        return f"{self.prefix}promptv:{owner}:{name}"
+
+    def prompt_history(self, owner: str, name: str) -> str:
+        """A prompt's own audit log."""
+        return f"{self.prefix}prompthist:{owner}:{name}"
+
+    @property
+    def prompts_channel(self) -> str:
+        """Where changes of prompts are told."""
+        return f"{self.prefix}prompts"
 
     def documents(self, tenant: str) -> str:
         """The index of a tenant's documents."""

@@ -7,40 +7,26 @@ from typing import Final
 
 from aiohttp import web
 
+from api.acting import actor_of, idem_of
 from api.auth import forget
-from api.keys import API_KEYS, AUDIT, PRINCIPAL, PRINCIPALS, REDIS_KEYS, REQUEST_ID, TENANTS
+from api.keys import API_KEYS, AUDIT, PRINCIPALS, TENANTS
 from api.wire import (
-    DEFAULT_LIMIT,
-    MAX_LIMIT,
     answer,
-    idempotency,
-    integer,
     invalid,
     page_answer,
     page_of,
+    page_size,
     query,
     read_body,
     read_json,
 )
-from shared.audit import Action, Actor
+from shared.audit import Action
 from shared.codec import decode_body
-from shared.keys import Keys
 from shared.tenants import KeyPatch, NewKey, NewTenant, Rotation, TenantPatch
 
 _AUDIT_ID: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 # Filters of the audit log, and the fields that they look at.
 _FILTERS: Final = {"tenant": "tenant", "action": "action", "key": "key", "actor": "actor"}
-
-
-def _actor(request: web.Request) -> Actor:
-    principal = request[PRINCIPAL]
-    return Actor(principal.key_id, principal.tenant, request[REQUEST_ID])
-
-
-def _idem(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
-    digest, body_hash = idempotency(request, body)
-    keys: Keys = request.app[REDIS_KEYS]
-    return (keys.idem(request[PRINCIPAL].tenant, digest) if digest else None), body_hash
 
 
 def _headers(location: str, replayed: bool) -> dict[str, str]:
@@ -51,9 +37,9 @@ async def create_tenant(request: web.Request) -> web.Response:
     """POST /api/admin/tenants."""
     query(request, ())
     new, body = await read_json(request, NewTenant)
-    idem_key, idem_body = _idem(request, body)
+    idem_key, idem_body = idem_of(request, body)
     view, replayed = await request.app[TENANTS].create_tenant(
-        new, by=_actor(request), idem_key=idem_key, idem_body=idem_body
+        new, by=actor_of(request), idem_key=idem_key, idem_body=idem_body
     )
     return answer(view, status=201, headers=_headers(f"/api/admin/tenants/{view.tenant_id}", replayed))
 
@@ -76,7 +62,7 @@ async def change_tenant(request: web.Request) -> web.Response:
     query(request, ())
     patch, _ = await read_json(request, TenantPatch)
     tenant = request.match_info["tenantId"]
-    return answer(await request.app[TENANTS].change_tenant(tenant, patch, by=_actor(request)))
+    return answer(await request.app[TENANTS].change_tenant(tenant, patch, by=actor_of(request)))
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -84,9 +70,9 @@ async def create_key(request: web.Request) -> web.Response:
     query(request, ())
     new, body = await read_json(request, NewKey)
     tenant = request.match_info["tenantId"]
-    idem_key, idem_body = _idem(request, body)
+    idem_key, idem_body = idem_of(request, body)
     view, replayed = await request.app[API_KEYS].create_key(
-        tenant, new, by=_actor(request), idem_key=idem_key, idem_body=idem_body
+        tenant, new, by=actor_of(request), idem_key=idem_key, idem_body=idem_body
     )
     location = f"/api/admin/tenants/{tenant}/keys/{view.key_id}"
     return answer(view, status=201, headers=_headers(location, replayed))
@@ -110,7 +96,7 @@ async def change_key(request: web.Request) -> web.Response:
     query(request, ())
     patch, _ = await read_json(request, KeyPatch)
     tenant, key_id = request.match_info["tenantId"], request.match_info["keyId"]
-    view = await request.app[API_KEYS].change_key(tenant, key_id, patch, by=_actor(request))
+    view = await request.app[API_KEYS].change_key(tenant, key_id, patch, by=actor_of(request))
     forget(request.app[PRINCIPALS], key_id)
     return answer(view)
 
@@ -121,12 +107,12 @@ async def rotate_key(request: web.Request) -> web.Response:
     body = await read_body(request) if request.body_exists else b""
     rotation = decode_body(body, Rotation) if body.strip() else Rotation()
     tenant, key_id = request.match_info["tenantId"], request.match_info["keyId"]
-    idem_key, idem_body = _idem(request, body)
+    idem_key, idem_body = idem_of(request, body)
     view, replayed = await request.app[API_KEYS].rotate(
         tenant,
         key_id,
         rotation.overlap_seconds * 1000,
-        by=_actor(request),
+        by=actor_of(request),
         idem_key=idem_key,
         idem_body=idem_body,
     )
@@ -138,7 +124,7 @@ async def revoke_key(request: web.Request) -> web.Response:
     """DELETE /api/admin/tenants/{tenantId}/keys/{keyId}."""
     query(request, ())
     key_id = request.match_info["keyId"]
-    await request.app[API_KEYS].revoke(request.match_info["tenantId"], key_id, by=_actor(request))
+    await request.app[API_KEYS].revoke(request.match_info["tenantId"], key_id, by=actor_of(request))
     forget(request.app[PRINCIPALS], key_id)
     return web.Response(status=204)
 
@@ -153,7 +139,7 @@ async def audit_log(request: web.Request) -> web.Response:
     if action is not None and action not in list(Action):
         raise invalid("?action", f"must be one of {', '.join(Action)}")
     rows, cursor = await request.app[AUDIT].entries(
-        limit=integer(parameters, "limit", DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
+        limit=page_size(parameters),
         after=after,
         wanted={field: parameters[name] for name, field in _FILTERS.items() if name in parameters},
     )

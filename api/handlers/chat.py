@@ -8,8 +8,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from api.chat import answer_stream, naming, parse_place, whole_answer
 from api.admission import NO_MESSAGES
+from api.chat import answer_stream, naming, parse_place, whole_answer
 from api.handlers.jobs import check, take_in
 from api.keys import JOBS, PRINCIPAL, SETTINGS
 from api.prompts import NOTHING
@@ -26,7 +26,7 @@ class ChatRequest(Wire, frozen=True):
     """A conversation, and who asks. `disconnectGraceSeconds`: the chat is cancelled when nobody has listened for so
     long (by default the setting of that name)."""
 
-    messages: Annotated[list[ChatMessage], Meta(max_length=1_000)] = []
+    messages: Annotated[list[ChatMessage], Meta(max_length=1_000)] = msgspec.field(default_factory=list)
     model: ShortText | None = None
     prompt: PromptRef | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None

@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from api.admission import class_ms, model_of
 from api.handlers.jobs import check
-from api.prompts import Chosen
 from api.keys import DOCUMENTS, JOBS, LIMITS, PRICES, PRINCIPAL, SETTINGS
+from api.prompts import Chosen
 from api.wire import answer, idempotency, query, read_json
 from shared.clock import rfc3339
 from shared.documents import DocumentStatus
@@ -112,7 +112,12 @@ async def estimate(request: web.Request) -> web.Response:
     tokens = whole.within(job.token_budget)
     cost = _cost(tokens, request.app[PRICES].price(model_of(job, settings, chosen.model)))
     outlook = await foresee(request.app[JOBS], principal.tenant, job.LANE, class_ms(job, settings))
-    state = await request.app[LIMITS].store.state(principal.tenant, key=principal.key_id, user=job.user, prompt=chosen.main.spelled if chosen.main is not None else None)
+    state = await request.app[LIMITS].store.state(
+        principal.tenant,
+        key=principal.key_id,
+        user=job.user,
+        prompt=chosen.main.spelled if chosen.main is not None else None,
+    )
     limits = hits(state, tokens.expected, cost.expected if cost is not None else None)
     if job.token_budget is not None and whole.expected > job.token_budget:
         stop = LimitHit(scope="job", limit="tokenBudget", unit="tokens", value=job.token_budget, effect="stops")

@@ -27,7 +27,8 @@ from fpdf import FPDF
 from scripts.bench.common import fsync_probe, jiffies
 from scripts.bench.jobs import Stack, seconds, took_s, whole_stack
 from scripts.bench.models import Limits
-from worker.prompts import READ_PART
+from shared.prompt_defaults import DEFAULTS
+from shared.prompt_names import READ
 
 SUBJECTS = "the harbour|the ferry|the northern pier|the lighthouse|the grain store|the pilot|the customs office".split(
     "|"
@@ -91,8 +92,8 @@ async def ours(stack: Stack, document: str, model: str) -> Figure:
 
 async def replayed(stack: Stack, bodies: list[dict[str, Any]], bound: int, *, naive: bool) -> Figure:
     """The same requests again, from a bare loop."""
-    reading = [body for body in bodies if body["messages"][0]["content"] == READ_PART]
-    rest = [body for body in bodies if body["messages"][0]["content"] != READ_PART]
+    reading = [body for body in bodies if body["messages"][0]["content"] == DEFAULTS[READ].messages[0].content]
+    rest = [body for body in bodies if body["messages"][0]["content"] != DEFAULTS[READ].messages[0].content]
     slots = asyncio.Semaphore(bound)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 

@@ -27,7 +27,8 @@ import msgspec
 
 from scripts.bench.upstream import FRAME, HEAD, chunk, delta
 from scripts.dev_model.answer import make_answer
-from worker.prompts import READ_PART
+from shared.prompt_defaults import DEFAULTS
+from shared.prompt_names import READ
 
 PIECES = 20  # of an answer
 VECTORS = 16  # that are told apart
@@ -207,7 +208,7 @@ class Connection(asyncio.Protocol):
             kind, pieces = "step", agent(asked)
         else:
             BODIES.append(body)
-            kind = "read" if asked["messages"][0]["content"] == READ_PART else "combine"
+            kind = "read" if asked["messages"][0]["content"] == DEFAULTS[READ].messages[0].content else "combine"
             pieces = said(make_answer(asked, fence_json=False, reasoning="").pieces)
         return kind, [opening + pieces[0], *pieces[1:]]
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from worker.fencing import fenced
 from worker.model.calls import CHARACTERS_PER_TOKEN, ToolCall, message_characters
-from worker.prompts import fenced
 
 Message = dict[str, Any]
 

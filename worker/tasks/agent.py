@@ -17,8 +17,8 @@ from msgspec import UNSET, UnsetType
 
 from shared.clock import monotonic_s
 from shared.errors import BadOutput, BudgetExhausted, ContextTooLong, InvalidInput
-from shared.prompt_names import AGENT_LAST
 from shared.jobs import Output
+from shared.prompt_names import AGENT_LAST
 from shared.specs import AgentInput
 from worker.agent.acting import SHOWN_CHARACTERS, Actor, Observation
 from worker.agent.conversation import Message, digest, fold, of_model, of_tool, tokens_of

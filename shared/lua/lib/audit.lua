@@ -2,15 +2,19 @@
 -- every change, and none for what was refused or replayed. Needs base.
 
 -- `entry` is the map that `shared.audit.entry` makes: action, tenant (whose), details (JSON text, never a secret); and
--- where there is one key (which), actor (id of the key that asked, or 'system'), actor_tenant, request. nil: no entry.
-local function audit(entry)
-  if not entry then return end
+-- where there is one key (which) or prompt (its name), actor (id of the key that asked, or 'system'), actor_tenant, request. nil: no entry.
+local function audit_fields(entry)
   local flat = {'at', NOW}
-  for _, name in ipairs({'actor', 'actor_tenant', 'request', 'action', 'tenant', 'key', 'details'}) do
+  for _, name in ipairs({'actor', 'actor_tenant', 'request', 'action', 'tenant', 'key', 'prompt', 'details'}) do
     if entry[name] then
       flat[#flat + 1] = name
       flat[#flat + 1] = entry[name]
     end
   end
-  redis.call('XADD', P .. 'audit', 'MAXLEN', '~', 1000000, '*', unpack(flat))
+  return flat
+end
+
+local function audit(entry)
+  if not entry then return end
+  redis.call('XADD', P .. 'audit', 'MAXLEN', '~', 1000000, '*', unpack(audit_fields(entry)))
 end
