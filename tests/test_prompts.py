@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -39,8 +40,8 @@ async def move(stack: Stack, to: int, label: str = "production", name: str = "gr
 
 
 async def test_a_prompt_is_made_and_read(edge: Stack) -> None:
-    """Given a prompt with a label, then it is found by `production`, by number, and by `latest`; its versions count from
-    1 and say who made them; another of its name is refused."""
+    """Given a prompt with a label, then it is found by `production`, by number, and by `latest`; its versions count
+    from 1 and say who made them; another of its name is refused."""
     made = await make(edge, "support/greeting", labels=["production", "staging"], note="first", description="Hello")
     assert (made["version"], made["labels"], made["label"], made["note"]) == (
         1,
@@ -104,11 +105,8 @@ async def test_a_label_remembers_where_it_was(edge: Stack) -> None:
     assert Counter(row["action"] for row in log) == {
         "prompt.created": 1, "prompt.version_added": 2, "prompt.label_moved": 2, "prompt.rolled_back": 2,
     }  # fmt: skip
-    assert log[0]["details"] == {
-        "version": {"old": 2, "new": 1},
-        "label": {"old": '"production"', "new": '"production"'},
-        "note": {"new": "it was bad"},
-    } or log[0]["details"]["version"] == {"old": 2, "new": 1}
+    assert log[0]["details"]["version"] == {"old": 2, "new": 1}
+    assert log[0]["details"]["note"] == {"new": "it was bad"}
     assert log[0]["prompt"] == "greeting"
     whole = (await edge.call("GET", "/api/admin/audit?action=prompt.rolled_back")).json["data"]
     assert len(whole) == 2
@@ -152,7 +150,7 @@ async def test_of_many_moves_at_once_each_counts_and_one_compare_wins(edge: Stac
     log = (await edge.call("GET", path_of("greeting", "audit") + "?limit=200")).json["data"]
     steps = [row["details"]["version"] for row in log if row["action"] == "prompt.label_moved"]
     # Newest first: each began where the one before it had ended; one that changes nothing is no move.
-    assert all(later["old"] == earlier["new"] for later, earlier in zip(steps, steps[1:], strict=False))
+    assert all(later["old"] == earlier["new"] for later, earlier in pairwise(steps))
     assert all(one["old"] != one["new"] for one in steps)
     assert revs[-1] - before == len(steps) - 1
 
