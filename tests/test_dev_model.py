@@ -216,8 +216,8 @@ async def test_chunks_of_several_tokens_are_counted_by_the_token(
 async def test_under_a_known_name_its_tokens_are_those_of_the_vocabulary(
     sdk: openai.AsyncOpenAI, model: DevModel
 ) -> None:
-    """Given the name of a model whose vocabulary is known, when it answers, also beyond ASCII, then input and output are
-    what that vocabulary makes of them, and the pieces join to the text."""
+    """Given the name of a model whose vocabulary is known, when it answers, also beyond ASCII, then input and output
+    are what that vocabulary makes of them, and the pieces join to the text."""
     from shared.tokens import TokenCounter
 
     messages: Any = [

@@ -123,33 +123,103 @@ async def test_a_budget_under_many_streams_of_two_processes(make_stack: Any, mod
     await checked(stack, tenant)
 
 
+async def reserved(stack: Stack, tenant: str) -> int:
+    """Tokens that the tenant's calls under way have reserved."""
+    return int((await book_of(stack, tenant)).get("ht", "0"))
+
+
+async def reaped(stack: Stack, ids: list[str]) -> None:
+    """Until the leases of these jobs have run out and the reaper has been there."""
+    async with asyncio.timeout(15):
+        while any([await stack.client.hget(stack.keys.job(job_id), "lost") != b"1" for job_id in ids]):  # type: ignore[misc]
+            await asyncio.sleep(0.02)
+
+
+async def under_way(model: DevModel, calls: int, tokens: int) -> None:
+    """Until so many calls have sent so many tokens each."""
+    async with asyncio.timeout(15):
+        while True:
+            listed = (await model.stats(calls=True))["list"]
+            if sum(call["outputTokens"] >= tokens for call in listed) >= calls:
+                return
+            await asyncio.sleep(0.02)
+
+
 async def test_a_killed_workers_calls_are_settled_by_the_reaper(make_stack: Any, model: DevModel) -> None:
-    """Given a worker that dies in the middle of answers, when the reaper has been there and another has finished them,
-    then nothing is reserved, and the ledger is the model's own count within what was on its way."""
+    """Given a worker process that dies by SIGKILL in the middle of answers, when the reaper has been there, then what
+    was reserved is free and what was seen is booked, once; when another has finished them, then the ledger is the
+    model's own count within what was on its way."""
     stack: Stack = await make_stack(lease_seconds=1.0)
-    doomed = await stack.start_worker("interactive", lease_seconds=1.0)
+    doomed = await stack.spawn_worker()
     tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 10**6}])
-    await model.pace(tokensPerSecond=100)
+    await model.pace(tokensPerSecond=50)
     ids = [await stack.submit(chat(f"{number}. {TEXT}"), key=key) for number in range(5)]
-    await asyncio.sleep(1.2)
-    stack.kill_worker(doomed)
-    await asyncio.sleep(0.1)
+    await under_way(model, 5, 40)
+    doomed.kill()
+    assert await reserved(stack, tenant) > 0
+    assert await ledger_of(stack, tenant) == []
+    await reaped(stack, ids)
+    assert await reserved(stack, tenant) == 0
+    lost = await ledger_of(stack, tenant)
+    assert [line["x"] for line in lost] == ["1"] * 5
+    stats = await model.stats(calls=True)
+    assert [call["ended"] for call in stats["list"]] == ["closed"] * 5
+    # What is seen is written with the text: a coalescing window, and what was on its way, died with the worker.
+    since = 50 * 0.25
+    cut_output = sent_by(stats)["cut output"]
+    assert 0 <= cut_output - sum(int(line["o"]) for line in lost) <= 5 * since
     await model.pace(tokensPerSecond=0)
-    await stack.start_worker("interactive", lease_seconds=1.0)
+    await stack.start_worker("interactive")
     for job_id in ids:
         assert (await stack.finished(job_id, key=key))["status"] == "complete"
     book = await settled(stack, tenant)
-    sent = sent_by(await model.stats(calls=True))
     lines = await ledger_of(stack, tenant)
-    lost = [line for line in lines if line["x"] == "1"]
-    assert len(lost) == 5
-    assert all(int(line["o"]) > 20 for line in lost), "what was seen of them is booked"
-    exact = sum(int(line["i"]) + int(line["o"]) for line in lines if line["x"] == "0")
-    assert exact == sent["done"]
-    # What the model made of a cut answer: off by a coalescing window, and the last beat before the death.
-    cut_output = sum(int(line["o"]) for line in lost)
-    assert 0 <= sent["cut output"] - cut_output <= 5 * 25
+    assert lines[:5] == lost
+    exact = sum(int(line["i"]) + int(line["o"]) for line in lines[5:])
+    assert {line["x"] for line in lines[5:]} == {"0"}
+    assert exact == sent_by(await model.stats(calls=True))["done"]
     assert int(book["tt"]) == exact + sum(int(line["i"]) + int(line["o"]) for line in lost)
+    await checked(stack, tenant)
+
+
+async def test_a_worker_that_was_only_frozen_settles_its_own_use_once(make_stack: Any, model: DevModel) -> None:
+    """Given a worker process that is frozen in the middle of answers, when the reaper has taken its jobs and booked
+    what was seen, and it wakes to the rest of its answers, then it corrects each of them to what the model sent, once,
+    while they are made again."""
+    stack: Stack = await make_stack(lease_seconds=1.0)
+    frozen = await stack.spawn_worker()
+    tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 10**6}])
+    await model.pace(tokensPerSecond=50)
+    ids = [await stack.submit(chat(f"{number}. {TEXT}"), key=key) for number in range(5)]
+    await under_way(model, 5, 20)
+    frozen.freeze()
+    assert await reserved(stack, tenant) > 0
+    await reaped(stack, ids)
+    assert await reserved(stack, tenant) == 0
+    lost = await ledger_of(stack, tenant)
+    assert [(line["x"], line["z"]) for line in lost] == [("1", "0")] * 5
+    # The rest waits in the connections of the frozen one.
+    async with asyncio.timeout(15):
+        while (await model.stats())["open"]:
+            await asyncio.sleep(0.02)
+    sent = sent_by(await model.stats(calls=True))
+    assert sent["done"] > sum(int(line["i"]) + int(line["o"]) for line in lost)
+    frozen.thaw()
+    await model.pace(tokensPerSecond=0)
+    await stack.start_worker("interactive")
+    for job_id in ids:
+        assert (await stack.finished(job_id, key=key))["status"] == "complete"
+    async with asyncio.timeout(15):
+        while len(await ledger_of(stack, tenant)) < 15:
+            await asyncio.sleep(0.02)
+    lines = await ledger_of(stack, tenant)
+    booked = Counter[str]()
+    for line in lines:
+        booked[line["c"]] += int(line["i"]) + int(line["o"])
+    calls = [call["inputTokens"] + call["outputTokens"] for call in (await model.stats(calls=True))["list"]]
+    assert sorted(booked.values()) == sorted(calls)
+    assert Counter((line["c"], line["z"]) for line in lines).most_common(1)[0][1] == 1, "booked twice"
+    assert int((await settled(stack, tenant))["tt"]) == sum(calls)
     await checked(stack, tenant)
 
 
