@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -23,6 +25,17 @@ def sent_by(stats: dict[str, Any]) -> Counter[str]:
         found[kind] += call["inputTokens"] + call["outputTokens"]
         found[f"{kind} output"] += call["outputTokens"]
     return found
+
+
+def excesses(calls: list[tuple[float, int]], per_second: float) -> Iterator[float]:
+    """Of each span from one call to another: the tokens of both and of those between, above what flows in meanwhile.
+    Calls are (time in seconds, tokens)."""
+    calls = sorted(calls)
+    for place, (first_s, _) in enumerate(calls):
+        sum_so_far = 0
+        for last_s, tokens in calls[place:]:
+            sum_so_far += tokens
+            yield sum_so_far - per_second * (last_s - first_s)
 
 
 async def settled(stack: Stack, tenant: str) -> dict[str, str]:
@@ -73,7 +86,7 @@ SENDERS = pytest.mark.parametrize(("name", "per_chunk"), [("errand-dev-extractiv
 
 
 CHUNKS_PER_SECOND = 10
-# Of a call that is cut: one that was sent and not yet read, and one that is sent before the model sees that nobody reads.
+# Of a call that is cut: one that was sent and not yet read, one that is sent before the model sees that nobody reads.
 ON_THEIR_WAY = 2
 
 
@@ -281,6 +294,51 @@ async def test_a_worker_that_was_only_frozen_settles_its_own_use_once(make_stack
     assert Counter((line["c"], line["z"]) for line in lines).most_common(1)[0][1] == 1, "booked twice"
     assert int((await settled(stack, tenant))["tt"]) == sum(calls)
     await checked(stack, tenant)
+
+
+async def test_no_span_has_more_tokens_than_burst_and_rate(make_stack: Any, model: DevModel) -> None:
+    """Given a rate of tokens, when two API processes and two workers have many times its burst to do, then in no span
+    of time the calls that the model got have more tokens, in and out, than the burst and what flows in; and what flows
+    in is used. The answers are as long as `maxTokens` allows: what a call makes beyond its estimate is paid for
+    afterwards."""
+    stack: Stack = await make_stack(worker_slots=40)
+    bases = [await stack.spawn_api() for _ in range(2)]
+    for _ in range(2):
+        await stack.spawn_worker()
+    per_minute, burst, most, calls = 90_000, 1_500, 30, 30
+    _, key = await stack.tenant(tokensPerMinute=per_minute, tokensBurst=burst)
+    await model.pace(tokensPerSecond=300)
+    chance = random.Random(7)
+
+    async def one(number: int) -> float:
+        text = f"{number}. " + TEXT * chance.randint(1, 4)
+        job = chat(text, model="gpt-4o-mini")
+        job["input"]["maxTokens"] = most
+        async with stack.session.post(
+            f"{bases[number % 2]}/api/jobs", json=job, headers={"Authorization": f"Bearer {key}"}
+        ) as answer:
+            assert answer.status == 202, await answer.text()
+            job_id = (await answer.json())["jobId"]
+        assert (await stack.finished(job_id, key=key))["status"] == "complete"
+        events = (await stack.call("GET", f"/api/jobs/{job_id}/events?limit=1000", key=key)).json["data"]
+        return datetime.fromisoformat(next(event["at"] for event in events if event["type"] == "job.step")).timestamp()
+
+    begun = await asyncio.gather(*(one(number) for number in range(calls)))
+    made = (await model.stats(calls=True))["list"]
+    assert len(made) == calls
+    assert {call["outputTokens"] for call in made} == {most}
+    arrived, reserved_at = [], []
+    for call in made:
+        tokens = call["inputTokens"] + call["outputTokens"]
+        arrived.append((call["atSeconds"], tokens))
+        reserved_at.append((begun[int(call["body"]["messages"][-1]["content"].partition(".")[0])], tokens))
+    per_second = per_minute / 60
+    assert max(excesses(reserved_at, per_second)) <= burst + 0.002 * per_second, "times of events are in ms"
+    # At the model the calls come closer together by the time that some of them took from their reservation.
+    slowest = max(there[0] - here[0] for there, here in zip(arrived, reserved_at, strict=True))
+    assert max(excesses(arrived, per_second)) <= burst + (slowest + 0.002) * per_second
+    span = max(arrived)[0] - min(arrived)[0]
+    assert sum(tokens for _, tokens in arrived) - burst > 0.8 * per_second * span, "what flowed in was not used"
 
 
 async def test_a_stream_is_closed_at_the_chunk_where_its_budget_ends(stack: Stack, model: DevModel) -> None:
