@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -294,6 +295,17 @@ async def test_a_worker_that_was_only_frozen_settles_its_own_use_once(make_stack
     assert Counter((line["c"], line["z"]) for line in lines).most_common(1)[0][1] == 1, "booked twice"
     assert int((await settled(stack, tenant))["tt"]) == sum(calls)
     await checked(stack, tenant)
+
+
+async def test_no_process_outlives_its_test(make_stack: Any) -> None:
+    """Given a worker and an API in processes of their own, one of them frozen, when their stack is stopped, as it is
+    after each test, then they are gone."""
+    stack: Stack = await make_stack()
+    frozen = await stack.spawn_worker()
+    await stack.spawn_api()
+    frozen.freeze()
+    await stack.stop()
+    assert [member.process.returncode for member in stack._members] == [-signal.SIGKILL] * 2
 
 
 async def test_no_span_has_more_tokens_than_burst_and_rate(make_stack: Any, model: DevModel) -> None:
