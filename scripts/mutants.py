@@ -298,7 +298,7 @@ MUTANTS = (
     Mutant("late-refusal-spends", "shared/lua/settle.lua", "    refund_request(scopes_of(", "    local _ = (scopes_of(", "test_refusals", "no_room_in_time"),
     Mutant("give-up-spends", "shared/lua/cancel.lua", "if row.status == 'queued' then refund_request(scopes) end", "", "test_refusals", "nobody_began"),
     Mutant("late-refusal-replayed", "shared/lua/admit.lua", " or row[3] then again = nil end", " then again = nil end", "test_refusals", "no_room_in_time"),
-    Mutant("held-is-spent", "worker/outcome.py", "if error.delay_s is not None:", "if False:", "test_refusals", "only_reserved"),
+    Mutant("held-is-spent", "worker/outcome.py", "if error.delay_s is not None and (", "if False and (", "test_refusals", "only_reserved"),
     Mutant("held-fails", "shared/lua/settle.lua", "policy.fail and not job.held", "policy.fail", "test_refusals", "held_up_not_failed"),
     Mutant("put-off-for-old-limits", "shared/lua/settle.lua", "    if limits_moved(row.tenant, job.revision) then due = NOW end\n    redis.call('HSET', key, 'status', 'queued'", "    redis.call('HSET', key, 'status', 'queued'", "test_refusals", "moved_before"),
     Mutant("texts-unreserved", "shared/lua/extend.lua", "  hold.i = hold.i + more\n", "", "test_limits_hold", "texts_of_a_step"),

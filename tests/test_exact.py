@@ -154,7 +154,7 @@ async def test_streams_that_become_longer_than_any_before_overrun_by_a_chunk_eac
     pairs = await by_job(stack, model, tenant, ids)
     cut = sum(call["ended"] == "closed" for call, _ in pairs)
     most_open = (await model.stats())["mostOpen"]
-    assert cut > streams / 2
+    assert cut >= streams / 4
     # What was reserved for some when others were cut is free again when these end before it.
     assert 0.9 * budget <= int(book["tt"]) <= budget + per_chunk * most_open
     check_calls(pairs, per_chunk, is_known=per_chunk > 1)
