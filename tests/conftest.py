@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -23,9 +27,10 @@ from api.keys import TENANTS
 from api.server import EdgeRunner
 from scripts import embedded_redis
 from scripts.dev_model import create_app as create_model
+from scripts.probes import free_port
 from shared.keys import Keys
 from shared.redis import Redis, connect
-from shared.settings import Settings
+from shared.settings import Settings, env_name
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from worker.__main__ import build
@@ -115,7 +120,7 @@ class DevModel:
         await self.faults()
         await self.limits()
         await self.profile("openai")
-        await self.pace(tokensPerSecond=0, firstTokenSeconds=0)
+        await self.pace(tokensPerSecond=0, firstTokenSeconds=0, tokensPerChunk=1)
         await self._call("DELETE", "/dev/stats")
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
@@ -158,8 +163,29 @@ class Answer:
         return self.body.decode()
 
 
+class Member:
+    """A process of a stack: what a signal does to it, the kernel does."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def kill(self) -> None:
+        """SIGKILL; it is gone when this returns. Also from a freeze, also twice."""
+        self.process.kill()
+        self.process.wait(20)
+
+    def freeze(self) -> None:
+        """SIGSTOP: its connections stay, nothing more is read or written."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+
 class Stack:
-    """API and workers of one prefix, in this process."""
+    """API and workers of one prefix, in this process, or in processes of their own where a test ends or freezes one."""
 
     def __init__(self, settings: Settings, redis_url: str) -> None:
         self.settings = settings
@@ -172,6 +198,7 @@ class Stack:
         self.engines: list[Engine] = []
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._members: list[Member] = []
         self.session = aiohttp.ClientSession()
 
     async def start_api(self) -> str:
@@ -191,8 +218,6 @@ class Stack:
 
     async def start_worker(self, lane: str = "batch", *, handlers: Any = HANDLERS, **changes: Any) -> Engine:
         """`handlers` by job type, where a test needs tasks that take a known time."""
-        import msgspec
-
         lanes = ["interactive", "batch"] if lane == "both" else [lane]
         engine = build(
             msgspec.structs.replace(self.settings, **changes), lanes, handlers=handlers, handle_signals=False
@@ -208,8 +233,48 @@ class Stack:
         engine.stop()
         await self._tasks[index]
 
+    async def spawn_worker(self, lane: str = "interactive") -> Member:
+        """A worker in a process of its own, with this stack's settings; it is alive when this returns."""
+        member = self._spawn("worker", lane)
+        mark = f"-{member.process.pid}-"  # workers have their pid in their name
+        async with asyncio.timeout(30):
+            while not any(mark in name.decode() for name in await self.client.zrange(self.keys.workers(lane), 0, -1)):
+                assert member.process.poll() is None, member.log.read_text()
+                await asyncio.sleep(0.02)
+        return member
+
+    async def spawn_api(self) -> str:
+        """An API in a process of its own; the address where it answers."""
+        port = free_port("127.0.0.1")
+        member, url = self._spawn("api", PORT=str(port)), f"http://127.0.0.1:{port}"
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(aiohttp.ClientError):
+                    async with self.session.get(f"{url}/healthz"):
+                        return url
+                assert member.process.poll() is None, member.log.read_text()
+                await asyncio.sleep(0.02)
+
+    def _spawn(self, *module: str, **environment: str) -> Member:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ERRAND_")}
+        own = {
+            env_name(field.name): str(value)
+            for field in msgspec.structs.fields(Settings)
+            if (value := getattr(self.settings, field.name)) not in (None, field.default)
+        }
+        log = self.settings.data_dir / f"{module[0]}-{len(self._members)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *module],
+                env={**inherited, "ERRAND_ADMIN_KEY": ADMIN_KEY, **own, **environment},
+                cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+        self._members.append(Member(process, log))
+        return self._members[-1]
+
     def kill_worker(self, engine: Engine) -> None:
-        """As SIGKILL would: nothing more is written by it."""
+        """A worker of this process, whose tools are the test's, lets go of its jobs and its leases run out. It is no
+        SIGKILL: what it has in hand may still be written. That is `spawn_worker` and `Member.kill`."""
         engine._client.connection_pool.connection_kwargs["path"] = "/nonexistent"
         for attempt in list(engine.running.values()):
             attempt._lost = True
@@ -218,6 +283,8 @@ class Stack:
         self._tasks[self.engines.index(engine)].cancel()
 
     async def stop(self) -> None:
+        for member in self._members:
+            member.kill()
         for engine, task in zip(self.engines, self._tasks, strict=True):
             engine.stop()
             with suppress(asyncio.CancelledError):
@@ -308,8 +375,9 @@ async def make_stack(redis_server: RedisServer, model: DevModel, tmp_path: Path)
         return stack
 
     yield make
-    for stack in made:
-        await stack.stop()
+    async with AsyncExitStack() as stops:  # one that fails leaves the others to be stopped
+        for stack in made:
+            stops.push_async_callback(stack.stop)
 
 
 @pytest.fixture

@@ -189,3 +189,44 @@ async def test_tokens_are_counted_as_sent_when_the_client_goes(sdk: openai.Async
             await asyncio.sleep(0.02)
     assert stats["ended"] == {"closed": 1}
     assert 5 <= stats["outputTokens"] <= 20
+
+
+@pytest.mark.parametrize("profile", ["openai", "vllm", "ollama"])
+async def test_chunks_of_several_tokens_are_counted_by_the_token(
+    sdk: openai.AsyncOpenAI, model: DevModel, profile: str
+) -> None:
+    """Given a server that joins eight tokens to a chunk, when it answers, then it says the same in an eighth of the
+    chunks, and counts the same tokens."""
+    texts, made, chunks = [], [], []
+    await model.profile(profile)
+    text = "The harbour opens at nine. The ferry leaves at ten. The lighthouse is closed on Mondays. " * 4
+    for size in (1, 8):
+        await model.pace(tokensPerChunk=size)
+        stream = await sdk.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], stream=True)
+        told = [chunk.choices[0].delta.content async for chunk in stream if chunk.choices]
+        pieces = [piece for piece in told if piece]
+        texts.append("".join(pieces))
+        chunks.append(len(pieces))
+        made.append((await model.stats(calls=True))["list"][-1]["outputTokens"])
+    assert texts[0] == texts[1]
+    assert made[0] == made[1] > 16
+    assert chunks[1] <= made[1] / 8 + 1
+
+
+async def test_under_a_known_name_its_tokens_are_those_of_the_vocabulary(
+    sdk: openai.AsyncOpenAI, model: DevModel
+) -> None:
+    """Given the name of a model whose vocabulary is known, when it answers, also beyond ASCII, then input and output
+    are what that vocabulary makes of them, and the pieces join to the text."""
+    from shared.tokens import TokenCounter
+
+    messages: Any = [
+        {"role": "user", "content": "Das Öffnen der Luke dauert 20 Minuten. 🚢🛟 Die Fähre fährt täglich."}
+    ]
+    stream = await sdk.chat.completions.create(model="gpt-4o-mini", messages=messages, stream=True)
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+    assert "Luke dauert 20 Minuten" in text
+    (call,) = (await model.stats(calls=True))["list"]
+    counter = TokenCounter()
+    assert call["inputTokens"] == await counter.chat("gpt-4o-mini", messages)
+    assert call["outputTokens"] == await counter.text("gpt-4o-mini", text)

@@ -264,14 +264,14 @@ async def test_what_was_finished_before_a_failure_is_kept_and_not_asked_again(ma
 async def test_a_killed_worker_costs_at_most_what_was_under_way(make_stack: Any, model: DevModel) -> None:
     """Killed in the middle: the second worker reuses every journaled batch, and the output has each line once."""
     stack = await make_stack(embedding_items=16, model_max_in_flight=2, lease_seconds=1)
-    first = await stack.start_worker("batch")
+    first = await stack.spawn_worker("batch")
     texts = some_texts(800)
     await model.pace(firstTokenSeconds=0)
     job = await stack.submit(embedding(texts))
     async with asyncio.timeout(20):
         while len(await stack.client.hgetall(stack.keys.output(job))) < 10:  # type: ignore[misc]
             await asyncio.sleep(0.005)
-    stack.kill_worker(first)
+    first.kill()
     finished = len(await stack.client.hgetall(stack.keys.output(job)))  # type: ignore[misc]
     await stack.start_worker("batch")
     view = await stack.finished(job)

@@ -354,12 +354,13 @@ async def test_a_worker_that_is_killed_in_the_middle_is_followed_by_another(
 
 async def test_jobs_of_a_lost_worker_are_waited_for(make_stack: Any, model: DevModel) -> None:
     """Given a job whose worker was killed, when its tenant is erased, then the erasure waits for the reaper."""
-    stack: Stack = await make_stack(workers=("interactive", "batch"), lease_seconds=2.0)
+    stack: Stack = await make_stack(workers=("batch",), lease_seconds=2.0)
+    doomed = await stack.spawn_worker()
     tenant, key = await stack.tenant()
     await model.pace(tokensPerSecond=3)
     running = await stack.submit(chat(LONG), key=key)
     await wait_for(stack, running, "processing")
-    stack.kill_worker(stack.engines[0])
+    doomed.kill()
     job_id = await delete(stack, tenant)
     await wait_for(stack, running, "cancelling")
     receipt = await erased(stack, job_id)

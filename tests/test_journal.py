@@ -61,12 +61,12 @@ async def test_a_killed_job_asks_for_nothing_that_was_journaled(
     )  # fmt: skip
     await model.pace(firstTokenSeconds=0.03)
     await model.limits(latencySeconds=0.03)
-    first = await stack.start_worker("batch")
+    first = await stack.spawn_worker("batch")
     job = await stack.submit(KINDS[kind])
     async with asyncio.timeout(20):
         while len(await finished_steps(stack, job)) < after:
             await asyncio.sleep(0.002)
-    stack.kill_worker(first)
+    first.kill()
     journaled = await finished_steps(stack, job)
     before = asked((await model.stats(calls=True))["list"])
     await stack.start_worker("batch")

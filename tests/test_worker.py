@@ -142,12 +142,12 @@ async def test_a_lost_worker_does_not_lose_its_job(make_stack: Any, model: DevMo
     are told which text is void."""
     stack: Stack = await make_stack(lease_seconds=1.0)
     await model.pace(tokensPerSecond=50)
-    dying = await stack.start_worker("interactive")
+    dying = await stack.spawn_worker()
     job_id = await stack.submit(chat(LONG))
     async with asyncio.timeout(10):
         while not any(event["type"] == "delta" for event in await stack.log(job_id)):
             await asyncio.sleep(0.02)
-    stack.kill_worker(dying)
+    dying.kill()
     await model.pace(tokensPerSecond=0)
     await stack.start_worker("interactive")
     view = await stack.finished(job_id)

@@ -25,8 +25,8 @@ LOOK_S: Final = 0.25
 AHEAD: Final = 16  # output tokens before its end that a bound is raised, so that the stream need not wait
 
 
-def over_limit(blocked: Blocked) -> OverLimit:
-    """The end of an attempt that a limit keeps from going on."""
+def over_limit(blocked: Blocked, *, is_cut: bool = False) -> OverLimit:
+    """The end of an attempt that a limit keeps from going on; `is_cut`: in the middle of a call, which is paid for."""
     why, is_held = blocked.why, blocked.kind == "held"
     if is_held or blocked.kind == "unpriced":
         # As soon as calls under way end; as soon as limits or prices are others. Not at the turn of the window.
@@ -45,7 +45,7 @@ def over_limit(blocked: Blocked) -> OverLimit:
         delay_s=delay_s,
         due_ms=None if why.frees_at is None else round(why.frees_at),
         revision=why.revision,
-        is_held=is_held,
+        is_held=is_held and not is_cut,
     )
 
 
@@ -102,7 +102,7 @@ class Allowance:
         """Waits for more. Raises OverLimit when there is none, and LeaseLostError."""
         while self._bound is not None and self._progress.made > self._bound:
             if self._blocked is not None:
-                raise over_limit(self._blocked)
+                raise over_limit(self._blocked, is_cut=True)
             if self._asking is None:
                 self._asking = asyncio.create_task(self._extend(), name="extend")
             await asyncio.shield(self._asking)

@@ -97,12 +97,13 @@ def judge(
 
 
 def _at_limit(error: OverLimit) -> WaitForLimit:
-    """What passes by itself, in `delay_s`, is no spent budget for whoever cannot wait: it may be tried again."""
+    """What would pass by itself, in `delay_s`, and has cost nothing, is no spent budget for whoever cannot wait: it may
+    be tried again."""
     detail = msgspec.to_builtins(error.detail)
     failed: dict[str, Any] = {
         "code": BudgetExhausted.code, "message": error.sentence, "retryable": False, "limit": detail
     }  # fmt: skip
-    if error.delay_s is not None:
+    if error.delay_s is not None and (error.kind == "rate" or error.is_held):
         failed |= {"code": RATE_LIMITED, "retryable": True, "retryAfterMs": round(error.delay_s * 1000)}
     waiting = {"kind": "budget", "limit": detail}
     return WaitForLimit(error.kind, waiting, failed, error.delay_s, error.due_ms, error.revision, error.is_held)

@@ -10,8 +10,8 @@ import sys
 
 from aiohttp import web
 
+from scripts.dev_model.answer import CHAT_MODEL
 from scripts.dev_model.app import create_app
-from scripts.dev_model.chat import CHAT_MODEL
 
 
 async def serve(host: str, port: int, app: web.Application) -> None:
@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=9100, help="0 takes a free one (default %(default)s)")
     parser.add_argument("--tokens-per-second", type=float, default=0.0, help="speed of streams; 0: at once")
     parser.add_argument("--first-token-seconds", type=float, default=0.0, help="wait before the first token")
+    parser.add_argument("--tokens-per-chunk", type=int, default=1, help="tokens that one chunk carries (default 1)")
     parser.add_argument("--in-flight", type=int, help="calls at a time; more are refused with 429")
     parser.add_argument("--latency-seconds", type=float, default=0.0, help="time that each call for embeddings takes")
     arguments = parser.parse_args()
@@ -51,6 +52,7 @@ def main() -> int:
         first_token_s=arguments.first_token_seconds,
         in_flight=arguments.in_flight,
         latency_s=arguments.latency_seconds,
+        tokens_per_chunk=max(1, arguments.tokens_per_chunk),
     )
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(arguments.host, arguments.port, app))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from scripts.dev_model import controls
-from scripts.dev_model.chat import CHAT_MODEL, chat
+from scripts.dev_model.answer import CHAT_MODEL
+from scripts.dev_model.chat import chat
 from scripts.dev_model.embeddings import EMBEDDING_MODEL, embeddings
 from scripts.dev_model.state import STATE, Limits, State
 
@@ -34,11 +35,13 @@ def create_app(
     first_token_s: float = 0.0,
     in_flight: int | None = None,
     latency_s: float = 0.0,
+    tokens_per_chunk: int = 1,
 ) -> web.Application:
-    """The server. Speed 0 answers at once; more than `in_flight` calls are refused; embeddings take `latency_s`."""
+    """The server. Speed 0 answers at once; more than `in_flight` calls are refused; embeddings take
+    `latency_s`."""
     app = web.Application(client_max_size=256 * 1024 * 1024, handler_args={"handler_cancellation": True})
     app[STATE] = State(
-        {"tokensPerSecond": tokens_per_second, "firstTokenSeconds": first_token_s},
+        {"tokensPerSecond": tokens_per_second, "firstTokenSeconds": first_token_s, "tokensPerChunk": tokens_per_chunk},
         Limits(in_flight=in_flight, latency_seconds=latency_s),
     )
     app.router.add_post("/v1/chat/completions", chat)

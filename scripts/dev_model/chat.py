@@ -8,11 +8,10 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from scripts.dev_model.answer import Answer, input_tokens_of, make_answer
+from scripts.dev_model.answer import Answer, input_tokens_of, make_answer, model_of
 from scripts.dev_model.state import STATE, State, body_of, upset_usage
 from scripts.extractive import count_tokens
 
-CHAT_MODEL: Final = "errand-dev-extractive"
 MAX_INPUT_TOKENS: Final = 128_000
 FAILED: Final = frozenset({"cut", "truncate", "drop", "status"})  # kinds of faults that leave no whole answer
 
@@ -54,7 +53,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
             return await _stream(request, body, answer, call, fault)
         await _pace(state, count_tokens(answer.content or ""))
         call["outputTokens"] = answer.tokens
-        frame = state.profile.frame(body.get("model") or CHAT_MODEL)
+        frame = state.profile.frame(model_of(body))
         return _json(state.profile.whole(frame, answer, upset_usage(_usage(answer, tokens), fault)))
     except (asyncio.CancelledError, ConnectionResetError):
         state.books.end(call, "closed")
@@ -66,6 +65,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
 async def _answer(state: State, body: dict[str, Any], fault: dict[str, Any]) -> Answer:
     profile = state.profile
     answer = await asyncio.to_thread(make_answer, body, fence_json=profile.fence_json, reasoning=profile.reasoning)
+    answer.per_chunk = int(state.pace["tokensPerChunk"])
     if fault.get("kind") == "bad_json":
         answer.cut_content()
     if fault.get("kind") == "refuse":
@@ -107,7 +107,7 @@ async def _stream(
     await asyncio.sleep(state.pace["firstTokenSeconds"])
     await response.prepare(request)
     usage = upset_usage(_usage(answer, call["inputTokens"]), fault) if options.get("include_usage") else None
-    frame = state.profile.frame(body.get("model") or CHAT_MODEL)
+    frame = state.profile.frame(model_of(body))
     cut_after = fault.get("after", answer.tokens // 2) if kind in ("cut", "truncate") else None
     for chunk in state.profile.stream(frame, answer, usage, options):
         if cut_after is not None and chunk.tokens and call["outputTokens"] + chunk.tokens > cut_after:

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from scripts.dev_model.profiles import PROFILES
-from scripts.dev_model.state import PATHS, STATE, Faults, Limits
+from scripts.dev_model.state import PACE, PATHS, STATE, Faults, Limits
 
 
 def _refused(message: str) -> web.Response:
@@ -29,8 +29,12 @@ async def set_faults(request: web.Request) -> web.Response:
 
 
 async def pace(request: web.Request) -> web.Response:
-    """POST /dev/pace: `tokensPerSecond` (0: at once) and `firstTokenSeconds` of all chats."""
-    request.app[STATE].pace.update(await request.json())
+    """POST /dev/pace: `tokensPerSecond` (0: at once), `firstTokenSeconds` and `tokensPerChunk` (there are servers that
+    join what they have made since the last chunk) of all chats."""
+    wanted = await request.json()
+    if not set(wanted) <= set(PACE) or wanted.get("tokensPerChunk", 1) < 1:
+        return _refused(f"pace must be of {', '.join(PACE)}, and tokensPerChunk at least 1")
+    request.app[STATE].pace.update(wanted)
     return web.json_response(request.app[STATE].pace)
 
 

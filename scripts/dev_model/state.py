@@ -14,6 +14,7 @@ from scripts.dev_model.embedder import Embedder
 from scripts.dev_model.profiles import PROFILES, OpenAI
 
 PATHS: Final = ("embeddings", "chat")
+PACE: Final = ("tokensPerSecond", "firstTokenSeconds", "tokensPerChunk")
 INPUT_MEMORY_BYTES: Final = 64 * 1024 * 1024  # of embedded texts in the books; benchmarks send gigabytes
 
 
@@ -85,6 +86,7 @@ class Books:
             "ended": "open",
             "status": 200,
             "body": body,
+            "atSeconds": time.time(),
         }
         self.calls.append(call)
         self.open[path] += 1

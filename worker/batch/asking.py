@@ -173,7 +173,7 @@ class Asking:
         if more > 0:
             granted = await context.journal.extend_texts(requests.call_id, requests.reserved, more)
             if isinstance(granted, Blocked):
-                raise over_limit(granted)
+                raise over_limit(granted, is_cut=True)
             requests.reserved = granted
         return await context.deps.model.embed(context.job.model, call, requests.begin(tokens))
 

@@ -55,8 +55,8 @@ class Ollama(OpenAI):
 
     def deltas(self, answer: Answer) -> Iterator[tuple[dict[str, Any], str | None, int]]:
         """Calls in one piece."""
-        for piece in answer.pieces:
-            yield {"content": piece}, None, 1
+        for text, tokens in answer.chunks(answer.pieces):
+            yield {"content": text}, None, tokens
         for call in answer.calls:
             yield {"tool_calls": [self.call(call) | {"index": 0}]}, None, len(call.pieces)
         yield {}, "stop" if answer.calls else answer.finish, 0

@@ -99,13 +99,13 @@ class OpenAI:
         """Each delta with its finish reason and its tokens."""
         silent = answer.calls and answer.content is None
         yield {"role": "assistant", "content": None if silent else "", "refusal": None}, None, 0
-        for piece in answer.pieces:
-            yield {"content": piece}, None, 1
+        for text, tokens in answer.chunks(answer.pieces):
+            yield {"content": text}, None, tokens
         for index, call in enumerate(answer.calls):
             head = self.call(call) | {"index": index, "function": {"name": call.name, "arguments": ""}}
             yield {"tool_calls": [head]}, None, 0
-            for piece in call.pieces:
-                yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}, None, 1
+            for text, tokens in answer.chunks(call.pieces):
+                yield {"tool_calls": [{"index": index, "function": {"arguments": text}}]}, None, tokens
         yield {}, answer.finish, 0
 
     def embeddings(self, model: str, vectors: list[Any], usage: dict[str, Any] | None) -> dict[str, Any]:

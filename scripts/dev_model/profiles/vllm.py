@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,17 +68,14 @@ class Vllm(OpenAI):
     def deltas(self, answer: Answer) -> Iterator[tuple[dict[str, Any], str | None, int]]:
         """What was thought comes first."""
         yield {"role": "assistant", "content": ""}, None, 0
-        for piece in answer.reasoning:
-            yield {"reasoning_content": piece}, None, 1
-        for piece in answer.pieces:
-            yield {"content": piece}, None, 1
+        for text, tokens in answer.chunks(answer.reasoning):
+            yield {"reasoning_content": text}, None, tokens
+        for text, tokens in answer.chunks(answer.pieces):
+            yield {"content": text}, None, tokens
         for index, call in enumerate(answer.calls):
             yield {"tool_calls": [self.call(call) | {"index": index, "function": {"name": call.name}}]}, None, 0
-            for start in itertools.count(0, PIECES_PER_DELTA):
-                pieces = call.pieces[start : start + PIECES_PER_DELTA]
-                if not pieces:
-                    break
-                yield {"tool_calls": [{"index": index, "function": {"arguments": "".join(pieces)}}]}, None, len(pieces)
+            for text, tokens in answer.chunks(call.pieces, PIECES_PER_DELTA):
+                yield {"tool_calls": [{"index": index, "function": {"arguments": text}}]}, None, tokens
         yield {"content": ""}, answer.finish, 0
 
     def error(
