@@ -83,7 +83,7 @@ def prompt_fields(chosen: Chosen) -> dict[str, Any]:
     return {
         "pins": spelled_pins(chosen.pins),
         "prompt": main.spelled,
-        "exp": main.experiment,
+        "exp": None if main.experiment is None else f"{main.owner}:{main.experiment}",
         "arm": None if main.arm is None else str(main.arm),
         "exp_unit": chosen.user if main.sticky_by == "user" else None,
     }

@@ -11,6 +11,7 @@ from aiohttp import WSCloseCode, web
 
 from api import cors, keys, openapi, standing
 from api.auth import forget
+from api.guardian import Guardian
 from api.live import Hub
 from api.middleware import edge
 from api.presence import Audience, Sessions
@@ -32,6 +33,7 @@ from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
+from shared.stores.experiments import ExperimentsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
@@ -85,6 +87,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.ACCESS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
     app[keys.PROMPTS] = Prompts(PromptsStore(client, names))
+    app[keys.EXPERIMENTS] = ExperimentsStore(client, names)
     app[keys.COUNTER] = TokenCounter()
     app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
     app[keys.BOOKS] = BooksStore(client, names)
@@ -116,6 +119,9 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(app[keys.SESSIONS].run(), name="sessions"),
         asyncio.create_task(app[keys.TELLER].run(), name="teller"),
         asyncio.create_task(app[keys.PROMPTS].plant(DEFAULTS), name="prompt-defaults"),
+        asyncio.create_task(
+            Guardian(app[keys.PROMPTS].store, app[keys.EXPERIMENTS], app[keys.PROMPTS].forget).run(), name="guardian"
+        ),
     ]
     yield
     # Again and again: redis-py can swallow a cancellation.

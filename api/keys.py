@@ -22,6 +22,7 @@ from shared.stores.books import BooksStore
 from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
+from shared.stores.experiments import ExperimentsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.tenants import TenantsStore
@@ -58,6 +59,7 @@ AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 USAGE = web.AppKey("usage", UsageStore)
 PROMPTS = web.AppKey("prompts", Prompts)
+EXPERIMENTS = web.AppKey("experiments", ExperimentsStore)
 COUNTER = web.AppKey("counter", TokenCounter)
 PRICES = web.AppKey("prices", PriceBook)
 BOOKS = web.AppKey("books", BooksStore)

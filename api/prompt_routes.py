@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from api.handlers import prompts
+from api.handlers import experiments, prompts
 from api.route import IDEMPOTENCY, LIST, Page, Route
 from api.route import in_header as _h
 from api.route import in_query as _q
 from shared.audit import AuditEntry
 from shared.diff import PromptDiff
+from shared.experiments import ExperimentDraft, ExperimentView, Promotion, StatsRow
 from shared.prompts import (
     LabelMove,
     LabelView,
@@ -105,5 +106,45 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
         "POST", "/api/prompts/{name}/render", prompts.render_prompt, "What a model would get; spends nothing",
         Scope.PROMPTS, {200: ("The messages, and their tokens.", Rendered)}, body=RenderRequest, parameters=(_SHARED,),
         problems=(*_BODY, "not_found"),
+    ),
+    Route(
+        "GET", "/api/prompts/{name}/stats", experiments.stats, "Figures of each version, by day", Scope.PROMPTS,
+        {200: ("Newest day first.", Page(StatsRow))},
+        parameters=(_q("from", "the first UTC day; by default 30 days"), _q("to", "the last, by default today"),
+                    _q("version", "of this version only")),
+        problems=("not_found", "invalid_request"),
+    ),
+    Route(
+        "GET", "/api/prompts/{name}/experiments", experiments.list_all, "Experiments that run and that are over",
+        Scope.PROMPTS, {200: ("Newest first.", Page(ExperimentView))}, parameters=(_SHARED,), problems=("not_found",),
+    ),
+    Route(
+        "PUT", "/api/prompts/{name}/experiments/{label}", experiments.begin,
+        "Begin an experiment on a label, or let more units in", Scope.PROMPTS,
+        {200: ("The experiment.", ExperimentView)}, body=ExperimentDraft,
+        parameters=(
+            _h("If-Match", "the ETag of the experiment: change it only if it is still that"),
+            _h("If-None-Match", "`*`: only if none runs"), _SHARED,
+        ),
+        problems=(*_BODY, "not_found", "conflict", "precondition_failed"),
+    ),
+    Route(
+        "GET", "/api/prompts/{name}/experiments/{label}", experiments.show, "Read the experiment that runs on a label",
+        Scope.PROMPTS, {200: ("Its arms, with intervals.", ExperimentView)}, parameters=(_SHARED,),
+        problems=("not_found",),
+    ),
+    Route(
+        "DELETE", "/api/prompts/{name}/experiments/{label}", experiments.stop,
+        "Stop an experiment; everybody gets the label's version", Scope.PROMPTS,
+        {200: ("It, as it was at its end.", ExperimentView)},
+        parameters=(_h("If-Match", "the ETag of the experiment"), _SHARED),
+        problems=("not_found", "precondition_failed"),
+    ),
+    Route(
+        "POST", "/api/prompts/{name}/experiments/{label}/promote", experiments.promote,
+        "Stop an experiment and point the label at a version", Scope.PROMPTS,
+        {200: ("It, as it was at its end.", ExperimentView)}, body=Promotion,
+        parameters=(_h("If-Match", "the ETag of the experiment"), _SHARED),
+        problems=(*_BODY, "not_found", "precondition_failed"),
     ),
 )  # fmt: skip

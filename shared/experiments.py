@@ -8,6 +8,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from shared.evidence import Sums
+from shared.jobs import FeedbackView, Output
 from shared.prompts import Note
 from shared.specs import Wire
 
@@ -92,3 +94,98 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     by: str
     rev: int = 1
     note: str | None = None
+
+
+class Ended(Experiment, frozen=True, kw_only=True, rename="camel"):
+    """One that is over: when, by whom, and why."""
+
+    ended_ms: int
+    ended_by: str
+    why: str
+
+
+class ArmSums(msgspec.Struct, frozen=True):
+    """One arm: units that were assigned to it, and the sums of each metric."""
+
+    assigned: int
+    metrics: dict[Metric, Sums]
+
+
+class IntervalView(Output, frozen=True):
+    """Where the true value is, at every look, in 95 of 100 experiments."""
+
+    low: float
+    high: float
+
+
+class MetricView(Output, frozen=True, kw_only=True):
+    """One metric of an arm. `jobs` it rests on; `interval` of the mean and `difference` to the control are null while
+    there are too few units; `conclusive`: the difference is not zero."""
+
+    jobs: int
+    mean: float
+    interval: IntervalView | None
+    difference: IntervalView | None
+    conclusive: bool
+
+
+class ArmView(Output, frozen=True, kw_only=True):
+    """An arm: `assigned` units, and its figures by metric."""
+
+    arm: int
+    version: int
+    weight: float
+    is_control: bool
+    assigned: int
+    metrics: dict[str, MetricView]
+
+
+class SampleRatioView(Output, frozen=True):
+    """Whether units were shared out as the weights say: below 0.001 something loses some of one arm."""
+
+    p_value: float
+    mismatch: bool
+
+
+class GuardrailView(Output, frozen=True, kw_only=True):
+    """A guardrail, and the arms that have crossed it."""
+
+    metric: str
+    worse_by: float
+    action: str
+    least_jobs: int
+    crossed_by: list[int]
+
+
+class ExperimentView(Output, frozen=True, kw_only=True):
+    """An experiment with its figures. `endedAt`, `endedBy` and `why` are null while it runs."""
+
+    id: str
+    name: str
+    label: str
+    sticky_by: str
+    coverage: float
+    started_at: str
+    started_by: str
+    note: str | None
+    arms: list[ArmView]
+    sample_ratio: SampleRatioView
+    guardrails: list[GuardrailView]
+    ended_at: str | None
+    ended_by: str | None
+    why: str | None
+
+
+class StatsRow(Output, frozen=True, kw_only=True):
+    """A version's figures of one UTC day. `uses` are jobs that ended as complete or failed; latencies run from the
+    first start of a job to its end, right within a tenth."""
+
+    day: str
+    version: int
+    uses: int
+    failures: int
+    total_tokens: int
+    cost_usd: float | None
+    latency_p50_ms: int | None
+    latency_p95_ms: int | None
+    feedback: FeedbackView | None

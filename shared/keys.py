@@ -110,6 +110,17 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "number → a version of a prompt as JSON; never changed"),
     KeyKind("prompthist:{owner}:{name}", "stream", "the newest ten thousand", "prompt_add, prompt_label, …", "API",
             "the prompt's entries of the audit log"),
+    KeyKind("pstats:{tenantId}:{name}:{YYYYMMDD}", "hash", "as the tenant", "settle, reap, feedback", "API",
+            "a prompt's figures of a day, by version: `<v>|n` ends, f failures, t tokens, c nano-USD, u tokens without a price, b<k> jobs of 2^(k/4) ms, fn and fs feedback"),
+    KeyKind("pstatdays:{tenantId}:{name}", "zset", "as the tenant", "settle, reap", "API", "the days of the above, score `YYYYMMDD`"),
+    KeyKind("arms:{owner}:{experiment}", "hash", "until 90 days after its end", "admit, settle, reap, feedback", "API",
+            "`<arm>|assigned` units; `<arm>|<metric>|` n, x (sum), u (units), ss, sn, nn (over units: sum², sum × n, n²)"),
+    KeyKind("armunits:{owner}:{experiment}", "hash", "until 90 days after its end", "admit, settle, reap, feedback", "the same",
+            "`<arm>|<metric>|<mark of a user>` → `n sum`; `assigned|<mark>` → arm"),
+    KeyKind("experiments:{owner}:{name}:{label}", "list", "as the tenant", "prompt_experiment", "API",
+            "ended experiments as JSON, the newest 50"),
+    KeyKind("guarded", "set", "while not empty", "prompt_experiment", "API",
+            "`<owner> <name> <label>` of running experiments that have guardrails"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
@@ -285,6 +296,27 @@ class Keys(msgspec.Struct, frozen=True):
     def prompt_history(self, owner: str, name: str) -> str:
         """A prompt's own audit log."""
         return f"{self.prefix}prompthist:{owner}:{name}"
+
+    def prompt_figures(self, tenant: str, name: str, day: str) -> str:
+        """A prompt's figures of one day, `YYYYMMDD`."""
+        return f"{self.prefix}pstats:{tenant}:{name}:{day}"
+
+    def prompt_days(self, tenant: str, name: str) -> str:
+        """The days of which a prompt has figures."""
+        return f"{self.prefix}pstatdays:{tenant}:{name}"
+
+    def arms(self, owner: str, experiment: str) -> str:
+        """The sums of an experiment's arms."""
+        return f"{self.prefix}arms:{owner}:{experiment}"
+
+    def ended_experiments(self, owner: str, name: str, label: str) -> str:
+        """Experiments on a label that have ended."""
+        return f"{self.prefix}experiments:{owner}:{name}:{label}"
+
+    @property
+    def guarded(self) -> str:
+        """Running experiments that have guardrails."""
+        return f"{self.prefix}guarded"
 
     @property
     def prompts_channel(self) -> str:

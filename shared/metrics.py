@@ -21,6 +21,12 @@ HTTP_SECONDS = Histogram(
 STREAMS_OPEN = Gauge("errand_streams_open", "Event streams being read just now.", registry=REGISTRY)
 JOBS_ADMITTED = Counter("errand_jobs_admitted", "Jobs taken in.", ["type", "priority"], registry=REGISTRY)
 JOBS_REFUSED = Counter("errand_jobs_refused", "Jobs refused at the door.", ["code"], registry=REGISTRY)
+GUARDRAILS = Counter(
+    "errand_prompt_guardrails",
+    "Experiments that a guardrail has ended.",
+    ["metric", "action"],
+    registry=REGISTRY,
+)
 FEEDBACK = Counter("errand_feedback", "Judgements of jobs' results.", ["kind"], registry=REGISTRY)
 REDIS_OUTAGES = Counter("errand_redis_outages", "Calls that found Redis out of reach.", ["side"], registry=REGISTRY)
 

@@ -31,7 +31,7 @@ async def usage(request: web.Request) -> web.Response:
         request, ("from", "to", "groupBy", *(group.value for group in FILTERS), "tenant", "order", "limit", "after")
     )
     now_ms = await redis_now_ms(request.app[REDIS])
-    first, last = _days(parameters, datetime.fromtimestamp(now_ms / 1000, UTC).date())
+    first, last = days_of(parameters, datetime.fromtimestamp(now_ms / 1000, UTC).date())
     wanted = UsageQuery(
         first=first,
         last=last,
@@ -77,7 +77,8 @@ async def tenant_limits(request: web.Request) -> web.Response:
     return answer(view_of(await request.app[LIMITS].store.state(tenant, **parameters)))
 
 
-def _days(parameters: Mapping[str, str], today: date) -> tuple[date, date]:
+def days_of(parameters: Mapping[str, str], today: date) -> tuple[date, date]:
+    """The first and the last day that a query asks for. Raises RefusedError."""
     found: dict[str, date] = {}
     for name in ("from", "to"):
         if name in parameters:

@@ -23,6 +23,7 @@
 --@include limits
 --@include audit
 --@include erasure
+--@include outcomes
 local again = replay(KEYS[2])
 if again and again[1] == 'ok' and a.record.grace_ms then
   -- A chat that was not begun was answered with 503 or 429: the same request may come again.
@@ -75,6 +76,7 @@ if redis.call('HINCRBY', P .. 'usage:' .. a.tenant .. ':' .. WINDOW.d, '#' .. us
   redis.call('ZADD', P .. 'usagedays:' .. a.tenant, WINDOW.d, WINDOW.d)
 end
 redis.call('ZADD', P .. 'expiring', expires, job_id)
+assigned(a.record, a.tenant)
 if a.record.grace_ms then redis.call('ZADD', P .. 'listened', now + a.record.grace_ms, job_id) end
 if a.companion then
   local c = a.companion

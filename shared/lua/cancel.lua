@@ -9,6 +9,7 @@
 --@include queue
 --@include limits
 --@include books
+--@include outcomes
 --@include job
 local key = KEYS[1]
 local row = load(key)

@@ -8,6 +8,7 @@
 --@include base
 --@include queue
 --@include limits
+--@include outcomes
 --@include job
 local PAGE = 50
 local MOST_EXPIRED = 200 -- that are cleared away, or put off, in one call

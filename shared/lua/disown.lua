@@ -8,6 +8,7 @@
 --@include queue
 --@include limits
 --@include books
+--@include outcomes
 --@include job
 local known, done = {}, {}
 for _, job in ipairs(a.jobs) do known[job[1] .. ' ' .. int(job[2])] = true end

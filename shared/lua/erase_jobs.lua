@@ -8,6 +8,7 @@
 --@include queue
 --@include limits
 --@include books
+--@include outcomes
 --@include job
 --@include erasure
 if redis.call('HEXISTS', KEYS[1], 'deleting') == 0 then return 'none' end

@@ -4,12 +4,14 @@
 -- Returns {'ok', count, sum of scores in thousandths, now ms, '0' or '1' replayed}   {'none'} no such job of this tenant
 --         {'state', status} it has not started yet   {'mismatch'} the idempotency key stands for another body
 --@include base
+--@include limits
+--@include outcomes
 local again = replay(KEYS[3])
 if again then
   if again[1] == 'ok' then again[5] = '1' end
   return again
 end
-local row = redis.call('HMGET', KEYS[1], 'tenant', 'status', 'attempt')
+local row = redis.call('HMGET', KEYS[1], 'tenant', 'status', 'attempt', 'prompt', 'exp', 'arm', 'exp_unit')
 if row[1] ~= a.tenant then return {'none'} end
 if row[3] == '0' then return {'state', row[2]} end
 local entry = {score = a.score_milli / 1000, at = now, key = a.key}
@@ -18,6 +20,14 @@ redis.call('LPUSH', KEYS[2], cmsgpack.pack(entry))
 redis.call('LTRIM', KEYS[2], 0, 99)
 local count = redis.call('HINCRBY', KEYS[1], 'fb_count', 1)
 local sum = redis.call('HINCRBY', KEYS[1], 'fb_milli', a.score_milli)
+if row[4] and row[4] ~= '' then
+  local figures, field = figures_of(row[1], row[4])
+  redis.call('HINCRBY', figures, field .. 'fn', 1)
+  redis.call('HINCRBY', figures, field .. 'fs', a.score_milli)
+  if row[5] and row[5] ~= '' then
+    observe(row[5], row[6], unit_mark(row[1], row[7]), 'feedback', a.score_milli / 1000)
+  end
+end
 local reply = {'ok', int(count), int(sum), NOW, '0'}
 remember(KEYS[3], reply)
 return reply

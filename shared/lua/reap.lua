@@ -11,6 +11,7 @@
 --@include queue
 --@include limits
 --@include books
+--@include outcomes
 --@include job
 local done = {}
 

@@ -17,6 +17,7 @@
 --@include queue
 --@include limits
 --@include books
+--@include outcomes
 --@include job
 -- Whether limits were changed since they were found in the way: then the job is looked at again at once.
 local function limits_moved(tenant, revision)

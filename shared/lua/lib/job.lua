@@ -2,7 +2,7 @@
 -- of the script by `flush`, which every script that includes this and releases or finishes jobs must call at its end.
 
 local FIELDS = {'status', 'tenant', 'lane', 'owner', 'lease', 'settled', 'est', 'weight', 'seq', 'retention_ms',
-  'claimed_ms', 'calls'}
+  'claimed_ms', 'calls', 'prompt', 'exp'}
 local MORE = {'score', 'tok_at_claim', 'tok_in', 'tok_out', 'tok_embed', 'cancel_ms', 'cancel_tokens', 'wait_reason'}
 
 local function read(key, row, names)
@@ -115,6 +115,7 @@ local function finish(job_id, key, row, status, data, ...)
   if row.status ~= 'processing' and row.status ~= 'cancelling' then
     acc.unexpiring[#acc.unexpiring + 1] = job_id
   end
+  if row.prompt and (status == 'complete' or status == 'failed') then outcome(key, row, status, data) end
   emit_as(job_id, seq, 'job.' .. status, data)
 end
 
