@@ -20,8 +20,10 @@ from api.teller import Teller
 from api.websocket import Socket
 from shared.blobs import blobs_of
 from shared.keys import Keys
+from shared.log import get_logger
 from shared.prices import PriceBook
-from shared.redis import connect
+from shared.prompt_defaults import DEFAULTS
+from shared.redis import OUTAGE, connect
 from shared.settings import Settings
 from shared.stores.access import AccessStore
 from shared.stores.api_keys import ApiKeysStore
@@ -33,12 +35,17 @@ from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
+from shared.stores.prompts import PromptsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
+from shared.tokens import TokenCounter
 from shared.upkeep import Disposal, Upkeep
 
+log = get_logger()
+
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
+SEED_S = 1.0  # between tries to store the shipped prompts
 BLOBS_S = 3.0  # likewise of a blob store that is elsewhere
 
 
@@ -82,6 +89,8 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
     app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
     app[keys.BOOKS] = BooksStore(client, names)
+    app[keys.PROMPTS] = PromptsStore(client, names)
+    app[keys.TOKENS] = TokenCounter()
     app[keys.USAGE] = UsageStore(client, names)
     sockets: set[Socket] = set()
     app[keys.SOCKETS] = sockets
@@ -102,7 +111,11 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
     hub.on_revoked(lambda key_id, _: forget(app[keys.PRINCIPALS], key_id))
     hub.on_revoked(app[keys.SESSIONS].revoked)
     await hub.start()
+    seeding = asyncio.create_task(_seed(app), name="seeding")
+    # The first request finds them, unless Redis is away: then they come when it is back.
+    await asyncio.wait([seeding], timeout=REDIS_S)
     companions = [
+        seeding,
         asyncio.create_task(app[keys.UPKEEP].run(), name="upkeep"),
         asyncio.create_task(app[keys.DISPOSAL].run(), name="disposal"),
         asyncio.create_task(app[keys.AUDIENCE].run(), name="audience"),
@@ -117,6 +130,21 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
         await asyncio.wait(left, timeout=0.2)
     await hub.close()
     await app[keys.REDIS].aclose()
+
+
+async def _seed(app: web.Application) -> None:
+    while True:
+        try:
+            added = await app[keys.PROMPTS].seed(DEFAULTS)
+        except OUTAGE:
+            await asyncio.sleep(SEED_S)
+            continue
+        except Exception:
+            log.exception("prompts.seeding_failed")
+            return
+        if added:
+            log.info("prompts.seeded", prompts=added)
+        return
 
 
 async def _end_streams(app: web.Application) -> None:

@@ -23,9 +23,11 @@ from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
+from shared.stores.prompts import PromptsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
+from shared.tokens import TokenCounter
 from shared.upkeep import Disposal, Upkeep
 
 if TYPE_CHECKING:  # they look things up here themselves
@@ -51,6 +53,8 @@ TELLER = web.AppKey("teller", Teller)
 UPKEEP = web.AppKey("upkeep", Upkeep)
 DISPOSAL = web.AppKey("disposal", Disposal)
 SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
+PROMPTS = web.AppKey("prompts", PromptsStore)
+TOKENS = web.AppKey("tokens", TokenCounter)
 TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")

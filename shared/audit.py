@@ -1,4 +1,4 @@
-"""The audit log: who changed which tenant or key, when, and from what to what."""
+"""The audit log: who changed which tenant, key or prompt, when, and from what to what."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ class Action(StrEnum):
     KEY_CHANGED = "key.changed"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
+    PROMPT_CREATED = "prompt.created"
+    VERSION_ADDED = "prompt.version_added"
+    LABEL_MOVED = "prompt.label_moved"
+    LABEL_PROTECTED = "prompt.label_protected"  # or made unprotected
+    LABEL_REMOVED = "prompt.label_removed"
+    ROLLED_BACK = "prompt.rolled_back"
+    PROMPT_ARCHIVED = "prompt.archived"
 
 
 class Actor(msgspec.Struct, frozen=True):
@@ -40,7 +47,8 @@ Changes = Mapping[str, tuple[Any, Any]]
 
 
 class AuditEntry(Output, frozen=True):
-    """One change. `actor` is a key's id, or `system`. `details` has old and new value of each member that changed;
+    """One change. `actor` is a key's id, or `system`. `resource` is the name of the prompt that was changed; the shared
+    prompts are those of the tenant `shared`. `details` has old and new value of each member that changed;
     members of limits by their path, such as `limits.perUser.tokensPerMinute`."""
 
     id: str
@@ -51,6 +59,7 @@ class AuditEntry(Output, frozen=True):
     action: str
     tenant_id: str
     key_id: str | None
+    resource: str | None
     details: dict[str, Any]
 
 
@@ -70,6 +79,12 @@ def entry(by: Actor, action: Action, tenant: str, key: str | None = None, change
         "details": msgspec.json.encode(details).decode(),
     }
     return {name: value for name, value in whole.items() if value is not None}
+
+
+def prompt_entry(by: Actor, owner: str, name: str) -> Any:
+    """The same for scripts that change prompts: they say themselves what was done (lib/prompts.lua)."""
+    whole = {"actor": by.key, "actor_tenant": by.tenant, "request": by.request, "tenant": owner, "resource": name}
+    return {member: value for member, value in whole.items() if value is not None}
 
 
 def told(**members: Any) -> Changes:
@@ -101,5 +116,6 @@ def audit_entry(identifier: str, row: Mapping[str, str]) -> AuditEntry:
         action=row["action"],
         tenant_id=row["tenant"],
         key_id=row.get("key"),
+        resource=row.get("resource"),
         details=msgspec.json.decode(row.get("details", "{}")),
     )

@@ -100,13 +100,23 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("ratios", "hash", "for ever, 2,000 models", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
             "an API key: tenant, hash of its secret, unused (1: nobody has come with it since its rotation), old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
-    KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
-            "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, details JSON"),
+    KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate, prompt_…", "API",
+            "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, resource (a prompt), details JSON"),
+    KeyKind("prompts:{owner}", "zset", "as the tenant", "prompt_add, prompt_seed, prompt_archive", "API",
+            "names of an owner's prompts (a tenant, or `shared`); score is when it was created, ms, and -1 for one that was archived"),
+    KeyKind("prompt:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_seed, prompt_label, prompt_archive", "API",
+            "a prompt: description, created_ms, updated_ms, versions (how many), archived (1), revs (the highest of removed labels), "
+            "`l:<label>` JSON `{version, rev, atMs, by, protected, past}`, `x:<label>` JSON of the experiment that runs on it"),
+    KeyKind("promptversions:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_seed", "API, worker",
+            "`v:<n>` canonical JSON of version n, which its hash is over, `m:<n>` JSON of what stands beside it: sha256, note, by, atMs"),
+    KeyKind("prompthist:{owner}:{name}", "stream", "as the tenant; the newest 10,000", "as the prompt", "API",
+            "the entries of the audit log about this prompt"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
+    KeyKind("prompts", "channel", "-", "as the prompts", "API", "`<owner> <name>`: labels of this prompt are others now"),
     KeyKind("revoked", "channel", "-", "change, rotate, revoke, instate", "API",
             "a key id that every process must forget, and the marks of its secrets that live on (none: it was revoked)"),
 )  # fmt: skip
@@ -259,6 +269,27 @@ class Keys(msgspec.Struct, frozen=True):
     def audit(self) -> str:
         """The audit log."""
         return f"{self.prefix}audit"
+
+    def prompts(self, owner: str) -> str:
+        """The index of an owner's prompts."""
+        return f"{self.prefix}prompts:{owner}"
+
+    def prompt(self, owner: str, name: str) -> str:
+        """A prompt's labels and experiments."""
+        return f"{self.prefix}prompt:{owner}:{name}"
+
+    def prompt_versions(self, owner: str, name: str) -> str:
+        """A prompt's versions."""
+        return f"{self.prefix}promptversions:{owner}:{name}"
+
+    def prompt_history(self, owner: str, name: str) -> str:
+        """Who changed a prompt."""
+        return f"{self.prefix}prompthist:{owner}:{name}"
+
+    @property
+    def prompts_channel(self) -> str:
+        """Where processes hear of prompts that were changed."""
+        return f"{self.prefix}prompts"
 
     def documents(self, tenant: str) -> str:
         """The index of a tenant's documents."""

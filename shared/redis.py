@@ -135,7 +135,7 @@ class Scripts:
             self._loaded[name] = (source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
         return self._loaded[name]
 
-    async def run(self, name: str, keys: Sequence[str], **arguments: Any) -> Any:
+    async def run(self, name: str, keys: Sequence[str], /, **arguments: Any) -> Any:
         """Runs `shared/lua/<name>.lua`; `arguments` go as one MessagePack map, absent where None, and never bytes
         (Redis's cmsgpack knows no binary type).
 

@@ -24,6 +24,7 @@ class Scope(StrEnum):
     DOCUMENTS = "documents"
     SEARCH = "search"
     PROMPTS = "prompts"
+    PROMOTE = "promote"  # protected labels of prompts
     USAGE = "usage"
     ADMIN = "admin"
 

@@ -27,7 +27,7 @@ from fpdf import FPDF
 from scripts.bench.common import fsync_probe, jiffies
 from scripts.bench.jobs import Stack, seconds, took_s, whole_stack
 from scripts.bench.models import Limits
-from worker.prompts import READ_PART
+from shared.prompt_defaults import READ_PART
 
 SUBJECTS = "the harbour|the ferry|the northern pier|the lighthouse|the grain store|the pilot|the customs office".split(
     "|"

@@ -27,7 +27,7 @@ import msgspec
 
 from scripts.bench.upstream import FRAME, HEAD, chunk, delta
 from scripts.dev_model.answer import make_answer
-from worker.prompts import READ_PART
+from shared.prompt_defaults import READ_PART
 
 PIECES = 20  # of an answer
 VECTORS = 16  # that are told apart

@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 from shared.clock import monotonic_s
 from shared.errors import BadOutput, BudgetExhausted, ContextTooLong, InvalidInput
 from shared.jobs import Output
+from shared.prompt_defaults import AGENT, AGENT_LAST
 from shared.specs import AgentInput
 from worker.agent.acting import SHOWN_CHARACTERS, Actor, Observation
 from worker.agent.conversation import Message, digest, fold, of_model, of_tool, tokens_of
@@ -25,7 +26,6 @@ from worker.agent.quotes import DocumentCitation, cite_answer
 from worker.context import Finished, JobContext
 from worker.journal import Step
 from worker.model.calls import CHARACTERS_PER_TOKEN, ChatCall
-from worker.prompts import AGENT, AGENT_LAST
 from worker.tools.base import Replay, Tool, ToolContext
 
 BUDGET_SHARE: Final = 0.2  # of a token budget that is kept for the last answer

@@ -11,12 +11,13 @@ import msgspec
 
 from shared.documents import Extracted
 from shared.errors import BadOutput, InvalidInput
+from shared.prompt_defaults import EXTRACT
 from shared.schemas import BadSchemaError, compile_schema, violations
 from shared.specs import ExtractTask
 from worker.context import Bounded
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
-from worker.prompts import EXTRACT, fenced
+from worker.prompts import fenced
 from worker.tasks.notes import Note, parse_object
 
 MIN_CITED_LETTERS = 2

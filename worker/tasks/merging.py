@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from shared.prompt_defaults import MERGE
 from worker.context import Bounded
 from worker.documents.cite import Citation
 from worker.model.calls import ChatCall
-from worker.prompts import MERGE, fenced
+from worker.prompts import fenced
 from worker.tasks.notes import Note, object_schema, parse_object
 from worker.tasks.side_by_side import side_by_side
 

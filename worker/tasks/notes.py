@@ -8,12 +8,13 @@ from typing import Any, Final
 import msgspec
 
 from shared.errors import BadOutput
+from shared.prompt_defaults import READ_PART
 from shared.specs import AnalysisTask, ExtractTask, KeyPointsTask, QuestionsTask, SummaryTask
 from worker.context import Bounded
 from worker.documents.chunk import Part
 from worker.documents.cite import Citation, Prover
 from worker.model.calls import ChatCall
-from worker.prompts import READ_PART, fenced
+from worker.prompts import fenced
 
 POINTS_PER_PART: Final = 6
 QUOTES_PER_SUMMARY: Final = 3
