@@ -36,9 +36,9 @@ class MemberChange(Output, frozen=True):
 
 
 class MessageDiff(Output, frozen=True):
-    """A message that differs, by its place from 0. `role` is the new one (null: it is gone), `previousRole` the one before
-    (null: it was not there). The texts of all `changes` but `insert` are the old content, those of all but `delete` the
-    new."""
+    """A message that differs, by its place from 0. `role` is the new one (null: it is gone), `previousRole` the one
+    before (null: it was not there). The texts of all `changes` but `insert` are the old content, those of all but
+    `delete` the new."""
 
     index: int
     role: str | None

@@ -55,8 +55,8 @@ async def test_every_installation_has_the_shipped_prompts(edge: Stack) -> None:
 
 
 async def test_a_changed_default_moves_what_nobody_touched(edge: Stack) -> None:
-    """Given a label that only `system` has moved, when a text changes, then it is the next version, and the label moves; an
-    older process that starts again moves nothing back."""
+    """Given a label that only `system` has moved, when a text changes, then it is the next version, and the label
+    moves; an older process that starts again moves nothing back."""
     store = store_of(edge)
     first = await store.version(SHARED, NAME, 1)
     assert first is not None
@@ -71,8 +71,8 @@ async def test_a_changed_default_moves_what_nobody_touched(edge: Stack) -> None:
 
 @pytest.mark.parametrize("touch", ["moved", "rolled back", "put where it was", "protected"])
 async def test_a_changed_default_overrides_no_operator(edge: Stack, touch: str) -> None:
-    """Given a label that an operator has moved, rolled back, protected, or set where it stood, when a text changes, then it
-    is the next version, and the label stays."""
+    """Given a label that an operator has moved, rolled back, protected, or set where it stood, when a text changes,
+    then it is the next version, and the label stays."""
     store = store_of(edge)
     await store.seed(default("Another."))
     label = f"{PATH}/labels/production?shared=true"
