@@ -319,8 +319,10 @@ MUTANTS = (
     Mutant("default-again", "shared/lua/prompt_seed.lua", "if beside.sha256 == a.sha256 then return 'known' end", "", "test_prompt_defaults", "shipped_prompts or at_once or nobody_touched"),
     Mutant("seeded-once-only", "api/app.py", "            await asyncio.sleep(SEED_S)\n            continue\n", "            return\n", "test_prompt_defaults", "redis_is_back"),
     Mutant("value-expanded", "shared/templates.py", "            parts += (values[name], text)\n        return \"\".join(parts)", "            parts += (values[name], text)\n        return re.sub(r\"{{(\\w+)}}\", lambda m: values.get(m[1], m[0]), \"\".join(parts))", "test_prompt_templates", "no_value_is_expanded"),
-    Mutant("filled-before-measured", "shared/prompts.py", "sum(template.length(texts) for template in parsed) > MAX_RENDERED", "sum(len(template.fill(texts)) for template in parsed[:0]) > MAX_RENDERED", "test_prompt_templates", "before_it_is_made"),
-    Mutant("diff-unbounded", "shared/diff.py", "        if steps.left < 0:\n            return None\n", "", "test_prompt_templates", "long_texts_that_differ_much"),
+    Mutant("diff-roundabout", "shared/diff.py", "before[place - 1] < before[place]", "before[place - 1] > before[place]", "test_prompt_templates", "the_shortest"),
+    Mutant("diff-all-or-nothing", "shared/diff.py", "for pieces in (_WORDS, _LINES):", "for pieces in (_WORDS,):", "test_prompt_templates", "compared_by_lines"),
+    Mutant("folder-by-letters", "shared/stores/prompt_records.py", 'name.startswith(folder + "/")', "name.startswith(folder)", "test_prompts", "listed_and_found"),
+    Mutant("name-with-line-break", "shared/prompts.py", "[A-Za-z0-9._-]*)*$(?!\\n)", "[A-Za-z0-9._-]*)*$", "test_prompt_templates", "test_names"),
 )  # fmt: skip
 
 
