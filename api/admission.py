@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from api.prompts import NOTHING, Chosen
+from api.pinning import NOTHING, Chosen
 from shared.clock import rfc3339, to_ms
 from shared.jobs import Eta, JobStatus, JobView, PromptView, QueueView, UsageView, links_of, prompt_of
 from shared.prompts import spelled_pins

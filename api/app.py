@@ -14,17 +14,18 @@ from api.auth import forget
 from api.guardian import Guardian
 from api.live import Hub
 from api.middleware import edge
+from api.pinning import Pinning
 from api.presence import Audience, Sessions
-from api.prompts import Prompts
 from api.routes import ROUTES, guarded
 from api.standing import Standings
 from api.teller import Teller
 from api.websocket import Socket
 from shared.blobs import blobs_of
 from shared.keys import Keys
+from shared.log import get_logger
 from shared.prices import PriceBook
 from shared.prompt_defaults import DEFAULTS
-from shared.redis import connect
+from shared.redis import OUTAGE, connect
 from shared.settings import Settings
 from shared.stores.access import AccessStore
 from shared.stores.api_keys import ApiKeysStore
@@ -44,7 +45,10 @@ from shared.stores.usage import UsageStore
 from shared.tokens import TokenCounter
 from shared.upkeep import Disposal, Upkeep
 
+log = get_logger()
+
 REDIS_S = 1.0  # an API process says 503 after so long; clients repeat with their Idempotency-Key
+SEED_S = 1.0  # between tries to store the shipped prompts
 BLOBS_S = 3.0  # likewise of a blob store that is elsewhere
 
 
@@ -86,9 +90,10 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.SESSIONS] = Sessions(app[keys.ACCESS])
     app[keys.TICKETS] = TicketsStore(client, names, app[keys.ACCESS])
     app[keys.LIMITS] = Standings(LimitsStore(client, names))
-    app[keys.PROMPTS] = Prompts(PromptsStore(client, names))
+    app[keys.PROMPTS] = PromptsStore(client, names)
+    app[keys.PINNING] = Pinning(app[keys.PROMPTS])
     app[keys.EXPERIMENTS] = ExperimentsStore(client, names)
-    app[keys.COUNTER] = TokenCounter()
+    app[keys.TOKENS] = TokenCounter()
     app[keys.PRICES] = PriceBook(settings.prices, settings.openai_base_url)
     app[keys.BOOKS] = BooksStore(client, names)
     app[keys.USAGE] = UsageStore(client, names)
@@ -110,18 +115,20 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
     hub = app[keys.HUB]
     hub.on_revoked(lambda key_id, _: forget(app[keys.PRINCIPALS], key_id))
     hub.on_revoked(app[keys.SESSIONS].revoked)
-    hub.on_prompt(app[keys.PROMPTS].forget)
+    hub.on_prompt(app[keys.PINNING].forget)
     await hub.start()
+    seeding = asyncio.create_task(_seed(app), name="seeding")
+    # The first request finds them, unless Redis is away: then they come when it is back.
+    await asyncio.wait([seeding], timeout=REDIS_S)
+    guardian = Guardian(app[keys.PROMPTS], app[keys.EXPERIMENTS], app[keys.PINNING].forget)
     companions = [
+        seeding,
+        asyncio.create_task(guardian.run(), name="guardian"),
         asyncio.create_task(app[keys.UPKEEP].run(), name="upkeep"),
         asyncio.create_task(app[keys.DISPOSAL].run(), name="disposal"),
         asyncio.create_task(app[keys.AUDIENCE].run(), name="audience"),
         asyncio.create_task(app[keys.SESSIONS].run(), name="sessions"),
         asyncio.create_task(app[keys.TELLER].run(), name="teller"),
-        asyncio.create_task(app[keys.PROMPTS].plant(DEFAULTS), name="prompt-defaults"),
-        asyncio.create_task(
-            Guardian(app[keys.PROMPTS].store, app[keys.EXPERIMENTS], app[keys.PROMPTS].forget).run(), name="guardian"
-        ),
     ]
     yield
     # Again and again: redis-py can swallow a cancellation.
@@ -131,6 +138,21 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
         await asyncio.wait(left, timeout=0.2)
     await hub.close()
     await app[keys.REDIS].aclose()
+
+
+async def _seed(app: web.Application) -> None:
+    while True:
+        try:
+            added = await app[keys.PROMPTS].seed(DEFAULTS)
+        except OUTAGE:
+            await asyncio.sleep(SEED_S)
+            continue
+        except Exception:
+            log.exception("prompts.seeding_failed")
+            return
+        if added:
+            log.info("prompts.seeded", prompts=added)
+        return
 
 
 async def _end_streams(app: web.Application) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from shared.audit import SYSTEM, Action
+from shared.audit import Action, Actor
 from shared.errors import RefusedError
 from shared.experiments import GuardrailAction
 from shared.figures import crossed, experiment_view
@@ -16,11 +16,13 @@ from shared.log import get_logger
 from shared.metrics import GUARDRAILS
 from shared.redis import OUTAGE
 from shared.stores.experiments import ExperimentsStore, running
-from shared.stores.prompts import PromptsStore
+from shared.stores.prompts import Change, PromptsStore
 
 log = get_logger()
 
 LOOK_S: Final = 2.0
+# Not `system`: what a guardrail has done no shipped default goes over.
+WATCH: Final = Change(by=Actor("guardrail"), promotes=True)
 
 
 class Guardian:
@@ -61,16 +63,16 @@ class Guardian:
                     f"Guardrail: {guardrail.metric.value} of version {versions} is worse than the control's by more "
                     f"than {guardrail.worse_by:g}."
                 )
-                what = "rollback" if guardrail.action is GuardrailAction.ROLLBACK else "stop"
+                act = "roll_back" if guardrail.action is GuardrailAction.ROLLBACK else "stop"
                 try:
                     await self._experiments.end(
-                        head, label, what, Action.GUARDRAIL_TRIPPED, why=why, by=SYSTEM, may_promote=True,
+                        head, label, act, WATCH, Action.GUARDRAIL_TRIPPED, why=why,
                         expected=f"{experiment.id} {experiment.rev}",
                         figures=msgspec.to_builtins(experiment_view(name, label, experiment, sums)),
                     )  # fmt: skip
                 except RefusedError:
                     break  # another process, or a person, was faster
                 self._forget(owner, name)
-                GUARDRAILS.labels(guardrail.metric.value, what).inc()
+                GUARDRAILS.labels(guardrail.metric.value, guardrail.action.value).inc()
                 log.warning("guardrail.crossed", owner=owner, prompt=name, label=label, experiment=experiment.id)
                 break

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from api.live import Hub
-from api.prompts import Prompts
+from api.pinning import Pinning
 from api.teller import Teller
 from shared.blobs import Blobs
 from shared.keys import Keys
@@ -25,6 +25,7 @@ from shared.stores.events import EventsStore
 from shared.stores.experiments import ExperimentsStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
+from shared.stores.prompts import PromptsStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
@@ -54,13 +55,14 @@ TELLER = web.AppKey("teller", Teller)
 UPKEEP = web.AppKey("upkeep", Upkeep)
 DISPOSAL = web.AppKey("disposal", Disposal)
 SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
+PROMPTS = web.AppKey("prompts", PromptsStore)
+TOKENS = web.AppKey("tokens", TokenCounter)
 TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 USAGE = web.AppKey("usage", UsageStore)
-PROMPTS = web.AppKey("prompts", Prompts)
+PINNING = web.AppKey("pinning", Pinning)
 EXPERIMENTS = web.AppKey("experiments", ExperimentsStore)
-COUNTER = web.AppKey("counter", TokenCounter)
 PRICES = web.AppKey("prices", PriceBook)
 BOOKS = web.AppKey("books", BooksStore)
 SOCKETS: web.AppKey[set[Socket]] = web.AppKey("sockets")

@@ -1,10 +1,10 @@
-"""The URL table of prompts."""
+"""The part of the URL table that is about prompts."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from api.handlers import experiments, prompts
+from api.handlers import experiments, prompt_lists, prompts, rendering
 from api.route import IDEMPOTENCY, LIST, Page, Route
 from api.route import in_header as _h
 from api.route import in_query as _q
@@ -12,6 +12,7 @@ from shared.audit import AuditEntry
 from shared.diff import PromptDiff
 from shared.experiments import ExperimentDraft, ExperimentView, Promotion, StatsRow
 from shared.prompts import (
+    LabelList,
     LabelMove,
     LabelView,
     NewPrompt,
@@ -25,126 +26,136 @@ from shared.prompts import (
 )
 from shared.tenants import Scope
 
-_SHARED = _q("shared", "`true`: those that every tenant has (`errand/…`); to change them takes the scope `admin`")
-_BODY = ("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "request_timeout")
-_IF_MATCH = (
-    _h("If-Match", "the ETag of the label: change it only if it is still that; `*`: only if it is there"),
-    _h("If-None-Match", "`*`: only if there is no such label yet"),
-)
+BODY: Final = ("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "request_timeout")
+SHARED_TO_READ: Final = _q("shared", "`true`: the prompt that every tenant has, also where you have one of its name")
+SHARED_TO_CHANGE: Final = _q("shared", "`true`: the prompt that every tenant has; needs the scope `admin`")
+IF_MATCH: Final = _h("If-Match", "the ETag of the label as you know it, or `*`: it must exist")
+PROMPT: Final = "/api/prompts/{name}"
 
 PROMPT_ROUTES: Final[tuple[Route, ...]] = (
     Route(
-        "POST", "/api/prompts", prompts.create, "Make a prompt and its version 1", Scope.PROMPTS,
-        {201: ("Version 1.", VersionView)}, body=NewPrompt, parameters=(IDEMPOTENCY, _SHARED),
-        problems=(*_BODY, "conflict", "idempotency_mismatch"),
+        "POST", "/api/prompts", prompts.create, "Create a prompt with its version 1", Scope.PROMPTS,
+        {201: ("The version; a name that was deleted before goes on with the next number.", VersionView)},
+        body=NewPrompt, parameters=(IDEMPOTENCY, SHARED_TO_CHANGE),
+        problems=(*BODY, "conflict", "idempotency_mismatch"),
     ),
     Route(
-        "GET", "/api/prompts", prompts.list_prompts, "List prompts, newest first", Scope.PROMPTS,
-        {200: ("One page.", Page(PromptRow))},
+        "GET", "/api/prompts", prompt_lists.list_prompts, "List prompts, newest first", Scope.PROMPTS,
+        {200: ("One page: yours, and the shared ones of whose name you have none. With filters it may be short though "
+               "there are more.", Page(PromptRow))},
         parameters=(
-            *LIST, _q("prefix", "names that begin so: a folder, for example `support/`"),
-            _q("search", "part of a name or description"), _q("label", "prompts that have this label"), _SHARED,
+            *LIST, _q("prefix", "only those in this folder, for example `errand` or `team/support`"),
+            _q("search", "only those with this text in name or description, in whatever case"),
+            _q("label", "only those that have this label"), _q("shared", "`true`: only the shared ones, all of them"),
         ),
         problems=("invalid_request",),
     ),
     Route(
-        "GET", "/api/prompts/{name}", prompts.show, "Read a version of a prompt", Scope.PROMPTS,
-        {200: ("The version.", VersionView), 304: ("Unchanged.", None)},
-        parameters=(_q("label", "by default `production`; `latest` is the newest version"), _q("version", "a number"),
-                    _SHARED, _h("If-None-Match", "the ETag of an earlier answer")),
-        problems=("not_found", "invalid_request"),
+        "GET", PROMPT, prompts.show, "Read a version of a prompt (a `/` in its name is `%2F` here)", Scope.PROMPTS,
+        {200: ("That version, or where the label points; without either where `production` does.", VersionView),
+         304: ("Unchanged.", None)},
+        parameters=(_q("label", "a label; `latest` is the newest version"), _q("version", "the number of a version"),
+                    SHARED_TO_READ, _h("If-None-Match", "the ETag of an earlier answer")),
+        problems=("invalid_request", "not_found"),
     ),
     Route(
-        "DELETE", "/api/prompts/{name}", prompts.archive,
-        "Take a prompt out of use; jobs that are pinned on its versions go on", Scope.PROMPTS,
-        {204: ("It is in no list, and has no label.", None)}, parameters=(_SHARED,), problems=("not_found",),
+        "DELETE", PROMPT, prompts.delete, "Delete a prompt; jobs that are pinned to a version of it run on",
+        Scope.PROMPTS, {204: ("It is in no list any more, and its labels are gone.", None)},
+        parameters=(SHARED_TO_CHANGE,), problems=("not_found", "conflict"),
     ),
     Route(
-        "POST", "/api/prompts/{name}/versions", prompts.add_version, "Add the next version", Scope.PROMPTS,
-        {201: ("The version.", VersionView)}, body=NewVersion, parameters=(IDEMPOTENCY, _SHARED),
-        problems=(*_BODY, "not_found", "conflict", "idempotency_mismatch"),
+        "POST", f"{PROMPT}/versions", prompts.add_version, "Add the next version; versions never change",
+        Scope.PROMPTS, {201: ("The version.", VersionView)}, body=NewVersion,
+        parameters=(IDEMPOTENCY, SHARED_TO_CHANGE),
+        problems=(*BODY, "not_found", "conflict", "idempotency_mismatch"),
     ),
     Route(
-        "GET", "/api/prompts/{name}/versions", prompts.list_versions, "List versions, newest first", Scope.PROMPTS,
-        {200: ("One page.", Page(VersionRow))}, parameters=(*LIST, _SHARED), problems=("not_found", "invalid_request"),
+        "GET", f"{PROMPT}/versions", prompt_lists.list_versions, "List a prompt's versions, newest first",
+        Scope.PROMPTS, {200: ("One page, without the texts.", Page(VersionRow))}, parameters=(*LIST, SHARED_TO_READ),
+        problems=("invalid_request", "not_found"),
     ),
     Route(
-        "GET", "/api/prompts/{name}/labels", prompts.list_labels, "List labels", Scope.PROMPTS,
-        {200: ("All of them.", Page(LabelView))}, parameters=(_SHARED,), problems=("not_found",),
+        "GET", f"{PROMPT}/labels", prompt_lists.list_labels, "All labels of a prompt", Scope.PROMPTS,
+        {200: ("By name, without `latest`.", LabelList)}, parameters=(SHARED_TO_READ,), problems=("not_found",),
     ),
     Route(
-        "GET", "/api/prompts/{name}/labels/{label}", prompts.show_label, "Read a label", Scope.PROMPTS,
-        {200: ("The label.", LabelView), 304: ("Unchanged.", None)}, parameters=(_SHARED,), problems=("not_found",),
+        "GET", f"{PROMPT}/labels/{{label}}", prompts.show_label, "Read a label", Scope.PROMPTS,
+        {200: ("Where it points, with an ETag that changes whenever it is moved.", LabelView)},
+        parameters=(SHARED_TO_READ,), problems=("not_found",),
     ),
     Route(
-        "PUT", "/api/prompts/{name}/labels/{label}", prompts.move_label, "Point a label at a version", Scope.PROMPTS,
+        "PUT", f"{PROMPT}/labels/{{label}}", prompts.move_label,
+        "Point a label at a version; a protected one with the scope `promote` only", Scope.PROMPTS,
         {200: ("The label; every process uses it within a second.", LabelView)}, body=LabelMove,
-        parameters=(*_IF_MATCH, _SHARED), problems=(*_BODY, "not_found", "conflict", "precondition_failed"),
+        parameters=(IF_MATCH, _h("If-None-Match", "`*`: the label must not exist"), SHARED_TO_CHANGE),
+        problems=(*BODY, "not_found", "conflict", "precondition_failed"),
     ),
     Route(
-        "DELETE", "/api/prompts/{name}/labels/{label}", prompts.remove_label, "Take a label away", Scope.PROMPTS,
-        {204: ("It is gone.", None)}, parameters=(*_IF_MATCH, _SHARED), problems=("not_found", "precondition_failed"),
+        "DELETE", f"{PROMPT}/labels/{{label}}", prompts.remove_label, "Remove a label", Scope.PROMPTS,
+        {204: ("It is gone.", None)}, parameters=(IF_MATCH, SHARED_TO_CHANGE),
+        problems=("not_found", "conflict", "precondition_failed"),
     ),
     Route(
-        "POST", "/api/prompts/{name}/rollback", prompts.roll_back,
-        "Take a label back to the version that it had before", Scope.PROMPTS,
-        {200: ("The label.", LabelView)}, body=Rollback, parameters=(_SHARED,),
-        problems=(*_BODY, "not_found", "conflict"),
+        "POST", f"{PROMPT}/rollback", prompts.roll_back, "Point a label at the version that it had before",
+        Scope.PROMPTS, {200: ("The label; once more goes one move further back.", LabelView)}, body=Rollback,
+        parameters=(IDEMPOTENCY, IF_MATCH, SHARED_TO_CHANGE),
+        problems=(*BODY, "not_found", "conflict", "precondition_failed", "idempotency_mismatch"),
     ),
     Route(
-        "GET", "/api/prompts/{name}/diff", prompts.diff, "What differs between two versions, word by word",
-        Scope.PROMPTS, {200: ("The difference.", PromptDiff)},
-        parameters=(_q("from", "a number or a label; by default the version before the newest"),
-                    _q("to", "likewise; by default the newest"), _SHARED),
-        problems=("not_found", "invalid_request"),
+        "GET", f"{PROMPT}/diff", prompts.compare, "What differs between two versions, word by word", Scope.PROMPTS,
+        {200: ("The messages that differ, and what else does.", PromptDiff)},
+        parameters=(_q("from", "the number of a version, or a label"), _q("to", "likewise"), SHARED_TO_READ),
+        problems=("invalid_request", "not_found"),
     ),
     Route(
-        "GET", "/api/prompts/{name}/audit", prompts.history, "Who changed a prompt, newest first", Scope.PROMPTS,
-        {200: ("One page.", Page(AuditEntry))}, parameters=(*LIST, _SHARED), problems=("not_found", "invalid_request"),
+        "GET", f"{PROMPT}/audit", prompt_lists.history, "Who changed a prompt, newest first", Scope.PROMPTS,
+        {200: ("One page.", Page(AuditEntry))}, parameters=(*LIST, SHARED_TO_READ),
+        problems=("invalid_request", "not_found"),
     ),
     Route(
-        "POST", "/api/prompts/{name}/render", prompts.render_prompt, "What a model would get; spends nothing",
-        Scope.PROMPTS, {200: ("The messages, and their tokens.", Rendered)}, body=RenderRequest, parameters=(_SHARED,),
-        problems=(*_BODY, "not_found"),
+        "POST", f"{PROMPT}/render", rendering.render_prompt, "A prompt with values in it; nothing is spent",
+        Scope.PROMPTS, {200: ("The messages as a model would get them, and their tokens.", Rendered)},
+        body=RenderRequest, parameters=(SHARED_TO_READ,), problems=(*BODY, "not_found"),
     ),
     Route(
-        "GET", "/api/prompts/{name}/stats", experiments.stats, "Figures of each version, by day", Scope.PROMPTS,
+        "GET", f"{PROMPT}/stats", experiments.stats, "Figures of each version, by day", Scope.PROMPTS,
         {200: ("Newest day first.", Page(StatsRow))},
         parameters=(_q("from", "the first UTC day; by default 30 days"), _q("to", "the last, by default today"),
-                    _q("version", "of this version only")),
+                    _q("version", "of this version only"), SHARED_TO_READ),
         problems=("not_found", "invalid_request"),
     ),
     Route(
-        "GET", "/api/prompts/{name}/experiments", experiments.list_all, "Experiments that run and that are over",
-        Scope.PROMPTS, {200: ("Newest first.", Page(ExperimentView))}, parameters=(_SHARED,), problems=("not_found",),
+        "GET", f"{PROMPT}/experiments", experiments.list_all, "Experiments that run and that are over",
+        Scope.PROMPTS, {200: ("Newest first.", Page(ExperimentView))}, parameters=(SHARED_TO_READ,),
+        problems=("not_found",),
     ),
     Route(
-        "PUT", "/api/prompts/{name}/experiments/{label}", experiments.begin,
+        "PUT", f"{PROMPT}/experiments/{{label}}", experiments.begin,
         "Begin an experiment on a label, or let more units in", Scope.PROMPTS,
         {200: ("The experiment.", ExperimentView)}, body=ExperimentDraft,
         parameters=(
             _h("If-Match", "the ETag of the experiment: change it only if it is still that"),
-            _h("If-None-Match", "`*`: only if none runs"), _SHARED,
+            _h("If-None-Match", "`*`: only if none runs"), SHARED_TO_CHANGE,
         ),
-        problems=(*_BODY, "not_found", "conflict", "precondition_failed"),
+        problems=(*BODY, "not_found", "conflict", "precondition_failed"),
     ),
     Route(
-        "GET", "/api/prompts/{name}/experiments/{label}", experiments.show, "Read the experiment that runs on a label",
-        Scope.PROMPTS, {200: ("Its arms, with intervals.", ExperimentView)}, parameters=(_SHARED,),
+        "GET", f"{PROMPT}/experiments/{{label}}", experiments.show, "Read the experiment that runs on a label",
+        Scope.PROMPTS, {200: ("Its arms, with intervals.", ExperimentView)}, parameters=(SHARED_TO_READ,),
         problems=("not_found",),
     ),
     Route(
-        "DELETE", "/api/prompts/{name}/experiments/{label}", experiments.stop,
+        "DELETE", f"{PROMPT}/experiments/{{label}}", experiments.stop,
         "Stop an experiment; everybody gets the label's version", Scope.PROMPTS,
         {200: ("It, as it was at its end.", ExperimentView)},
-        parameters=(_h("If-Match", "the ETag of the experiment"), _SHARED),
+        parameters=(_h("If-Match", "the ETag of the experiment"), SHARED_TO_CHANGE),
         problems=("not_found", "precondition_failed"),
     ),
     Route(
-        "POST", "/api/prompts/{name}/experiments/{label}/promote", experiments.promote,
+        "POST", f"{PROMPT}/experiments/{{label}}/promote", experiments.promote,
         "Stop an experiment and point the label at a version", Scope.PROMPTS,
         {200: ("It, as it was at its end.", ExperimentView)}, body=Promotion,
-        parameters=(_h("If-Match", "the ETag of the experiment"), _SHARED),
-        problems=(*_BODY, "not_found", "precondition_failed"),
+        parameters=(_h("If-Match", "the ETag of the experiment"), SHARED_TO_CHANGE),
+        problems=(*BODY, "not_found", "precondition_failed"),
     ),
 )  # fmt: skip

@@ -1,193 +1,193 @@
-"""Which version of a prompt a job gets: resolved once, when it is submitted, and pinned on it."""
+"""What the calls about prompts share: which prompt is meant, who may change it, and which version a label names."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import msgspec
+from aiohttp import web
 
-from shared.assignment import arm_of, is_covered
-from shared.clock import monotonic_s
+from api.auth import require
+from api.keys import PRINCIPAL, PROMPTS, REDIS_KEYS, REQUEST_ID
+from api.wire import digest_of, idempotency, invalid
+from shared.audit import Actor
 from shared.errors import RefusedError
-from shared.experiments import Experiment, StickyBy
-from shared.prompt_defaults import DEFAULTS
-from shared.prompt_names import PROMPTS
-from shared.prompt_versions import Versions
-from shared.prompts import BUILT_IN, LATEST, PRODUCTION, SHARED, Content, Pin, value_problems
-from shared.redis import OUTAGE
-from shared.specs import PromptRef, Submission, type_of
-from shared.stores.prompts import Head, PromptsStore
+from shared.prompts import (
+    BUILT_IN,
+    LATEST,
+    MAX_VERSIONS,
+    PRODUCTION,
+    SHARED,
+    LabelName,
+    NewVersion,
+    PromptName,
+    problems_of,
+)
+from shared.stores.prompt_records import Head
+from shared.stores.prompt_refusals import no_prompt
+from shared.stores.prompts import Change, Precondition
+from shared.tenants import Scope
 
-HEAD_S: Final = 0.8  # so long a head is believed without notice: with the read, a move is seen within a second
-MOST_HEADS: Final = 5_000
-PLANT_AGAIN_S: Final = 0.5
+T = TypeVar("T")
 
-_experiment: Final = msgspec.json.Decoder(Experiment).decode
-
-
-class Chosen(msgspec.Struct, frozen=True):
-    """The prompts of a job: their pins, the main one first where `has_main`; what its content says of the model."""
-
-    pins: tuple[Pin, ...] = ()
-    has_main: bool = False
-    model: str | None = None
-    characters: int = 0  # of the main prompt's messages
-    most_tokens: int | None = None  # `maxTokens` of its parameters
-    user: str | None = None  # the unit of an experiment that is sticky by user
-
-    @property
-    def main(self) -> Pin | None:
-        """The prompt that the job's view shows."""
-        return self.pins[0] if self.has_main else None
+INLINE_CHARACTERS: Final = 32_768  # of templates and values that are read on the event loop: about a millisecond
+MAX_NAMED: Final = 50  # errors of one body that are told
 
 
-NOTHING: Final = Chosen()
+async def off_loop(characters: int, work: Callable[..., T], *arguments: Any) -> T:
+    """The result of `work`, in a thread when it is about many characters."""
+    if characters <= INLINE_CHARACTERS:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
-class BadPromptError(Exception):
-    """A reference leads nowhere: `problems` are (path below the reference, sentence)."""
-
-    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        super().__init__(problems)
-        self.problems = problems
+def length_of(new: Any) -> int:
+    """The characters of a version's messages."""
+    return sum(len(message.content) for message in new.messages)
 
 
-class Prompts:
-    """Heads as this process knows them: until a notice, and never for longer than HEAD_S."""
-
-    def __init__(self, store: PromptsStore) -> None:
-        self.store = store
-        self.versions = Versions(store)
-        self._heads: OrderedDict[tuple[str, str], tuple[float, Head | None]] = OrderedDict()
-
-    def forget(self, owner: str, name: str) -> None:
-        """A notice: a label or an experiment of the prompt has changed."""
-        self._heads.pop((owner, name), None)
-
-    async def plant(self, defaults: Mapping[str, Content]) -> None:
-        """Puts the shipped defaults there, as soon as Redis can be reached."""
-        while True:
-            try:
-                await self.store.seed(defaults)
-            except OUTAGE:
-                await asyncio.sleep(PLANT_AGAIN_S)
-            else:
-                return
-
-    async def head(self, owner: str, name: str) -> Head | None:
-        """Labels and experiments of a prompt; None when there is none. Raises a member of OUTAGE."""
-        until_s, known = self._heads.get((owner, name), (0.0, None))
-        if until_s > monotonic_s():
-            return known
-        asked_s = monotonic_s()
-        head = await self.store.head(owner, name)
-        if head is None and owner == SHARED and name in DEFAULTS:
-            await self.store.seed(DEFAULTS)
-            head = await self.store.head(owner, name)
-        if head is not None and head.is_archived:
-            head = None
-        self._heads[owner, name] = (asked_s + HEAD_S, head)
-        self._heads.move_to_end((owner, name))
-        while len(self._heads) > MOST_HEADS:
-            self._heads.popitem(last=False)
-        return head
-
-    async def resolve(
-        self,
-        tenant: str,
-        name: str,
-        *,
-        version: int | None = None,
-        label: str | None = None,
-        user: str | None = None,
-        is_job: bool = True,
-    ) -> Pin:
-        """The pin of a reference. `user` is the job's end user, None for none; without a job (`is_job`) there is no arm
-        but a user's. Raises BadPromptError."""
-        if version is not None and label is not None:
-            raise BadPromptError([("", "`version` and `label` exclude each other")])
-        heads = [await self.head(tenant, name)]
-        if name.startswith(BUILT_IN):
-            heads.append(await self.head(SHARED, name))
-        there = [head for head in heads if head is not None]
-        if not there:
-            raise BadPromptError([(".name", f"there is no prompt {name!r}")])
-        if version is not None:
-            if version > there[0].versions:
-                raise BadPromptError([(".version", f"the prompt has the versions 1 to {there[0].versions}")])
-            return Pin(name, version, there[0].owner)
-        wanted = label or PRODUCTION
-        if wanted == LATEST:
-            return Pin(name, there[0].versions, there[0].owner, LATEST)
-        for head in there:
-            if wanted in head.labels:
-                return _assigned(head, wanted, user, is_job=is_job)
-        if label is None:
-            raise BadPromptError([("", f"the prompt has no label `{PRODUCTION}`: name a `label` or a `version`")])
-        known = ", ".join(sorted({one for head in there for one in head.labels})) or "none"
-        raise BadPromptError([(".label", f"the prompt has no label {label!r}; it has {known}")])
-
-    async def content(self, pin: Pin) -> Content:
-        """What a pinned version says. Raises RefusedError `not_found`."""
-        found = await self.versions.get(pin.owner, pin.name, pin.version)
-        if found is None:
-            raise RefusedError("not_found", f"There is no version {pin.version} of the prompt {pin.name!r}.")
-        return found
-
-    async def choose(self, tenant: str, job: Submission, ref: PromptRef | None) -> Chosen:
-        """The prompts of a job of this tenant; `ref` is the one that it names. Raises BadPromptError."""
-        kind = type_of(job)
-        if kind not in PROMPTS:
-            if ref is not None:
-                raise BadPromptError([("", f"a {kind} job takes no prompt")])
-            return Chosen()
-        pins: list[Pin] = []
-        main: Content | None = None
-        if ref is not None:
-            pins.append(await self.resolve(tenant, ref.name, version=ref.version, label=ref.label, user=job.user))
-            main = await self.content(pins[0])
-            if wrong := value_problems(main, ref.variables or {}):
-                raise BadPromptError([(f".variables.{name}", text) for name, text in wrong])
-        names = PROMPTS[kind]
-        for name in names[1:] if ref is not None else names:
-            # One whose label was taken away: workers say what was shipped.
-            with suppress(BadPromptError):
-                pins.append(await self.resolve(tenant, name, user=job.user))
-        if main is None and pins and pins[0].name == names[0]:
-            main = await self.content(pins[0])
-        if main is None:
-            return Chosen(tuple(pins))
-        return Chosen(
-            pins=tuple(pins),
-            has_main=True,
-            model=main.model,
-            characters=sum(len(message.content) for message in main.messages) + _length(ref),
-            most_tokens=main.parameters.max_tokens if main.parameters is not None else None,
-            user=job.user,
-        )
+def is_shared(parameters: dict[str, str]) -> bool:
+    """Whether `?shared=true` was sent. Raises RefusedError."""
+    text = parameters.get("shared", "false")
+    if text not in ("true", "false"):
+        raise invalid("?shared", "must be true or false")
+    return text == "true"
 
 
-def _length(ref: PromptRef | None) -> int:
-    return len(msgspec.json.encode(ref.variables)) if ref is not None and ref.variables else 0
+def owner_to_change(request: web.Request, parameters: dict[str, str]) -> str:
+    """Whose prompt a change is about: the caller's, or with `?shared=true` the shared one. Raises RefusedError
+    `scope_missing`."""
+    if not is_shared(parameters):
+        return request[PRINCIPAL].tenant
+    require(request[PRINCIPAL], Scope.ADMIN)
+    return SHARED
 
 
-def _assigned(head: Head, label: str, user: str | None, *, is_job: bool) -> Pin:
-    """The label's version, or the arm of the experiment that runs on it."""
-    raw = head.experiments.get(label)
-    version = head.labels[label].version
-    if raw is None:
-        return Pin(head.name, version, head.owner, label)
-    running = _experiment(raw)
-    # A job is its own unit: its arm is pinned, and nobody asks for it again.
-    unit = user
-    if running.sticky_by is StickyBy.JOB:
-        unit = secrets.token_hex(16) if is_job else None
-    if unit is None or not is_covered(running.salt, unit, running.coverage):
-        return Pin(head.name, version, head.owner, label)
-    arm = arm_of(running.salt, unit, [variant.weight for variant in running.variants])
-    return Pin(head.name, running.variants[arm].version, head.owner, label, running.id, arm, running.sticky_by.value)
+def name_of(request: web.Request) -> str:
+    """The prompt's name in the path. Raises RefusedError `not_found` for what can be none."""
+    return _as(PromptName, request.match_info["name"], no_prompt(request.match_info["name"]))
+
+
+def label_in_path(request: web.Request) -> str:
+    """The label in the path. Raises RefusedError `not_found` for what can be none."""
+    label = request.match_info["label"]
+    return _as(LabelName, label, RefusedError("not_found", f"There can be no label {label[:64]!r}."))
+
+
+def settable(label: str, path: str) -> str:
+    """A label that can be set. Raises RefusedError `invalid_request`."""
+    if label == LATEST:
+        raise invalid(path, f"{LATEST!r} is always the newest version, and cannot be set")
+    sentence = "a label has 1 to 64 of a-z, 0-9, `.`, `_` and `-`, and not digits alone"
+    return _as(LabelName, label, invalid(path, sentence))
+
+
+def _as(kind: Any, text: str, refusal: RefusedError) -> str:
+    try:
+        return str(msgspec.convert(text, kind))
+    except msgspec.ValidationError:
+        raise refusal from None
+
+
+def change_of(request: web.Request, owner: str, body: bytes | None = None) -> Change:
+    """Who changes a prompt of `owner`, with the idempotency key where there is a body that it can stand for."""
+    principal = request[PRINCIPAL]
+    digest, body_hash = None, None
+    if body is not None and idempotency(request, body)[0] is not None:
+        # The same path is another prompt with `?shared=true`.
+        call = f"{request.method} {request.path} {owner}"
+        digest, body_hash = digest_of(call, request.headers["Idempotency-Key"], body)
+    return Change(
+        by=Actor(principal.key_id, principal.tenant, request[REQUEST_ID]),
+        promotes=Scope.PROMOTE in principal.scopes,
+        idem_key=request.app[REDIS_KEYS].idem(principal.tenant, digest) if digest else None,
+        idem_body=body_hash,
+    )
+
+
+def precondition(request: web.Request) -> Precondition:
+    """If-Match and If-None-Match about a label. A weak tag never matches (RFC 9110 13.1.1).
+
+    Raises RefusedError `malformed_request`.
+    """
+    match, none_match = request.headers.get("If-Match"), request.headers.get("If-None-Match")
+    if none_match is not None and none_match.strip() != "*":
+        raise RefusedError("malformed_request", "If-None-Match takes `*` here: the label must not exist.")
+    if match is None:
+        return Precondition(absent=none_match is not None)
+    if match.strip() == "*":
+        return Precondition(exists=True, absent=none_match is not None)
+    tags = [tag.strip() for tag in match.split(",")]
+    revs = [tag[1:-1] for tag in tags if len(tag) > 2 and tag[0] == tag[-1] == '"']
+    return Precondition(revs=revs, absent=none_match is not None)
+
+
+def is_blind(request: web.Request, owner: str) -> bool:
+    """Whether the caller must not see whose keys changed a prompt: a shared one, to whoever is no administrator."""
+    return owner == SHARED and Scope.ADMIN not in request[PRINCIPAL].scopes
+
+
+async def candidates(request: web.Request, name: str, parameters: dict[str, str]) -> list[Head]:
+    """The prompts of a name that the caller may read, the one that goes before first: its own, then the shared one.
+    Raises RefusedError `not_found`."""
+    owners = [SHARED] if is_shared(parameters) else [request[PRINCIPAL].tenant]
+    if owners != [SHARED] and name.startswith(BUILT_IN):
+        owners.append(SHARED)
+    found = await request.app[PROMPTS].heads([(owner, name) for owner in owners])
+    if not (heads := [head for head in found if head is not None and not head.is_archived]):
+        raise no_prompt(name)
+    return heads
+
+
+async def prompt_to_read(request: web.Request, parameters: dict[str, str]) -> Head:
+    """The prompt in the path. Raises RefusedError `not_found`."""
+    return (await candidates(request, name_of(request), parameters))[0]
+
+
+def choose(heads: list[Head], label: str | None, version: int | None) -> tuple[Head, int, str | None]:
+    """(prompt, version, the label by which it was found): that version, or where the label points, or `production`.
+    The caller's own prompt goes before the shared one if it has the label.
+
+    Raises RefusedError `not_found`, and `invalid_request` when neither was asked for and there is no `production`.
+    """
+    if version is not None:
+        if label is not None:
+            raise invalid("label", "give either a label or a version")
+        return heads[0], version, None
+    wanted = label or PRODUCTION
+    for head in heads:
+        if (found := head.version_of(wanted)) is not None:
+            return head, found, wanted
+    if label is None:
+        raise invalid("label", f"the prompt has no label {PRODUCTION!r}; give a label or a version")
+    raise RefusedError("not_found", f"The prompt {heads[0].name!r} has no label {label[:64]!r}.")
+
+
+def number_of(parameters: dict[str, str], name: str) -> int | None:
+    """A version number in the query. Raises RefusedError `invalid_request`."""
+    text = parameters.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MAX_VERSIONS:
+        raise invalid(f"?{name}", f"must be a whole number from 1 to {MAX_VERSIONS}")
+    return int(text)
+
+
+async def check_new(new: NewVersion, name: str, owner: str) -> None:
+    """Raises RefusedError `invalid_request` naming each path of a new version that is wrong."""
+    wrong = await off_loop(length_of(new), _problems, new, name.startswith(BUILT_IN))
+    if owner == SHARED and not name.startswith(BUILT_IN):
+        wrong.insert(0, ("$.name", f"the shared prompts are those in {BUILT_IN!r}"))
+    if wrong:
+        told = wrong[:MAX_NAMED]
+        detail = "; ".join(f"{path}: {text}" for path, text in told[:5])
+        raise RefusedError("invalid_request", detail, errors=tuple(told))
+
+
+def _problems(new: NewVersion, is_built_in: bool) -> list[tuple[str, str]]:
+    wrong = problems_of(new, is_built_in=is_built_in)
+    if LATEST in new.labels:
+        wrong.append((f"$.labels[{new.labels.index(LATEST)}]", f"{LATEST!r} is always the newest version"))
+    return wrong

@@ -236,6 +236,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         parameters=(_q("user", "an end user: those of `perUser` too"),
                     _q("prompt", "`name` or `name@version`: those of `perPrompt` too")),
     ),
+    *PROMPT_ROUTES,
     Route(
         "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
         {201: ("The tenant.", TenantView)}, body=NewTenant, parameters=(IDEMPOTENCY,),
@@ -292,11 +293,14 @@ ROUTES: Final[tuple[Route, ...]] = (
         {204: ("The key no longer works, in any process.", None)}, problems=("not_found", "conflict"),
     ),
     Route(
-        "GET", "/api/admin/audit", admin.audit_log, "Who changed which tenant or key, newest first", Scope.ADMIN,
+        "GET", "/api/admin/audit", admin.audit_log, "Who changed which tenant, key or prompt, newest first",
+        Scope.ADMIN,
         {200: ("One page; with filters it may be short though there are more.", Page(AuditEntry))},
         parameters=(
-            *LIST, _q("tenant", "the tenant that was changed"), _q("action", "for example `key.revoked`"),
-            _q("key", "the key that was changed"), _q("actor", "id of the key that changed it, or `system`"),
+            *LIST, _q("tenant", "the tenant that was changed (`shared`: prompts that all have)"),
+            _q("action", "for example `key.revoked`"), _q("key", "the key that was changed"),
+            _q("resource", "the prompt that was changed"),
+            _q("actor", "id of the key that changed it, or `system`"),
         ),
         problems=("invalid_request",),
     ),

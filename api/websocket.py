@@ -18,8 +18,8 @@ from api.auth import principal_of, require
 from api.handlers.jobs import check, events_place, first_view, row_of, take_in
 from api.keys import AUDIENCE, EVENTS, HUB, JOBS, PRINCIPAL, REQUEST_ID, SESSIONS, SETTINGS, SOCKETS, TELLER
 from api.live import OUTAGE_S, Budget, Closing, Feed, Frame, Gap, ReplayEnd
+from api.pinning import NOTHING
 from api.problems import problem_of
-from api.prompts import NOTHING
 from api.server import EdgeHandler
 from api.sse import STALLED_S, bound_unsent
 from api.wire import digest_of

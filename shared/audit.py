@@ -24,11 +24,12 @@ class Action(StrEnum):
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
     PROMPT_CREATED = "prompt.created"
-    PROMPT_VERSION_ADDED = "prompt.version_added"
-    PROMPT_ARCHIVED = "prompt.archived"
+    VERSION_ADDED = "prompt.version_added"
     LABEL_MOVED = "prompt.label_moved"
+    LABEL_PROTECTED = "prompt.label_protected"  # or made unprotected
     LABEL_REMOVED = "prompt.label_removed"
-    LABEL_ROLLED_BACK = "prompt.rolled_back"
+    ROLLED_BACK = "prompt.rolled_back"
+    PROMPT_ARCHIVED = "prompt.archived"
     EXPERIMENT_STARTED = "prompt.experiment_started"
     EXPERIMENT_CHANGED = "prompt.experiment_changed"
     EXPERIMENT_STOPPED = "prompt.experiment_stopped"
@@ -51,7 +52,8 @@ Changes = Mapping[str, tuple[Any, Any]]
 
 
 class AuditEntry(Output, frozen=True):
-    """One change. `actor` is a key's id, or `system`. `details` has old and new value of each member that changed;
+    """One change. `actor` is a key's id, or `system`. `resource` is the name of the prompt that was changed; the shared
+    prompts are those of the tenant `shared`. `details` has old and new value of each member that changed;
     members of limits by their path, such as `limits.perUser.tokensPerMinute`."""
 
     id: str
@@ -62,19 +64,11 @@ class AuditEntry(Output, frozen=True):
     action: str
     tenant_id: str
     key_id: str | None
-    prompt: str | None
+    resource: str | None
     details: dict[str, Any]
 
 
-def entry(
-    by: Actor,
-    action: Action,
-    tenant: str,
-    key: str | None = None,
-    changes: Changes | None = None,
-    *,
-    prompt: str | None = None,
-) -> Any:
+def entry(by: Actor, action: Action, tenant: str, key: str | None = None, changes: Changes | None = None) -> Any:
     """What a script takes as its argument `audit` (lib/audit.lua)."""
     details = {
         member: {name: value for name, value in (("old", old), ("new", new)) if value is not None}
@@ -87,10 +81,15 @@ def entry(
         "action": action.value,
         "tenant": tenant,
         "key": key,
-        "prompt": prompt,
         "details": msgspec.json.encode(details).decode(),
     }
     return {name: value for name, value in whole.items() if value is not None}
+
+
+def prompt_entry(by: Actor, owner: str, name: str) -> Any:
+    """The same for scripts that change prompts: they say themselves what was done (lib/prompts.lua)."""
+    whole = {"actor": by.key, "actor_tenant": by.tenant, "request": by.request, "tenant": owner, "resource": name}
+    return {member: value for member, value in whole.items() if value is not None}
 
 
 def told(**members: Any) -> Changes:
@@ -122,6 +121,6 @@ def audit_entry(identifier: str, row: Mapping[str, str]) -> AuditEntry:
         action=row["action"],
         tenant_id=row["tenant"],
         key_id=row.get("key"),
-        prompt=row.get("prompt"),
+        resource=row.get("resource"),
         details=msgspec.json.decode(row.get("details", "{}")),
     )

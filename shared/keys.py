@@ -100,16 +100,17 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("ratios", "hash", "for ever, 2,000 models", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
             "an API key: tenant, hash of its secret, unused (1: nobody has come with it since its rotation), old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
-    KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate", "API",
-            "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, details JSON"),
-    KeyKind("prompts:{owner}", "zset", "as its members", "prompt_add, prompt_archive, prompt_seed", "API",
-            "names of an owner's prompts (a tenant's, or `shared`); score is when each was made, ms"),
-    KeyKind("prompt:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_label, prompt_archive, prompt_seed", "API",
-            "what may change of a prompt: description, versions (how many), rev, `l:<label>` and `x:<label>` (JSON of labels and running experiments), times, archived_ms"),
-    KeyKind("promptv:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_seed", "API, worker",
-            "number → a version of a prompt as JSON; never changed"),
-    KeyKind("prompthist:{owner}:{name}", "stream", "the newest ten thousand", "prompt_add, prompt_label, …", "API",
-            "the prompt's entries of the audit log"),
+    KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate, prompt_…", "API",
+            "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, resource (a prompt), details JSON"),
+    KeyKind("prompts:{owner}", "zset", "as the tenant", "prompt_add, prompt_seed, prompt_archive", "API",
+            "names of an owner's prompts (a tenant, or `shared`); score is when it was created, ms, and -1 for one that was archived"),
+    KeyKind("prompt:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_seed, prompt_label, prompt_archive", "API",
+            "a prompt: description, created_ms, updated_ms, versions (how many), archived (1), revs (the highest of removed labels), "
+            "`l:<label>` JSON `{version, rev, atMs, by, protected, past}`, `x:<label>` JSON of the experiment that runs on it"),
+    KeyKind("promptversions:{owner}:{name}", "hash", "as the tenant", "prompt_add, prompt_seed", "API, worker",
+            "`v:<n>` canonical JSON of version n, which its hash is over, `m:<n>` JSON of what stands beside it: sha256, note, by, atMs"),
+    KeyKind("prompthist:{owner}:{name}", "stream", "as the tenant; the newest 10,000", "as the prompt", "API",
+            "the entries of the audit log about this prompt"),
     KeyKind("pstats:{tenantId}:{name}:{YYYYMMDD}", "hash", "as the tenant", "settle, reap, feedback", "API",
             "a prompt's figures of a day, by version: `<v>|n` ends, f failures, t tokens, c nano-USD, u tokens without a price, b<k> jobs of 2^(k/4) ms, fn and fs feedback"),
     KeyKind("pstatdays:{tenantId}:{name}", "zset", "as the tenant", "settle, reap", "API", "the days of the above, score `YYYYMMDD`"),
@@ -126,8 +127,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
-    KeyKind("prompts", "channel", "-", "prompt_add, prompt_label, …", "API",
-            "`<owner> <name>` of a prompt of which a label or an experiment has changed"),
+    KeyKind("prompts", "channel", "-", "as the prompts", "API", "`<owner> <name>`: labels of this prompt are others now"),
     KeyKind("revoked", "channel", "-", "change, rotate, revoke, instate", "API",
             "a key id that every process must forget, and the marks of its secrets that live on (none: it was revoked)"),
 )  # fmt: skip
@@ -286,15 +286,15 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}prompts:{owner}"
 
     def prompt(self, owner: str, name: str) -> str:
-        """What may change of a prompt."""
+        """A prompt's labels and experiments."""
         return f"{self.prefix}prompt:{owner}:{name}"
 
     def prompt_versions(self, owner: str, name: str) -> str:
-        """The versions of a prompt."""
-        return f"{self.prefix}promptv:{owner}:{name}"
+        """A prompt's versions."""
+        return f"{self.prefix}promptversions:{owner}:{name}"
 
     def prompt_history(self, owner: str, name: str) -> str:
-        """A prompt's own audit log."""
+        """Who changed a prompt."""
         return f"{self.prefix}prompthist:{owner}:{name}"
 
     def prompt_figures(self, tenant: str, name: str, day: str) -> str:
@@ -320,7 +320,7 @@ class Keys(msgspec.Struct, frozen=True):
 
     @property
     def prompts_channel(self) -> str:
-        """Where changes of prompts are told."""
+        """Where processes hear of prompts that were changed."""
         return f"{self.prefix}prompts"
 
     def documents(self, tenant: str) -> str:

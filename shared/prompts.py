@@ -24,10 +24,20 @@ MAX_CHARACTERS: Final = 500_000  # of all messages of a version together
 MAX_VALUE_CHARACTERS: Final = 1_000_000
 MAX_RENDERED: Final = 2_000_000  # characters of all messages, filled
 MAX_VARIABLES: Final = 100
+MAX_DEFAULTS: Final = 100_000  # characters of all defaults of a version together
+MAX_PROMPTS: Final = 10_000  # of an owner
+MAX_ARCHIVED: Final = 100_000  # of an owner, with those that are not
+MAX_VERSIONS: Final = 10_000  # of a prompt
+MAX_LABELS: Final = 100  # of a prompt
+MAX_PAST: Final = 100  # moves of a label that can be rolled back
 
-PromptName = Annotated[str, Meta(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
-LabelName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-VariableName = Annotated[str, Meta(pattern=f"^{templates.NAME}$")]
+# `$` alone would let a line break at the end pass.
+PromptName = Annotated[
+    str, Meta(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$(?!\n)")
+]
+# Digits alone are the number of a version, wherever either may stand.
+LabelName = Annotated[str, Meta(pattern=r"^(?![0-9]+$)[a-z0-9][a-z0-9._-]{0,63}$(?!\n)")]
+VariableName = Annotated[str, Meta(pattern=f"^{templates.NAME}$(?!\\n)")]
 
 
 class VariableType(StrEnum):
@@ -61,6 +71,7 @@ class Parameters(Wire, frozen=True, kw_only=True, omit_defaults=True):
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
+Values = Annotated[dict[Annotated[str, Meta(max_length=64)], Any], Meta(max_length=MAX_VARIABLES)]
 Variables = Annotated[dict[VariableName, Variable], Meta(max_length=MAX_VARIABLES)]
 
 
@@ -167,6 +178,8 @@ def digest(content: Content) -> str:
 
 def problems_of(new: Content, *, is_built_in: bool = False) -> list[tuple[str, str]]:
     """What is wrong with a new version, as (JSON path, sentence)."""
+    if sum(len(message.content) for message in new.messages) > MAX_CHARACTERS:
+        return [("$.messages", f"the messages have more than {MAX_CHARACTERS:,} characters together")]
     found: list[tuple[str, str]] = []
     used: dict[str, int] = {}
     for place, message in enumerate(new.messages):
@@ -175,14 +188,16 @@ def problems_of(new: Content, *, is_built_in: bool = False) -> list[tuple[str, s
                 used.setdefault(name, place)
         except templates.BadTemplateError as error:
             found.append((f"$.messages[{place}].content", str(error)))
-    if sum(len(message.content) for message in new.messages) > MAX_CHARACTERS:
-        found.append(("$.messages", f"the messages have more than {MAX_CHARACTERS:,} characters together"))
-    if new.variables:
+    if len(used) > MAX_VARIABLES:
+        found.append(("$.messages", f"the messages use more than {MAX_VARIABLES} variables"))
+    elif new.variables:
         for name, place in used.items():
             if name not in new.variables:
                 found.append((f"$.messages[{place}].content", f"the variable {name!r} is not declared in `variables`"))
     for name, variable in new.variables.items():
         found += _variable_problems(name, variable, is_used=name in used)
+    if sum(len(_text_of(one.default)) for one in new.variables.values() if one.default is not None) > MAX_DEFAULTS:
+        found.append(("$.variables", f"the defaults have more than {MAX_DEFAULTS:,} characters together"))
     if is_built_in and (required := [name for name, one in content_or(new).items() if one.is_required]):
         found.append(("$.variables", f"jobs give no values to a built-in prompt, and {required[0]!r} is required"))
     return found
@@ -261,13 +276,15 @@ def render(content: Content, values: Mapping[str, Any]) -> list[dict[str, str]]:
             errors=tuple((f"$.variables.{name}", text) for name, text in wrong),
         )
     texts = {name: _filled(variable, values, name) for name, variable in content.variables.items()}
-    messages = [
-        {"role": message.role, "content": templates.parse(message.content).fill(texts)} for message in content.messages
-    ]
-    if sum(len(message["content"]) for message in messages) > MAX_RENDERED:
+    parsed = [templates.parse(message.content) for message in content.messages]
+    # Before anything is filled: a long value that stands in a thousand places is more than a process has memory for.
+    if sum(template.length(texts) for template in parsed) > MAX_RENDERED:
         sentence = f"the filled messages have more than {MAX_RENDERED:,} characters"
         raise RefusedError("invalid_request", f"$.variables: {sentence}", errors=(("$.variables", sentence),))
-    return messages
+    return [
+        {"role": message.role, "content": template.fill(texts)}
+        for message, template in zip(content.messages, parsed, strict=True)
+    ]
 
 
 def _filled(variable: Variable, values: Mapping[str, Any], name: str) -> str:
@@ -296,7 +313,7 @@ class LabelMove(Wire, frozen=True, kw_only=True):
     """Body of `PUT /api/prompts/{name}/labels/{label}`: where it points; `protected` labels are moved with the scope
     `promote` only."""
 
-    version: Annotated[int, Meta(ge=1)]
+    version: Annotated[int, Meta(ge=1, le=MAX_VERSIONS)]
     protected: bool | None = None
     note: Note | None = None
 
@@ -311,7 +328,7 @@ class Rollback(Wire, frozen=True, kw_only=True):
 class RenderRequest(Wire, frozen=True, kw_only=True):
     """Body of `POST /api/prompts/{name}/render`; `user` shows what that end user would get."""
 
-    variables: dict[str, Any] = msgspec.field(default_factory=dict)
+    variables: Values = msgspec.field(default_factory=dict)
     label: ShortText | None = None
     version: Annotated[int, Meta(ge=1)] | None = None
     user: ShortText | None = None
@@ -339,6 +356,12 @@ class LabelView(Output, frozen=True, kw_only=True):
     changed_at: str
     changed_by: str
     experiment: str | None
+
+
+class LabelList(Output, frozen=True, kw_only=True):
+    """All labels of a prompt that were set, by name."""
+
+    data: list[LabelView]
 
 
 class PromptRow(Output, frozen=True, kw_only=True):

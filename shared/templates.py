@@ -14,6 +14,7 @@ import msgspec
 
 NAME: Final = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 _NAME: Final = re.compile(NAME)
+REMEMBERED_CHARACTERS: Final = 8_192  # a template that is longer is parsed each time: a thousand of them are in memory
 # A comment-like run of braces is not guessed at: what begins with `{{` is a variable, or is refused.
 _MARK: Final = re.compile(r"\\\{\{|\{\{([^{}]*)\}\}|\{\{")
 
@@ -23,6 +24,10 @@ class Template(msgspec.Struct, frozen=True):
 
     texts: tuple[str, ...]
     names: tuple[str, ...]
+
+    def length(self, values: Mapping[str, str]) -> int:
+        """How many characters `fill` gives. Raises KeyError likewise."""
+        return sum(map(len, self.texts)) + sum(len(values[name]) for name in self.names)
 
     def fill(self, values: Mapping[str, str]) -> str:
         """The text with these values in it. Raises KeyError for a variable without one."""
@@ -36,17 +41,21 @@ class BadTemplateError(ValueError):
     """The text has `{{` where no variable is meant; the message says where and what to write."""
 
 
-@lru_cache(maxsize=4096)
 def parse(text: str) -> Template:
     """The template that a text is. Raises BadTemplateError."""
-    texts: list[str] = [""]
+    return _remembered(text) if len(text) <= REMEMBERED_CHARACTERS else _parsed(text)
+
+
+def _parsed(text: str) -> Template:
+    texts: list[str] = []
     names: list[str] = []
+    parts: list[str] = []  # of the text since the last variable: joined once, since adding to a text copies it
     end = 0
     for mark in _MARK.finditer(text):
-        texts[-1] += text[end : mark.start()]
+        parts.append(text[end : mark.start()])
         end = mark.end()
         if mark[0] == "\\{{":
-            texts[-1] += "{{"
+            parts.append("{{")
             continue
         name = (mark[1] or "").strip()
         if not _NAME.fullmatch(name):
@@ -56,9 +65,14 @@ def parse(text: str) -> Template:
                 "letters, digits and _ , or \\{{ for the braces themselves"
             )
         names.append(name)
-        texts.append("")
-    texts[-1] += text[end:]
+        texts.append("".join(parts))
+        parts = []
+    parts.append(text[end:])
+    texts.append("".join(parts))
     return Template(tuple(texts), tuple(names))
+
+
+_remembered = lru_cache(maxsize=1024)(_parsed)
 
 
 def names_in(texts: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ class Scope(StrEnum):
     DOCUMENTS = "documents"
     SEARCH = "search"
     PROMPTS = "prompts"
-    PROMOTE = "promote"  # to change protected labels of prompts
+    PROMOTE = "promote"  # protected labels of prompts
     USAGE = "usage"
     ADMIN = "admin"
 

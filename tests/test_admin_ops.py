@@ -36,7 +36,7 @@ async def test_a_tenant_and_its_key(edge: Stack) -> None:
 async def test_a_new_key_has_all_scopes_but_admin(edge: Stack) -> None:
     tenant, key = await edge.tenant()
     listed = await edge.call("GET", f"/api/admin/tenants/{tenant}/keys")
-    assert listed.json["data"][0]["scopes"] == ["jobs", "documents", "search", "prompts", "usage"]
+    assert listed.json["data"][0]["scopes"] == ["jobs", "documents", "search", "prompts", "promote", "usage"]
     assert (await edge.call("GET", "/api/admin/tenants", key=key)).status == 403
 
 

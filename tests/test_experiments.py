@@ -13,7 +13,7 @@ from shared.evidence import Sums
 from shared.experiments import ArmSums, Experiment, Guardrail, GuardrailAction, Metric, StickyBy, Variant
 from shared.figures import crossed, experiment_view, stats_rows
 from tests.conftest import Answer, DevModel, Stack, chat
-from tests.test_prompts import make, move, path_of, version
+from tests.prompting import make, move, path_of, version
 
 USERS = [f"user {number}" for number in range(2_000)]
 VARIANTS = [{"version": 1}, {"version": 2}]
@@ -269,7 +269,7 @@ async def test_a_crossed_guardrail_ends_the_experiment_by_itself(edge: Stack, ac
     log = (await edge.call("GET", path_of("greeting", "audit"))).json["data"]
     tripped = [row for row in log if row["action"] == "prompt.guardrail_tripped"]
     assert len(tripped) == 1
-    assert tripped[0]["actor"] == "system"
+    assert tripped[0]["actor"] == "guardrail"
     assert tripped[0]["details"]["figures"]["new"]["arms"][1]["metrics"]["success"]["mean"] == 0.3
     (ended,) = (await edge.call("GET", path_of("greeting", "experiments"))).json["data"]
     assert ended["why"].startswith("Guardrail: success of version 3 is worse")

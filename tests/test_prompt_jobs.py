@@ -10,7 +10,7 @@ import pytest
 from shared.prompt_defaults import DEFAULTS
 from shared.prompt_names import AGENT, READ
 from tests.conftest import DevModel, Stack, analysis, chat
-from tests.test_prompts import HELLO, make, move, path_of, version
+from tests.prompting import HELLO, make, move, path_of, version
 
 TEXT = "The harbour opens at nine. The ferry leaves at ten. The lighthouse is closed on Mondays."
 

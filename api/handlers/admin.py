@@ -26,7 +26,7 @@ from shared.tenants import KeyPatch, NewKey, NewTenant, Rotation, TenantPatch
 
 _AUDIT_ID: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 # Filters of the audit log, and the fields that they look at.
-_FILTERS: Final = {"tenant": "tenant", "action": "action", "key": "key", "actor": "actor"}
+_FILTERS: Final = {"tenant": "tenant", "action": "action", "key": "key", "actor": "actor", "resource": "resource"}
 
 
 def _headers(location: str, replayed: bool) -> dict[str, str]:

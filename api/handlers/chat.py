@@ -12,7 +12,7 @@ from api.admission import NO_MESSAGES
 from api.chat import answer_stream, naming, parse_place, whole_answer
 from api.handlers.jobs import check, take_in
 from api.keys import JOBS, PRINCIPAL, SETTINGS
-from api.prompts import NOTHING
+from api.pinning import NOTHING
 from api.wire import answer, idempotency, invalid, query, read_body, read_json
 from shared.errors import RefusedError
 from shared.jobs import Output, UsageView, usage_of

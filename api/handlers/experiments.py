@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from api.acting import actor_of
-from api.handlers.prompts import head_of, label_of, may_promote, name_of, own_head, owner_of
 from api.handlers.usage import days_of
-from api.keys import EXPERIMENTS, JOBS, PRINCIPAL, PROMPTS
+from api.keys import EXPERIMENTS, JOBS, PINNING, PRINCIPAL, PROMPTS
+from api.prompts import change_of, label_in_path, name_of, owner_to_change, prompt_to_read
 from api.wire import answer, integer, invalid, page_answer, query, read_json
 from shared.audit import Action
 from shared.errors import RefusedError
@@ -18,7 +17,8 @@ from shared.experiments import Experiment, ExperimentDraft, ExperimentView, Prom
 from shared.figures import experiment_view, stats_rows
 from shared.redis import redis_now_ms
 from shared.stores.experiments import running
-from shared.stores.prompts import Head
+from shared.stores.prompt_records import Head
+from shared.stores.prompt_refusals import refusal
 from shared.usage import day_name
 
 MAX_VERSION: Final = 10**9
@@ -40,6 +40,15 @@ def _expected(request: web.Request) -> str | None:
     return f"{identifier} {rev}"
 
 
+async def _own(request: web.Request, owner: str) -> Head:
+    """The owner's own prompt: for changes. Raises RefusedError `not_found`."""
+    name = name_of(request)
+    head = await request.app[PROMPTS].head(owner, name)
+    if head is None or head.is_archived:
+        raise refusal(owner, name, ["none"])
+    return head
+
+
 async def _shown(request: web.Request, head: Head, label: str, experiment: Experiment) -> ExperimentView:
     sums = await request.app[EXPERIMENTS].sums(head.owner, experiment)
     return experiment_view(head.name, label, experiment, sums)
@@ -47,20 +56,19 @@ async def _shown(request: web.Request, head: Head, label: str, experiment: Exper
 
 async def begin(request: web.Request) -> web.Response:
     """PUT /api/prompts/{name}/experiments/{label}."""
-    owner, name = owner_of(request, query(request, ("shared",)).get("shared")), name_of(request)
-    label, (draft, _) = label_of(request), await read_json(request, ExperimentDraft)
-    head = await own_head(request, owner, name)
+    owner = owner_to_change(request, query(request, ("shared",)))
+    label, (draft, _) = label_in_path(request), await read_json(request, ExperimentDraft)
+    head = await _own(request, owner)
     wanted = await request.app[EXPERIMENTS].set(
-        head, label, draft, expected=_expected(request), may_promote=may_promote(request), by=actor_of(request)
+        head, label, draft, change_of(request, owner), expected=_expected(request)
     )
-    request.app[PROMPTS].forget(owner, name)
+    request.app[PINNING].forget(owner, head.name)
     return answer(await _shown(request, head, label, wanted), headers={"ETag": _etag(wanted)})
 
 
 async def show(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/experiments/{label}."""
-    owner, name = owner_of(request, query(request, ("shared",)).get("shared")), name_of(request)
-    head, label = await own_head(request, owner, name), label_of(request)
+    head, label = await prompt_to_read(request, query(request, ("shared",))), label_in_path(request)
     experiment = running(head, label)
     if experiment is None:
         raise RefusedError("not_found", f"No experiment runs on the label {label!r}.")
@@ -69,8 +77,7 @@ async def show(request: web.Request) -> web.Response:
 
 async def list_all(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/experiments."""
-    owner, name = owner_of(request, query(request, ("shared",)).get("shared")), name_of(request)
-    head = await own_head(request, owner, name)
+    head = await prompt_to_read(request, query(request, ("shared",)))
     rows = []
     for label in sorted({*head.labels, *head.experiments}):
         if (experiment := running(head, label)) is not None:
@@ -93,25 +100,24 @@ async def promote(request: web.Request) -> web.Response:
     return await _end(request, "promote", Action.EXPERIMENT_PROMOTED, why, wanted.version)
 
 
-async def _end(request: web.Request, what: str, action: Action, why: str, version: int | None = None) -> web.Response:
-    owner, name = owner_of(request, query(request, ("shared",)).get("shared")), name_of(request)
-    head, label = await own_head(request, owner, name), label_of(request)
+async def _end(request: web.Request, act: str, action: Action, why: str, version: int | None = None) -> web.Response:
+    owner = owner_to_change(request, query(request, ("shared",)))
+    head, label = await _own(request, owner), label_in_path(request)
     experiment = running(head, label)
     figures: Any = None if experiment is None else await _shown(request, head, label, experiment)
     await request.app[EXPERIMENTS].end(
-        head, label, what, action, why=why, by=actor_of(request), may_promote=may_promote(request),
+        head, label, act, change_of(request, owner), action, why=why,
         expected=_expected(request), version=version, figures=figures,
     )  # fmt: skip
-    request.app[PROMPTS].forget(owner, name)
+    request.app[PINNING].forget(owner, head.name)
     (ended, *_) = await request.app[EXPERIMENTS].ended(head, label)
     return answer(await _shown(request, head, label, ended))
 
 
 async def stats(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/stats."""
-    parameters = query(request, ("from", "to", "version"))
-    name = name_of(request)
-    head = await head_of(request, request[PRINCIPAL].tenant, name)
+    parameters = query(request, ("from", "to", "version", "shared"))
+    head = await prompt_to_read(request, parameters)
     today = datetime.fromtimestamp(await redis_now_ms(request.app[JOBS].client) / 1000, UTC).date()
     first, last = days_of(parameters, today)
     wanted = integer(parameters, "version", 0, low=1, high=MAX_VERSION)

@@ -31,16 +31,16 @@ from api.keys import (
     HUB,
     JOBS,
     LIMITS,
+    PINNING,
     PRICES,
     PRINCIPAL,
-    PROMPTS,
     SETTINGS,
     STANDING,
     TICKETS,
 )
 from api.live import follow
+from api.pinning import NOTHING, BadPromptError, Chosen
 from api.presence import until_hang_up
-from api.prompts import NOTHING, BadPromptError, Chosen
 from api.sse import stream_job
 from api.wire import (
     accepts,
@@ -134,7 +134,7 @@ async def check(request: web.Request, job: Submission, root: str = "$") -> Chose
     settings, chosen = request.app[SETTINGS], NOTHING
     problems = schema_problems(job) + tool_problems(job, settings) + url_problems(job, settings) + message_problems(job)
     try:
-        chosen = await request.app[PROMPTS].choose(request[PRINCIPAL].tenant, job, job.prompt)
+        chosen = await request.app[PINNING].choose(request[PRINCIPAL].tenant, job, job.prompt)
     except BadPromptError as error:
         problems += [(f"$.prompt{path}", text) for path, text in error.problems]
     for path, document_id in documents_of(job):
@@ -334,7 +334,7 @@ async def _changed(request: web.Request, job: AnyJob, wish: RetryRequest) -> dic
     if wish.prompt is None:
         return record
     try:
-        chosen = await request.app[PROMPTS].choose(request[PRINCIPAL].tenant, job, wish.prompt)
+        chosen = await request.app[PINNING].choose(request[PRINCIPAL].tenant, job, wish.prompt)
     except BadPromptError as error:
         problems = [(f"$.prompt{path}", text) for path, text in error.problems]
         detail = "; ".join(f"{path}: {text}" for path, text in problems)

@@ -10,7 +10,7 @@ from msgspec import Meta
 from api.admission import class_ms, model_of
 from api.handlers.jobs import check
 from api.keys import DOCUMENTS, JOBS, LIMITS, PRICES, PRINCIPAL, SETTINGS
-from api.prompts import Chosen
+from api.pinning import Chosen
 from api.wire import answer, idempotency, query, read_json
 from shared.clock import rfc3339
 from shared.documents import DocumentStatus

@@ -18,17 +18,16 @@ def _change_text(change: dict[str, Any]) -> str:
 
 
 async def audit_list(client: Client, arguments: argparse.Namespace) -> int:
-    """Changes of tenants and keys, newest first."""
+    """Changes of tenants, keys and prompts, newest first."""
     wanted = without_none(
         tenant=arguments.tenant, action=arguments.filter_action, key=arguments.key, actor=arguments.actor
     )
     page = await client.pages("/api/admin/audit", most=arguments.limit, query=urlencode(wanted))
-    rows = [["AT", "ACTION", "TENANT", "KEY", "BY", "CHANGES"]]
+    rows = [["AT", "ACTION", "TENANT", "KEY OR PROMPT", "BY", "CHANGES"]]
     for entry in page["data"]:
         changes = "; ".join(f"{member} {_change_text(change)}" for member, change in entry["details"].items())
-        rows.append(
-            [entry["at"], entry["action"], entry["tenantId"], entry["keyId"] or "", entry["actor"], changes[:200]]
-        )
+        what = entry["keyId"] or entry["resource"] or ""
+        rows.append([entry["at"], entry["action"], entry["tenantId"], what, entry["actor"], changes[:200]])
     out(arguments, page, table(rows))
     return 0
 

@@ -1,20 +1,26 @@
--- prompt_archive: takes a prompt out of use: it is in no list, its labels and experiments end. Its versions stay: jobs may be
--- pinned on them, and one that is made under this name goes on counting.
--- KEYS  1 the prompt   2 index of its owner's prompts
--- ARGV  prefix, owner, name, may_promote (bool), audit (its entry)
--- Returns {'ok'}   {'none'} no such prompt   {'protected', label} one of its labels is, and the caller may not
+-- prompt_archive: takes a prompt out of the lists, and its labels away. Its versions stay for the jobs that are pinned to
+-- them.
+-- KEYS  1 prompt   2 index of the owner's prompts   3 the owner's record
+-- ARGV  prefix, owner, name, promotes (true: protected labels may be removed), audit
+-- Returns {'ok'}   {'none'}   {'no_tenant'}   {'deleting', its id}   {'protected', label}   {'experiment'} one runs on a label
 --@include base
 --@include audit
 --@include prompts
-if not is_there(KEYS[1]) then return {'none'} end
-local gone = {}
-for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-  local kind, label = string.match(field, '^([lx]):(.*)$')
-  if kind then gone[#gone + 1] = field end
-  if kind == 'l' and label_of(KEYS[1], label).protected and not a.may_promote then return {'protected', label} end
+local refused = owner_refused(KEYS[3])
+if refused then return refused end
+local stands, count = standing(KEYS[1])
+if not stands then return {'none'} end
+if #names_of(KEYS[1], 'x:') > 0 then return {'experiment'} end
+local labels, details = names_of(KEYS[1], 'l:'), {versions = {int(count), false}}
+local found = {}
+for _, label in ipairs(labels) do
+  found[label] = label_of(KEYS[1], label)
+  if found[label].protected and not a.promotes then return {'protected', label} end
+  details['labels.' .. label] = {int(found[label].version), false}
 end
-if #gone > 0 then redis.call('HDEL', KEYS[1], unpack(gone)) end
-redis.call('HSET', KEYS[1], 'archived_ms', NOW, 'updated_ms', NOW)
-redis.call('ZREM', KEYS[2], a.name)
-note_prompt(a.owner, a.name, a.audit)
+for label, it in pairs(found) do drop_label(KEYS[1], label, it) end
+redis.call('HSET', KEYS[1], 'archived', 1, 'updated_ms', NOW)
+redis.call('ZADD', KEYS[2], -1, a.name)
+told('prompt.archived', details)
+publish()
 return {'ok'}

@@ -24,11 +24,22 @@ class AuditStore:
     ) -> tuple[list[AuditEntry], str | None]:
         """One page, newest first, and the cursor of the next, None at the end. `wanted` maps stored fields to the value
         that they must have. A page may be short, or empty, when few entries are wanted of many."""
+        return await self._entries(self._keys.audit, limit=limit, after=after, wanted=wanted)
+
+    async def history(
+        self, owner: str, name: str, *, limit: int, after: str | None
+    ) -> tuple[list[AuditEntry], str | None]:
+        """The same of a prompt's own entries."""
+        return await self._entries(self._keys.prompt_history(owner, name), limit=limit, after=after, wanted={})
+
+    async def _entries(
+        self, stream: str, *, limit: int, after: str | None, wanted: dict[str, str]
+    ) -> tuple[list[AuditEntry], str | None]:
         found: list[AuditEntry] = []
         scanned = 0
         while scanned < MAX_SCANNED:
             batch: list[Any] = await self._client.xrevrange(
-                self._keys.audit, f"({after}" if after else "+", "-", BATCH if wanted else limit + 1
+                stream, f"({after}" if after else "+", "-", BATCH if wanted else limit + 1
             )
             for raw_id, fields in batch:
                 row = {name.decode(): value.decode() for name, value in fields.items()}

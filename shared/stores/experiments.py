@@ -7,15 +7,17 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.audit import Action, Actor, entry
+from shared.audit import Action, prompt_entry
 from shared.errors import RefusedError
 from shared.evidence import Sums
 from shared.experiments import ArmSums, Ended, Experiment, ExperimentDraft, Metric
 from shared.ids import new_id
 from shared.keys import Keys
-from shared.prompts import Label
+from shared.prompts import MAX_PAST, Label
 from shared.redis import Redis, Scripts, redis_now_ms
-from shared.stores.prompts import Head, no_prompt, protected
+from shared.stores.prompt_records import Head, decode_label
+from shared.stores.prompt_refusals import refusal
+from shared.stores.prompts import Change
 
 _experiment: Final = msgspec.json.Decoder(Experiment).decode
 _SUMS: Final = ("n", "x", "u", "ss", "sn", "nn")
@@ -30,21 +32,22 @@ class ExperimentsStore:
         self._scripts = Scripts(client, keys.prefix)
 
     async def set(
-        self, head: Head, label: str, draft: ExperimentDraft, *, expected: str | None, may_promote: bool, by: Actor
+        self, head: Head, label: str, draft: ExperimentDraft, change: Change, *, expected: str | None = None
     ) -> Experiment:
         """Begins an experiment on a label, or changes the one that runs there. `expected`: its id and revision with a
         blank between, `""` for none. Raises RefusedError `invalid_request`, `conflict`, `precondition_failed`,
         `scope_missing`, `not_found`."""
         known = running(head, label)
         now_ms = await redis_now_ms(self._client)
+        details: dict[str, tuple[Any, Any]]
         if known is None:
-            wanted = _begun(head, label, draft, now_ms, by)
-            action, details = Action.EXPERIMENT_STARTED, {"experiment": {"new": wanted}}
+            wanted = _begun(head, label, draft, now_ms, change.by.key)
+            action, details = Action.EXPERIMENT_STARTED, {"experiment": (None, wanted)}
         else:
             wanted = _grown(known, draft)
-            action, details = Action.EXPERIMENT_CHANGED, {"experiment": {"old": known, "new": wanted}}
+            action, details = Action.EXPERIMENT_CHANGED, {"experiment": (known, wanted)}
         await self._run(
-            head, label, "set", action, details, by=by, may_promote=may_promote,
+            head, label, "set", change, action, details,
             running=expected if expected is not None else ("" if known is None else f"{known.id} {known.rev}"),
             experiment=msgspec.json.encode(wanted).decode(),
             versions=[variant.version for variant in wanted.variants],
@@ -56,32 +59,38 @@ class ExperimentsStore:
         self,
         head: Head,
         label: str,
-        what: str,
+        act: str,
+        change: Change,
         action: Action,
         *,
         why: str,
-        by: Actor,
-        may_promote: bool,
         expected: str | None = None,
         version: int | None = None,
         figures: Any = None,
     ) -> Label:
-        """Ends the experiment on a label: `stop`, `promote` a version, or `rollback` the label as well. Raises
+        """Ends the experiment on a label: `stop`, `promote` a version, or `roll_back` the label as well. Raises
         RefusedError as `set`."""
         known = running(head, label)
-        details: dict[str, Any] = {"experiment": {"old": known.id if known else None}, "why": {"new": why}}
+        details: dict[str, tuple[Any, Any]] = {"experiment": (known.id if known else None, None), "why": (None, why)}
         if version is not None:
-            details["version"] = {"old": head.labels[label].version if label in head.labels else None, "new": version}
+            details[f"labels.{label}"] = (head.version_of(label), version)
         if figures is not None:
-            details["figures"] = {"new": figures}
-        reply = await self._run(
-            head, label, what, action, details, by=by, may_promote=may_promote, running=expected, version=version,
+            details["figures"] = (None, figures)
+        written = await self._run(
+            head, label, act, change, action, details, running=expected, version=version,
             versions=[version] if version is not None else [], why=why,
         )  # fmt: skip
-        return msgspec.json.decode(reply, type=Label)
+        return decode_label(written)
 
     async def _run(
-        self, head: Head, label: str, what: str, action: Action, details: Any, *, by: Actor, **more: Any
+        self,
+        head: Head,
+        label: str,
+        act: str,
+        change: Change,
+        action: Action,
+        details: dict[str, tuple[Any, Any]],
+        **more: Any,
     ) -> bytes:
         reply = await self._scripts.run(
             "prompt_experiment",
@@ -89,18 +98,21 @@ class ExperimentsStore:
                 self._keys.prompt(head.owner, head.name),
                 self._keys.ended_experiments(head.owner, head.name, label),
                 self._keys.guarded,
+                self._keys.tenant(head.owner),
             ],
             owner=head.owner,
             name=head.name,
             label=label,
-            what=what,
-            by=by.key,
-            audit=entry(by, action, head.owner, prompt=head.name),
-            details=msgspec.json.encode(details | {"label": {"new": label}}).decode(),
+            act=act,
+            promotes=change.promotes or None,
+            audit=prompt_entry(change.by, head.owner, head.name),
+            action=action.value,
+            details={member: [_text(old), _text(new)] for member, (old, new) in details.items()},
+            most_past=MAX_PAST,
             **more,
         )
         match [part.decode() for part in reply]:
-            case ["ok" | "nothing_before", _]:
+            case ["ok", _]:
                 written: bytes = reply[1]
                 return written
             case ["no_version", count]:
@@ -112,9 +124,8 @@ class ExperimentsStore:
                 raise RefusedError("not_found", f"No experiment runs on the label {label!r}.")
             case ["stale"]:
                 raise RefusedError("precondition_failed", "The experiment is not what was expected: read it again.")
-            case ["protected"]:
-                raise protected(label)
-        raise no_prompt(head.name)
+            case other:
+                raise refusal(head.owner, head.name, other)
 
     async def sums(self, owner: str, experiment: Experiment) -> list[ArmSums]:
         """The sums of its arms, in their order."""
@@ -161,7 +172,7 @@ def running(head: Head, label: str) -> Experiment | None:
     return None if raw is None else _experiment(raw)
 
 
-def _begun(head: Head, label: str, draft: ExperimentDraft, now_ms: int, by: Actor) -> Experiment:
+def _begun(head: Head, label: str, draft: ExperimentDraft, now_ms: int, by: str) -> Experiment:
     """A new experiment; the control is the variant that the label points at, or else the first."""
     versions = [variant.version for variant in draft.variants]
     of_label = head.labels[label].version if label in head.labels else 0
@@ -174,7 +185,7 @@ def _begun(head: Head, label: str, draft: ExperimentDraft, now_ms: int, by: Acto
         guardrails=draft.guardrails,
         control=versions.index(of_label) if of_label in versions else 0,
         started_ms=now_ms,
-        by=by.key,
+        by=by,
         note=draft.note,
     )
 
@@ -194,3 +205,8 @@ def _grown(known: Experiment, draft: ExperimentDraft) -> Experiment:
     return msgspec.structs.replace(
         known, coverage=draft.coverage, guardrails=draft.guardrails, note=draft.note, rev=known.rev + 1
     )
+
+
+def _text(value: Any) -> str | bool:
+    """A value of an audit entry as JSON; False for none."""
+    return msgspec.json.encode(value).decode() if value is not None else False

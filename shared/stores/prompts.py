@@ -1,4 +1,4 @@
-"""The store of prompts: versions, labels and their history."""
+"""The store of prompts: immutable versions, labels that point at them, and the defaults that are shipped."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.audit import SYSTEM, Action, Actor, AuditEntry, audit_entry, entry
-from shared.clock import rfc3339
+from shared.audit import SYSTEM, Actor, prompt_entry
 from shared.errors import RefusedError
 from shared.keys import Keys
 from shared.prompts import (
-    PRODUCTION,
+    MAX_ARCHIVED,
+    MAX_LABELS,
+    MAX_PAST,
+    MAX_PROMPTS,
+    MAX_VERSIONS,
     SHARED,
     Content,
     Label,
-    LabelMove,
-    LabelView,
+    NewPrompt,
     NewVersion,
     Version,
     canonical,
@@ -25,35 +27,52 @@ from shared.prompts import (
     digest,
 )
 from shared.redis import Redis, Scripts
+from shared.stores.prompt_records import Head, decode_label, head_of, version_of
+from shared.stores.prompt_refusals import refusal, stale
 
-MOST_PROMPTS: Final = 10_000  # of an owner
-MOST_VERSIONS: Final = 10_000  # of a prompt
-MOST_LABELS: Final = 100
+_BOUNDS: Final = {
+    "most_prompts": MAX_PROMPTS,
+    "most_archived": MAX_ARCHIVED,
+    "most_versions": MAX_VERSIONS,
+    "most_labels": MAX_LABELS,
+    "most_past": MAX_PAST,
+}
+SEED_NOTE: Final = "shipped with Errand"
 
-_version: Final = msgspec.json.Decoder(Version).decode
-_label: Final = msgspec.json.Decoder(Label).decode
+
+class Change(msgspec.Struct, frozen=True):
+    """Who changes a prompt: `promotes` says whether protected labels may be changed. The idempotency key's name in
+    Redis and the hash of the body, where a key was sent."""
+
+    by: Actor
+    promotes: bool = False
+    idem_key: str | None = None
+    idem_body: str | None = None
 
 
-class Head(msgspec.Struct, frozen=True):
-    """What may change of a prompt. `experiments` are those that run, by label, as JSON."""
+class Added(msgspec.Struct, frozen=True):
+    """A version that was made; when replayed, all is as it was the first time."""
 
-    owner: str
-    name: str
+    version: int
+    at_ms: int
+    by: str
     description: str | None
-    versions: int
-    labels: dict[str, Label]
-    experiments: dict[str, bytes]
-    created_ms: int
-    updated_ms: int
-    is_archived: bool
+    replayed: bool
 
-    def labels_of(self, version: int) -> list[str]:
-        """The labels that point at a version."""
-        return sorted(name for name, label in self.labels.items() if label.version == version)
+
+class Precondition(msgspec.Struct, frozen=True):
+    """What a label must be: of one of these `revs` (None: any), there (`exists`), or not there (`absent`)."""
+
+    revs: list[str] | None = None
+    exists: bool = False
+    absent: bool = False
+
+
+ANY: Final = Precondition()
 
 
 class PromptsStore:
-    """Prompts of tenants, and the shared ones. Raises a member of OUTAGE when Redis is out of reach."""
+    """Raises a member of OUTAGE when Redis is out of reach."""
 
     def __init__(self, client: Redis, keys: Keys) -> None:
         self._client = client
@@ -63,192 +82,176 @@ class PromptsStore:
     # -- reads ---------------------------------------------------------------------------------------------------
 
     async def head(self, owner: str, name: str) -> Head | None:
-        """Labels and experiments of a prompt, also of one that is archived; None when there never was one."""
+        """A prompt without what its versions say; also one that was archived. None when there never was one."""
         flat = await self._client.pipe.execute("HGETALL", self._keys.prompt(owner, name))
-        return _head(owner, name, dict(zip(flat[::2], flat[1::2], strict=True)))
+        return head_of(owner, name, dict(zip(flat[::2], flat[1::2], strict=True)))
 
-    async def names(self, owner: str) -> list[tuple[str, int]]:
-        """All prompts of an owner, newest first, and when each was made, ms."""
-        flat = await self._client.pipe.execute(
-            "ZREVRANGEBYSCORE", self._keys.prompts(owner), "+inf", "-inf", "WITHSCORES"
-        )
-        return [(name.decode(), int(float(at))) for name, at in zip(flat[::2], flat[1::2], strict=True)]
+    async def heads(self, prompts: Sequence[tuple[str, str]]) -> list[Head | None]:
+        """The same of several (owner, name)."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for owner, name in prompts:
+                pipe.hgetall(self._keys.prompt(owner, name))
+            found = await pipe.execute()
+        return [head_of(owner, name, raw) for (owner, name), raw in zip(prompts, found, strict=True)]
+
+    async def names(self, owner: str) -> list[tuple[int, str]]:
+        """(when it was created in ms, name) of all prompts of an owner that are not archived, newest first."""
+        raw: Any = await self._client.zrevrangebyscore(self._keys.prompts(owner), "+inf", 0, withscores=True)
+        return [(int(score), name.decode()) for name, score in raw]
 
     async def version(self, owner: str, name: str, number: int) -> Version | None:
-        """A version; None when there is none."""
-        (found,) = await self.versions(owner, name, [number])
-        return found
+        """A version, also of a prompt that was archived; None when there is none."""
+        return (await self.versions(owner, name, [number])).get(number)
 
-    async def versions(self, owner: str, name: str, numbers: Sequence[int]) -> list[Version | None]:
-        """Some versions, in this order."""
+    async def versions(self, owner: str, name: str, numbers: Sequence[int]) -> dict[int, Version]:
+        """Those of these versions that there are, by number."""
+        if not numbers:
+            return {}
+        fields = [field for number in numbers for field in (f"v:{number}", f"m:{number}")]
+        raw = await self._hmget(self._keys.prompt_versions(owner, name), fields)
+        return {
+            number: version_of(number, content, beside)
+            for number, content, beside in zip(numbers, raw[::2], raw[1::2], strict=True)
+            if content is not None
+        }
+
+    async def besides(self, owner: str, name: str, numbers: Sequence[int]) -> list[bytes]:
+        """What stands beside these versions (JSON of prompt_records.Beside), which must exist."""
         if not numbers:
             return []
-        rows = await self._client.pipe.execute("HMGET", self._keys.prompt_versions(owner, name), *numbers)
-        return [None if row is None else _version(row) for row in rows]
+        return await self._hmget(self._keys.prompt_versions(owner, name), [f"m:{number}" for number in numbers])
 
-    async def history(
-        self, owner: str, name: str, *, limit: int, after: str | None
-    ) -> tuple[list[AuditEntry], str | None]:
-        """A page of the prompt's own audit log, newest first, and the cursor of the next."""
-        entries = await self._client.pipe.execute(
-            "XREVRANGE", self._keys.prompt_history(owner, name), f"({after}" if after else "+", "-", "COUNT", limit + 1
-        )
-        rows = []
-        for raw_id, flat in entries[:limit]:
-            fields = {key.decode(): value.decode() for key, value in zip(flat[::2], flat[1::2], strict=True)}
-            rows.append(audit_entry(raw_id.decode(), fields))
-        return rows, rows[-1].id if len(entries) > limit else None
+    async def _hmget(self, key: str, fields: list[str]) -> list[Any]:
+        # On a connection of its own: a version may be large, and others wait behind it on the shared one.
+        found: list[Any] = await self._client.hmget(key, fields)  # type: ignore[misc]  # redis-py types both worlds
+        return found
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    async def add(
-        self,
-        owner: str,
-        name: str,
-        new: NewVersion,
-        *,
-        is_new: bool,
-        description: str | None = None,
-        may_promote: bool,
-        by: Actor,
-        idem_key: str | None = None,
-        idem_body: str | None = None,
-    ) -> tuple[Version, bool]:
-        """A new prompt or its next version, and whether the answer is a replay. Raises RefusedError `conflict` (there
-        is one already, or too many), `not_found`, `scope_missing` (a protected label), `idempotency_mismatch`."""
+    async def add(self, owner: str, name: str, new: NewVersion, change: Change) -> Added:
+        """A new prompt (NewPrompt), or the next version of one; its labels point at it at once, or nothing is done.
+
+        Raises RefusedError `not_found`, `conflict`, `scope_missing` (a protected label), `idempotency_mismatch`.
+        """
         content = content_of(new)
-        action = Action.PROMPT_CREATED if is_new else Action.PROMPT_VERSION_ADDED
-        reply = await self._scripts.run(
+        match await self._run(
             "prompt_add",
+            owner,
+            name,
+            change,
             [
                 self._keys.prompt(owner, name),
                 self._keys.prompt_versions(owner, name),
                 self._keys.prompts(owner),
-                idem_key or self._keys.idem(owner, "-"),
             ],
-            owner=owner,
-            name=name,
-            is_new=is_new,
-            description=description,
+            creates=isinstance(new, NewPrompt),
+            description=new.description if isinstance(new, NewPrompt) else None,
             content=canonical(content).decode(),
             sha256=digest(content),
             note=new.note,
             labels=list(dict.fromkeys(new.labels)),
-            by=by.key,
-            may_promote=may_promote,
-            most_prompts=MOST_PROMPTS,
-            most_versions=MOST_VERSIONS,
-            most_labels=MOST_LABELS,
-            audit=entry(by, action, owner, prompt=name),
-            idem_body=idem_body if idem_key else None,
-        )
-        match [part.decode() for part in reply]:
-            case ["ok", number, _, replayed]:
-                made = await self.version(owner, name, int(number))
-                if made is None:
-                    raise no_prompt(name)
-                return made, replayed == "1"
+        ):
+            case ["ok", version, now_ms, by, description, replayed]:
+                return Added(int(version), int(now_ms), by, description or None, replayed == "1")
             case ["exists"]:
                 raise RefusedError(
-                    "conflict", f"There is a prompt {name!r} already; add a version to it at …/versions."
+                    "conflict", f"There is a prompt {name!r} already; POST …/versions adds the next version to it."
                 )
-            case ["protected", label]:
-                raise protected(label)
-            case ["full", what]:
-                raise RefusedError("conflict", f"There are as many {what} as there may be.")
-            case ["mismatch"]:
-                raise RefusedError(
-                    "idempotency_mismatch", "This Idempotency-Key was used with another body within 24 hours."
-                )
-        raise no_prompt(name)
+            case other:
+                raise refusal(owner, name, other)
 
     async def move_label(
-        self, owner: str, name: str, label: str, move: LabelMove, *, expected: str | None, may_promote: bool, by: Actor
+        self,
+        owner: str,
+        name: str,
+        label: str,
+        version: int,
+        change: Change,
+        *,
+        protected: bool | None = None,
+        note: str | None = None,
+        when: Precondition = ANY,
     ) -> Label:
-        """Points a label at a version. `expected` is its `rev`, `*` (it must be there) or `-` (it must not). Raises
-        RefusedError `not_found`, `invalid_request`, `precondition_failed`, `scope_missing`, `conflict`."""
-        written = await self._change_label(
-            owner, name, label, "move", Action.LABEL_MOVED, expected=expected, may_promote=may_promote, by=by,
-            version=move.version, protected=move.protected, note=move.note,
-        )  # fmt: skip
-        return _label(written)
+        """Points a label at a version, and makes it `protected` or not (None: as it is). Where nothing changes nothing
+        is written, but that a label of `system` becomes the caller's.
 
-    async def roll_back(
-        self, owner: str, name: str, label: str, *, may_promote: bool, by: Actor, note: str | None = None
-    ) -> Label:
-        """Takes a label back to where it was before its last move. Raises as `move_label`."""
-        written = await self._change_label(
-            owner, name, label, "rollback", Action.LABEL_ROLLED_BACK, expected=None, may_promote=may_promote, by=by,
-            note=note,
-        )  # fmt: skip
-        return _label(written)
+        Raises RefusedError `not_found`, `invalid_request` (there is no such version), `precondition_failed`, `conflict`
+        and `scope_missing`.
+        """
+        done = await self._change_label(
+            owner, name, label, change, "move", version=version, protected=protected, note=note, when=when
+        )
+        return decode_label(done[1])
 
     async def remove_label(
-        self, owner: str, name: str, label: str, *, expected: str | None, may_promote: bool, by: Actor
+        self, owner: str, name: str, label: str, change: Change, *, when: Precondition = ANY
     ) -> None:
-        """Takes a label away. Raises as `move_label`."""
-        await self._change_label(
-            owner, name, label, "remove", Action.LABEL_REMOVED, expected=expected, may_promote=may_promote, by=by
-        )
+        """Removes a label. Raises as `move_label`, and `conflict` while an experiment runs on it."""
+        await self._change_label(owner, name, label, change, "remove", when=when)
+
+    async def roll_back(
+        self,
+        owner: str,
+        name: str,
+        label: str,
+        change: Change,
+        *,
+        note: str | None = None,
+        when: Precondition = ANY,
+    ) -> tuple[Label, bool]:
+        """Points a label at the version that it had before, and whether this answer is a replay. Raises as
+        `move_label`, and `conflict` when it had none before."""
+        done = await self._change_label(owner, name, label, change, "roll_back", note=note, when=when)
+        return decode_label(done[1]), done[2] == "1"
 
     async def _change_label(
-        self, owner: str, name: str, label: str, what: str, action: Action, *, by: Actor, **more: Any
-    ) -> bytes:
-        reply = await self._scripts.run(
+        self, owner: str, name: str, label: str, change: Change, act: str, *, when: Precondition, **more: Any
+    ) -> list[str]:
+        reply = await self._run(
             "prompt_label",
+            owner,
+            name,
+            change,
             [self._keys.prompt(owner, name)],
-            owner=owner,
-            name=name,
             label=label,
-            what=what,
-            by=by.key,
-            most_labels=MOST_LABELS,
-            audit=entry(by, action, owner, prompt=name),
+            act=act,
+            revs=when.revs,
+            must_exist=when.exists or None,
+            must_not_exist=when.absent or None,
             **more,
         )
-        match [part.decode() for part in reply]:
-            case ["ok", _]:
-                written: bytes = reply[1]
-                return written
-            case ["no_version", count]:
-                message = f"the prompt has the versions 1 to {count}"
-                raise RefusedError("invalid_request", f"$.version: {message}", errors=(("$.version", message),))
-            case ["stale", rev]:
-                found = f'it is "{rev}" now' if rev else "there is no such label"
-                raise RefusedError("precondition_failed", f"The label {label!r} is not what was expected: {found}.")
-            case ["protected"]:
-                raise protected(label)
-            case ["nothing_before"]:
-                raise RefusedError("conflict", f"The label {label!r} has pointed at no other version before.")
-            case ["full"]:
-                raise RefusedError("conflict", f"The prompt has {MOST_LABELS} labels, as many as it may.")
+        match reply:
+            case ["ok", *_]:
+                return reply
             case ["no_label"]:
                 raise RefusedError("not_found", f"The prompt {name!r} has no label {label!r}.")
-        raise no_prompt(name)
+            case ["no_version", count]:
+                sentence = f"the prompt has the versions 1 to {count}"
+                raise RefusedError("invalid_request", f"$.version: {sentence}", errors=(("$.version", sentence),))
+            case ["stale", text]:
+                raise stale(label, decode_label(text) if text else None)
+            case ["nothing"]:
+                raise RefusedError(
+                    "conflict", f"The label {label!r} had no version before: there is nothing to restore."
+                )
+            case other:
+                raise refusal(owner, name, other)
 
-    async def archive(self, owner: str, name: str, *, may_promote: bool, by: Actor) -> None:
-        """Takes a prompt out of use; its versions stay for the jobs that are pinned on them. Raises RefusedError
-        `not_found`, `scope_missing`."""
-        reply = await self._scripts.run(
-            "prompt_archive",
-            [self._keys.prompt(owner, name), self._keys.prompts(owner)],
-            owner=owner,
-            name=name,
-            may_promote=may_promote,
-            audit=entry(by, Action.PROMPT_ARCHIVED, owner, prompt=name),
+    async def archive(self, owner: str, name: str, change: Change) -> None:
+        """Takes a prompt out of the lists, and its labels away; versions stay for pinned jobs, and a prompt of the same
+        name goes on with the next number. Raises RefusedError `not_found`, `conflict`, `scope_missing`."""
+        reply = await self._run(
+            "prompt_archive", owner, name, change, [self._keys.prompt(owner, name), self._keys.prompts(owner)]
         )
-        match [part.decode() for part in reply]:
-            case ["ok"]:
-                return
-            case ["protected", label]:
-                raise protected(label)
-        raise no_prompt(name)
+        if reply != ["ok"]:
+            raise refusal(owner, name, reply)
 
-    async def seed(self, defaults: Mapping[str, Content]) -> None:
-        """Adds the shipped defaults that no version of the shared prompts says yet. Labels that somebody has moved stay
-        where they are."""
+    async def seed(self, defaults: Mapping[str, Content]) -> list[str]:
+        """The shipped defaults of the shared prompts, by name: what has a text that no version has yet becomes the next
+        version, and `production` moves to it if `system` moved it last. The names of those that were added."""
+        added = []
         for name, content in defaults.items():
-            await self._scripts.run(
+            outcome = await self._scripts.run(
                 "prompt_seed",
                 [
                     self._keys.prompt(SHARED, name),
@@ -259,49 +262,27 @@ class PromptsStore:
                 name=name,
                 content=canonical(content).decode(),
                 sha256=digest(content),
-                label=PRODUCTION,
-                by=SYSTEM.key,
-                audit=entry(SYSTEM, Action.PROMPT_VERSION_ADDED, SHARED, prompt=name),
+                note=SEED_NOTE,
+                audit=prompt_entry(SYSTEM, SHARED, name),
+                **_BOUNDS,
             )
+            if outcome in (b"added", b"moved"):
+                added.append(name)
+        return added
 
-
-def _head(owner: str, name: str, row: Mapping[bytes, bytes]) -> Head | None:
-    if b"versions" not in row:
-        return None
-    description = row.get(b"description")
-    return Head(
-        owner=owner,
-        name=name,
-        description=None if description is None else description.decode(),
-        versions=int(row[b"versions"]),
-        labels={field[2:].decode(): _label(value) for field, value in row.items() if field.startswith(b"l:")},
-        experiments={field[2:].decode(): value for field, value in row.items() if field.startswith(b"x:")},
-        created_ms=int(row.get(b"created_ms", b"0")),
-        updated_ms=int(row.get(b"updated_ms", b"0")),
-        is_archived=b"archived_ms" in row,
-    )
-
-
-def label_view(name: str, label: Label, experiment: str | None) -> LabelView:
-    """A label as the API shows it."""
-    return LabelView(
-        label=name,
-        version=label.version,
-        previous=label.past[-1] if label.past else None,
-        protected=label.protected,
-        changed_at=rfc3339(label.at_ms),
-        changed_by=label.by,
-        experiment=experiment,
-    )
-
-
-def no_prompt(name: str) -> RefusedError:
-    """There is none of this name."""
-    return RefusedError("not_found", f"There is no prompt {name[:128]!r}.")
-
-
-def protected(label: str) -> RefusedError:
-    """The label is, and the key has not the scope."""
-    return RefusedError(
-        "scope_missing", f"The label {label!r} is protected: this needs a key with the scope `promote`."
-    )
+    async def _run(
+        self, script: str, owner: str, name: str, change: Change, keys: Sequence[str], **arguments: Any
+    ) -> list[str]:
+        idem = [] if script == "prompt_archive" else [change.idem_key or self._keys.prompts(owner) + ":-"]
+        reply = await self._scripts.run(
+            script,
+            [*keys, *idem, self._keys.tenant(owner)],
+            owner=owner,
+            name=name,
+            promotes=change.promotes or None,
+            audit=prompt_entry(change.by, owner, name),
+            idem_body=change.idem_body if change.idem_key else None,
+            **arguments,
+            **_BOUNDS,
+        )
+        return [part.decode() for part in reply]
