@@ -157,10 +157,11 @@ async def test_figures_come_from_the_jobs_own_ends(stack: Stack, model: DevModel
     views = []
     for number in range(12):
         if number == 5:
-            await model.faults({"kind": "status", "status": 400, "times": 1})
-        views.append(await stack.finished(await stack.submit(greeting())))
+            await model.faults({"kind": "cut", "times": 1})  # in the middle: it has used tokens
+        views.append(await stack.finished(await stack.submit({**greeting(), "maxAttempts": 1})))
     failed = [view for view in views if view["status"] == "failed"]
     assert len(failed) == 1
+    assert failed[0]["usage"]["totalTokens"] > 0
     await stack.call("POST", f"/api/jobs/{views[0]['jobId']}/feedback", {"score": 0.5})
     shown = (await stack.call("GET", path_of("greeting", "experiments", "production"))).json
     for arm in shown["arms"]:

@@ -145,8 +145,12 @@ async def test_a_built_in_prompt_is_changed_without_a_deployment(stack: Stack, m
     body = {"messages": [{"role": "system", "content": "Be brief."}], "labels": ["production"]}
     assert (await stack.call("POST", path_of(AGENT, "versions") + "?shared=true", body)).status == 201
     _, key = await stack.tenant()
-    own = {**body, "messages": [{"role": "system", "content": "Be long."}]}
+    own = {"messages": [{"role": "system", "content": "Be long."}]}
     assert (await stack.call("POST", "/api/prompts", {"name": AGENT, **own}, key=key)).status == 201
+    # Without the label, the shared one is still in place.
+    still = await stack.finished(await stack.submit(agent, key=key), key=key)
+    assert still["prompt"]["version"] == 2
+    assert (await stack.call("PUT", path_of(AGENT, "labels", "production"), {"version": 1}, key=key)).status == 200
     second = await stack.finished(await stack.submit(agent))
     third = await stack.finished(await stack.submit(agent, key=key), key=key)
     assert (second["prompt"]["version"], third["prompt"]["version"]) == (2, 1)
