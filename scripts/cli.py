@@ -14,7 +14,18 @@ import sys
 import aiohttp
 
 from scripts.client import ApiError, Client, UnreachableError
-from scripts.commands import admin, asking, audit, documents, embedding, erasure, jobs, usage
+from scripts.commands import (
+    admin,
+    asking,
+    audit,
+    documents,
+    embedding,
+    erasure,
+    experiments,
+    jobs,
+    prompts,
+    usage,
+)
 from scripts.commands.parsing import Commands
 from scripts.commands.printing import usage_error
 
@@ -30,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="The key is taken from ERRAND_KEY, else from the data directory's admin.key.",
     )
     commands = Commands(top.add_subparsers(dest="group", required=True, metavar="COMMAND"), common)
-    for subject in (asking, embedding, jobs, documents, usage, admin, erasure, audit):
+    for subject in (asking, embedding, jobs, documents, prompts, experiments, usage, admin, erasure, audit):
         subject.register(commands)
     return top
 

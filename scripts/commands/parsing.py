@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from scripts.client import Client
 from scripts.commands.printing import usage_error
@@ -79,3 +79,12 @@ def job_path(job_id: str) -> str:
 def without_none(**members: Any) -> dict[str, Any]:
     """The members that were given."""
     return {name: value for name, value in members.items() if value is not None}
+
+
+def prompt_path(arguments: argparse.Namespace, *rest: str, **query: Any) -> str:
+    """The path of the prompt `arguments.name`, or of what lies below it; of the shared one with `arguments.shared`."""
+    if arguments.shared:
+        query["shared"] = "true"
+    path = "/".join(["/api/prompts", quote(arguments.name, safe=""), *(quote(one, safe="") for one in rest)])
+    given = urlencode(without_none(**query))
+    return f"{path}?{given}" if given else path
