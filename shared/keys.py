@@ -26,7 +26,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("journal:{jobId}", "hash", "as the record", "begin_step, finish_step", "begin_step",
             "step name and input hash → its state and result"),
     KeyKind("open:{jobId}", "hash", "while a call is under way", "begin_step", "finish_step, settle, reap",
-            "calls under way: call id → JSON of its hold; `<call id>:o` → output tokens seen so far"),
+            "calls under way: call id → JSON of its hold; `<call id>:o` → output tokens seen so far, -1 while it waits to be sent"),
     KeyKind("output:{jobId}", "hash", "as the record", "finish_step", "API",
             "a large result: number of the part, from 0 → `<size_bytes> <blob key>`"),
     KeyKind("trash", "set", "while not empty", "sweep, retry, API", "upkeep",

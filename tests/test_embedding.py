@@ -17,6 +17,7 @@ from tests.conftest import ADMIN_KEY, DevModel, Stack
 from worker.batch.plan import Plan, Planner
 from worker.model.calls import estimate_text_tokens
 from worker.model.window import FIRST
+from worker.tasks.embedding import READY
 
 MODEL = {"model": "errand-dev-embedding"}
 
@@ -337,29 +338,40 @@ async def test_the_output_can_be_read_while_the_job_runs(make_stack: Any, model:
     assert answer.json["status"] == "cancelled"
 
 
-async def test_a_batch_is_begun_when_there_is_a_place_for_it(make_stack: Any, model: DevModel) -> None:
-    """The first calls hang: no other is in the journal and in the books, since a lost worker is charged for what it
-    began. What is reserved is for the calls at the model, counted as the model counts."""
-    stack = await make_stack(workers=("batch",), embedding_items=16)
+async def test_only_what_was_sent_is_charged_to_a_lost_worker(make_stack: Any, model: DevModel) -> None:
+    """The first calls hang: READY more are in the journal and in the books already, so that the model waits for no
+    journal, and no more of them. When the worker is killed, it is charged for the calls that the model got, counted as
+    the model counts, and for no other."""
+    stack: Stack = await make_stack(embedding_items=16, lease_seconds=1.0)
     tenant, key = await stack.tenant(budgets=[{"period": "day", "hardTokens": 10**6}])
     await model.faults({"kind": "stall", "path": "embeddings", "seconds": 30, "times": FIRST})
-    texts = some_texts(1_600)
+    texts = [f"Text number {number:04d} speaks of a ship." for number in range(1_600)]
+    (each,) = set(await TokenCounter().texts("text-embedding-3-small", texts))
+    job = await stack.submit(embedding(texts, input={"model": "text-embedding-3-small"}), key=key)
+    worker = await stack.spawn_worker("batch")
 
     async def begun() -> int:
         answer = await stack.call("GET", f"/api/jobs/{job}/events?limit=1000", key=key)
         return sum(event.get("state") == "started" for event in answer.json["data"])
 
-    job = await stack.submit(embedding(texts, input={"model": "text-embedding-3-small"}), key=key)
-    async with asyncio.timeout(10):
-        while await begun() < 1 + FIRST:  # the plan, those at the model
+    async def book() -> dict[str, int]:
+        raw = await stack.client.hgetall(stack.keys.books(tenant))
+        return {name.decode(): int(value) for name, value in raw.items() if name in (b"ht", b"tt")}
+
+    async with asyncio.timeout(20):
+        while await begun() < 1 + FIRST + READY:  # the plan, those at the model, those that are ready
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.3)
-    assert await begun() == 1 + FIRST
-    reserved = int((await stack.client.hget(stack.keys.books(tenant), "ht")) or 0)  # type: ignore[misc]
-    assert reserved == sum(await TokenCounter().texts("text-embedding-3-small", texts[: 16 * FIRST]))
-    answer = await stack.call("DELETE", f"/api/jobs/{job}?wait=10", key=key)
-    assert answer.json["status"] == "cancelled"
+    assert await begun() == 1 + FIRST + READY
+    assert (await book())["ht"] == each * 16 * (FIRST + READY)
+    worker.kill()
+    async with asyncio.timeout(10):
+        while (await book())["ht"]:
+            await asyncio.sleep(0.05)
     assert len((await model.stats(calls=True))["list"]) == FIRST
+    assert (await book())["tt"] == each * 16 * FIRST
+    check = await stack.call("POST", "/api/admin/books/check", {"tenantId": tenant})
+    assert check.json["ok"], check.text
 
 
 async def test_a_token_budget_stops_a_batch(make_stack: Any, model: DevModel) -> None:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
@@ -27,15 +27,13 @@ from shared.tokens import TokenCounter
 from worker.documents.library import Library
 from worker.journal import BlockedError, Journal, Step, UnsureError, step_name
 from worker.limits import Allowance, Patience
-from worker.model.calls import ChatCall, Completion, Count, Progress, ToolCall
+from worker.model.calls import ChatCall, Completion, Progress, ToolCall
 from worker.model.client import Model
 from worker.model.discipline import Tries
 from worker.model.window import Place
 from worker.report import Report
 from worker.tools.registry import Toolbox
 from worker.wording import Said, Wording
-
-P = TypeVar("P", bound=Progress)
 
 YES: Final = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
 NO: Final = frozenset({"no", "n", "false"})
@@ -185,42 +183,25 @@ class JobContext:
         if not windowed:
             return await self.step(label, identity, reserve, made, keep_back)
 
-        async def placed(place: Place, step: Step, progress: Progress) -> bytes:
-            result = await made(step, progress)
-            place.served()
-            return result
-
-        return await self.windowed_step(label, identity, reserve, placed, Progress, keep_back)
-
-    async def windowed_step(
-        self,
-        label: str,
-        identity: bytes,
-        reserve: Reservation,
-        make: Callable[[Place, Step, P], Awaitable[bytes]],
-        begin: Callable[[int, Count | None], P],
-        keep_back: int = 0,
-    ) -> tuple[bytes, bool]:
-        """As `step`, for one of many calls: it has a place in its model's window before anything is reserved for it, so
-        that no call is reserved that cannot be made yet.
-
-        `make` gets the place and gives it back, at the latest with its end. `begin` makes the progress of a try.
-        """
-        window = self.deps.model.discipline.of(reserve.model).window
+        window = self.deps.model.discipline.of(tries.model).window
         patience = Patience(self.job.lane, self.ends_s)
         while True:
             place = await Place.take(window, self.job.job_id)
             try:
-                progress = begin(reserve.tokens, self.deps.counter.quick(reserve.model))
-                return await self._step(label, identity, reserve, partial(make, place), keep_back, progress)
+                progress = Progress(reserve.tokens, self.deps.counter.quick(reserve.model))
+                result = await self._step(label, identity, reserve, made, keep_back, progress)
             except BlockedError as error:
                 place.left()  # others need not wait for this job's limits
                 await patience.wait(error.blocked)
+                continue
             except BaseException as error:
                 place.failed(error)
                 raise
-            finally:
+            if result[1]:
                 place.left()  # it came from the journal
+            else:
+                place.served()
+            return result
 
     async def try_again(self, tries: Tries, error: JobError) -> bool:
         """Waits until the next try; False when there is none."""
@@ -243,6 +224,7 @@ class JobContext:
         reserve: Reservation,
         make: Callable[[Step, Progress], Awaitable[bytes]],
         keep_back: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[bytes, bool]:
         """A journaled step that calls a model: its result, and whether it was there. It waits a little for limits.
 
@@ -251,8 +233,8 @@ class JobContext:
         patience = Patience(self.job.lane, self.ends_s)
         while True:
             try:
-                progress = Progress(reserve.tokens, self.deps.counter.quick(reserve.model))
-                return await self._step(label, identity, reserve, make, keep_back, progress)
+                fresh = progress or Progress(reserve.tokens, self.deps.counter.quick(reserve.model))
+                return await self._step(label, identity, reserve, make, keep_back, fresh)
             except BlockedError as error:
                 await patience.wait(error.blocked)
 
@@ -261,9 +243,9 @@ class JobContext:
         label: str,
         identity: bytes,
         reserve: Reservation,
-        make: Callable[[Step, P], Awaitable[bytes]],
+        make: Callable[[Step, Progress], Awaitable[bytes]],
         keep_back: int,
-        progress: P,
+        progress: Progress,
     ) -> tuple[bytes, bool]:
         """The same at once. Raises BlockedError when a limit keeps it from being made just now."""
 
@@ -272,6 +254,8 @@ class JobContext:
             self._check_budget(progress.input_tokens, keep_back)
             with self._open(progress) as close:
                 step.usage, step.on_spent, progress.call_id = progress.usage, close, step.call_id
+                if reserve.waits:
+                    progress.on_dispatch = partial(self.journal.dispatched, step.call_id)
                 if step.ratio is not None:
                     self.deps.counter.learn(reserve.model, step.ratio)
                 return await make(step, progress)

@@ -63,6 +63,7 @@ class Journal:
         self._claimed = claimed
         self._worker = worker
         self.tokens_spent = claimed.tokens_used
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def step(
         self,
@@ -124,6 +125,12 @@ class Journal:
         return await self._steadily(
             lambda: self._store.extend(self._claimed, self._worker, call=call_id, seen=0, bound=reserved, embeds=more)
         )
+
+    def dispatched(self, call_id: str) -> None:
+        """A call that waited is sent now. Not waited for: the model would be idle meanwhile."""
+        task = asyncio.create_task(self._steadily(lambda: self._store.dispatched(self._claimed, call_id)))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def _settle(
         self, name: str, label: str, step: Step, result: bytes | None, reserve: Reservation | None

@@ -6,7 +6,8 @@
 --       started as this one),
 --       and for a step that calls a model: model, tokens (of the input), embeds (bool: these are to be embedded), most
 --       (output tokens that the call may have; 0: no bound), input_pico and output_pico (price in pico-USD per token;
---       absent: unknown), price_version
+--       absent: unknown), price_version, waits (bool: the call waits for a place at the model; until `dispatched` says
+--       that it has one, a lost worker is charged nothing for it)
 -- Returns {'done', result} finished before, do not call
 --         {'new', output tokens reserved or -1 (no limit to ask), bytes per token learned of the model or ''} started
 --         {'lost'} the lease is lost   {'unsure', call id} started before, end unknown
@@ -82,6 +83,7 @@ if a.model then
   end
   hold.b = bound
   redis.call('HSET', KEYS[3], a.call, cjson.encode(hold))
+  if a.waits then redis.call('HSET', KEYS[3], a.call .. ':o', '-1') end
   redis.call('HSET', KEYS[1], 'calls', 1)
 end
 redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({call = a.call}))

@@ -49,13 +49,14 @@ class Blocked(msgspec.Struct, frozen=True):
 
 class Reservation(msgspec.Struct, frozen=True):
     """What is reserved for the model call of a step: `tokens` of input, which is to be embedded when it `embeds`, and
-    of output at most `most` (0: no bound)."""
+    of output at most `most` (0: no bound). `waits`: it is not sent yet when its step begins (`dispatched` says so)."""
 
     model: str
     tokens: int
     embeds: bool = False
     most: int = 0
     price: Price | None = None
+    waits: bool = False
 
 
 class Unsure(msgspec.Struct, frozen=True):
@@ -144,6 +145,7 @@ class EventsStore:
                 "tokens": reserve.tokens,
                 "embeds": reserve.embeds,
                 "most": reserve.most,
+                "waits": reserve.waits or None,
                 "input_pico": price.input_pico if price else None,
                 "output_pico": price.output_pico if price else None,
                 "price_version": price.version if price else None,
@@ -177,6 +179,10 @@ class EventsStore:
                 return Blocked(reply[0].decode(), why_of(reply[1]))
         bound = int(reply[1])
         return Begun(bound if bound >= 0 else None, float(reply[2]) if reply[2] else None)
+
+    async def dispatched(self, claimed: Claimed, call: str) -> None:
+        """A call that was begun as one that `waits` is sent to the model now."""
+        await self.scripts.run("dispatched", [self.keys.open_calls(claimed.job_id)], call=call)
 
     async def extend(
         self, claimed: Claimed, worker: str, *, call: str, seen: int, bound: int, embeds: int | None = None

@@ -3,7 +3,7 @@ text of many is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from shared.errors import (
@@ -63,23 +63,24 @@ class Asking:
         spec: EmbeddingSource,
         verdict: Verdict,
         requests: Requests,
-        place: Place,
         tokens: Mapping[str, int],
+        on_placed: Callable[[], None],
     ) -> None:
-        """`place` is that of the first request; `tokens` of each text."""
+        """`tokens` of each text. `on_placed` is called once: the batch is at the model, or needs it no more, and
+        another may get ready."""
         self.dimensions: int | None = None
         self._context = context
         self._spec = spec
         self._verdict = verdict
         self._requests = requests
-        self._place: Place | None = place
         self._tokens = tokens
+        self._on_placed: Callable[[], None] | None = on_placed
 
-    def _leave(self) -> None:
-        """Gives back the place that no request needed: what follows may wait for other batches."""
-        if self._place is not None:
-            self._place.left()
-            self._place = None
+    def leave_the_ready(self) -> None:
+        """See `on_placed`."""
+        if self._on_placed is not None:
+            self._on_placed()
+            self._on_placed = None
 
     async def vectors(self, texts: list[str]) -> list[Found]:
         """A vector or a failure for each text. A request that fails for its texts is split until those are found.
@@ -87,7 +88,7 @@ class Asking:
         Raises JobError when it does not seem to be the texts: the model is out of order, or refuses all that is asked.
         """
         if not texts:
-            self._leave()
+            self.leave_the_ready()
             return []
         try:
             return await self._split(texts, probe=texts[-1], is_whole=True)
@@ -147,7 +148,8 @@ class Asking:
         call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
         tokens = sum(self._tokens[text] for text in texts)
         while True:
-            place, self._place = self._place or await Place.take(window, context.job.job_id), None
+            place = await Place.take(window, context.job.job_id)
+            self.leave_the_ready()
             try:
                 answer = await self._place_request(call, tokens)
             except JobError as error:

@@ -75,9 +75,16 @@ class Progress:
         self.stated: CallUsage | None = None
         self.is_over = False  # the answer has come to its end: what is stated is final
         self.call_id = ""  # in the books
+        self.on_dispatch: Callable[[], None] | None = None  # called once, just before it is sent
         self._count = count
         self._pieces = 0
         self._counted = 0
+
+    def sending(self) -> None:
+        """The request is sent now."""
+        if self.on_dispatch is not None:
+            self.on_dispatch()
+            self.on_dispatch = None
 
     def add(self, text: str, *, is_shown: bool = False) -> None:
         """A piece of the answer has come."""
@@ -126,6 +133,7 @@ class Requests(Progress):
         """A request begins; `tokens` estimates its texts."""
         self.requests += 1
         self._current = Progress(tokens)
+        self._current.on_dispatch = self.sending
         return self._current
 
     def end(self, *, wasted: bool) -> None:

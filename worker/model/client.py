@@ -209,6 +209,7 @@ class Model:
 
     async def _post(self, path: str, body: dict[str, Any], progress: Progress) -> Any:
         """The head of the answer has come; its body is still to be read."""
+        progress.sending()
         await self._turnstile.enter()
         # From here on the model may be working on it, so it is paid for, whatever comes.
         progress.dispatched = True

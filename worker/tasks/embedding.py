@@ -29,7 +29,6 @@ from worker.batch.plan import Batch, Plan, Planner
 from worker.context import JobContext
 from worker.journal import Step
 from worker.model.calls import Requests
-from worker.model.window import Place
 
 log = get_logger()
 
@@ -37,6 +36,7 @@ LINES_AT_ONCE: Final = 256
 BYTES_AT_ONCE: Final = 1024 * 1024
 MEMORY_BYTES: Final = 192 * 1024 * 1024  # of batches under way, about
 LEAST_ALIVE: Final = 4
+READY: Final = 8  # batches begun beyond those at the model: a place that comes free waits for no journal
 TELL_EVERY_S: Final = 0.5
 
 
@@ -125,6 +125,7 @@ class _Work:
         per_batch = 2 * (plan.answer_bytes + plan.tokens * 4)
         alive = min(context.deps.settings.model_max_in_flight, max(LEAST_ALIVE, MEMORY_BYTES // per_batch))
         self._alive = asyncio.Semaphore(alive)
+        self._ready = asyncio.Semaphore(READY)
 
     async def run(self, planner: Planner) -> None:
         """Works through the input. An error stops the reading; what is under way ends first, and is kept."""
@@ -225,8 +226,10 @@ class _Work:
         model, counter = context.job.model, context.deps.counter
         tokens = dict(zip(batch.texts, await counter.texts(model, batch.texts), strict=True))
 
-        async def make(place: Place, step: Step, requests: Requests) -> bytes:
-            asking = Asking(context, self._spec, self._verdict, requests, place, tokens)
+        requests = Requests(sum(tokens.values()))
+        asking = Asking(context, self._spec, self._verdict, requests, tokens, self._ready.release)
+
+        async def make(step: Step, _: Any) -> bytes:
             try:
                 return await self._make(step, batch, before, asking)
             finally:
@@ -234,12 +237,16 @@ class _Work:
                 if requests.requests == 1 and before is None:
                     step.input_bytes = sum(len(text.encode("utf-8", "replace")) for text in batch.texts)
 
+        await self._ready.acquire()
         try:
-            reserve = Reservation(model, sum(tokens.values()), embeds=True, price=context.deps.prices.price(model))
-            journaled, reused = await context.windowed_step(label, identity, reserve, make, Requests)
+            price = context.deps.prices.price(model)
+            reserve = Reservation(model, requests.reserved, embeds=True, price=price, waits=True)
+            journaled, reused = await context.step(label, identity, reserve, make, progress=requests)
         except JobError as error:
             error.step = error.step or label
             raise
+        finally:
+            asking.leave_the_ready()
         return msgspec.json.decode(journaled, type=_Done), reused
 
     async def _make(self, step: Step, batch: Batch, before: _Done | None, asking: Asking) -> bytes:

@@ -62,15 +62,19 @@ local function book_open_calls(job_id, key, row)
     local call_id = entries[i]
     if string.sub(call_id, -2) ~= ':o' then
       local hold = cjson.decode(entries[i + 1])
+      -- One that still waited for a place at the model was never sent.
+      local sent = seen[call_id] ~= -1
       local input, embedded, output = hold.e and 0 or hold.i, hold.e and hold.i or 0, seen[call_id] or 0
       local total = input + embedded + output
-      let_go(hold, total, job.tenant)
-      local nano = nil
-      if hold.pi then nano = nano_of(hold, hold.i, output) end
-      local call = {id = call_id, step = hold.s, model = hold.m, version = hold.pv, estimated = true}
-      book(job_id, key, job, call, input, output, embedded, total, nano)
-      redis.call('HSET', P .. 'journal:' .. job_id, 'call:' .. call_id,
-        cjson.encode({i = input, o = output, e = embedded, n = nano}))
+      let_go(hold, sent and total or 0, job.tenant)
+      if sent then
+        local nano = nil
+        if hold.pi then nano = nano_of(hold, hold.i, output) end
+        local call = {id = call_id, step = hold.s, model = hold.m, version = hold.pv, estimated = true}
+        book(job_id, key, job, call, input, output, embedded, total, nano)
+        redis.call('HSET', P .. 'journal:' .. job_id, 'call:' .. call_id,
+          cjson.encode({i = input, o = output, e = embedded, n = nano}))
+      end
     end
   end
   redis.call('DEL', open)
