@@ -10,7 +10,7 @@ import yaml
 from scripts.commands.prompt_files import BadFileError, difference, read, written
 from shared.prompts import Content
 from shared.specs import ChatMessage
-from tests.conftest import Stack
+from tests.conftest import DevModel, Stack
 from tests.prompting import make, path_of, version
 from tests.test_cli import errand
 
@@ -73,6 +73,26 @@ async def test_a_prompt_is_made_moved_and_looked_at(edge: Stack, tmp_path: Path)
     assert "no job has ended" in (await errand(edge, "prompts", "stats", "support/triage")).out
     assert (await errand(edge, "prompts", "archive", "support/triage")).code == 0
     assert (await errand(edge, "prompts", "show", "support/triage")).code == 1
+
+
+async def test_questions_may_name_a_prompt(stack: Stack, model: DevModel, tmp_path: Path) -> None:
+    """Given a prompt with a text and a number, then a chat and a job say it with the values that were set."""
+    file = tmp_path / "ask.yaml"
+    file.write_text(
+        "messages:\n- {role: system, content: 'In {{n}} words, {{how}}.'}\n"
+        "variables: {n: {type: integer}, how: {}}\nlabels: [production]\n"
+    )
+    assert (await errand(stack, "prompts", "create", "ask", str(file))).code == 0
+    given = ("--prompt", "ask", "--set", "n:=5", "--set", "how=a=b")
+    assert (await errand(stack, "chat", "Hello?", *given)).code == 0
+    done = await errand(stack, "jobs", "submit", "--chat", "Hello?", "--wait", "--json", *given)
+    assert done.json["prompt"]["name"] == "ask"
+    for call in (await model.stats(calls=True))["list"]:
+        assert call["body"]["messages"][0] == {"role": "system", "content": "In 5 words, a=b."}
+    assert (await errand(stack, "chat", "x", "--prompt", "ask@one")).code == 2
+    assert (await errand(stack, "chat", "x", "--set", "n=1")).code == 2
+    wrong = await errand(stack, "chat", "x", "--prompt", "ask:staging", "--set", "n=1", "--set", "how=x")
+    assert (wrong.code, "$.prompt.label" in wrong.err) == (1, True)
 
 
 async def test_files_go_there_and_back_unchanged(edge: Stack, tmp_path: Path) -> None:

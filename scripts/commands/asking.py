@@ -15,7 +15,7 @@ from urllib.parse import quote
 from scripts.client import ApiError, Client
 from scripts.commands.following import going_on, wait
 from scripts.commands.live import Live
-from scripts.commands.parsing import Commands, as_answer, job_path, positive, without_none
+from scripts.commands.parsing import Commands, add_prompt, as_answer, job_path, positive, prompt_ref, without_none
 from scripts.commands.printing import failure_text, note, out, outcome_code, usage_error
 from scripts.results import agent_summary
 
@@ -28,8 +28,7 @@ async def chat(client: Client, arguments: argparse.Namespace) -> int:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": message}]}
     if arguments.system:
         body["messages"].insert(0, {"role": "system", "content": arguments.system})
-    if arguments.model:
-        body["model"] = arguments.model
+    body |= without_none(model=arguments.model, prompt=prompt_ref(arguments))
     if arguments.json:
         print(json.dumps(await client.call("POST", "/api/chat", json=body), indent=2, ensure_ascii=False))
         return 0
@@ -59,7 +58,12 @@ async def agent(client: Client, arguments: argparse.Namespace) -> int:
         maxSteps=arguments.max_steps,
         context=about or None,
     )
-    limits = without_none(tokenBudget=arguments.token_budget, timeoutSeconds=arguments.timeout, model=arguments.model)
+    limits = without_none(
+        tokenBudget=arguments.token_budget,
+        timeoutSeconds=arguments.timeout,
+        model=arguments.model,
+        prompt=prompt_ref(arguments),
+    )
     job = await client.call("POST", "/api/jobs", json={"type": "agent", "input": given, **limits})
     job_id = job["jobId"]
     with going_on(job_id):
@@ -145,6 +149,7 @@ def register(commands: Commands) -> None:
     asking.add_argument("message", help="what to say; - reads standard input")
     asking.add_argument("--system", metavar="TEXT", help="a system message before it")
     asking.add_argument("--model")
+    add_prompt(asking)
 
     working = commands.action(commands.top, "agent", agent, "have an agent work towards a goal, and watch it")
     working.add_argument("goal", help="what it is to find out or do; - reads standard input")
@@ -167,4 +172,5 @@ def register(commands: Commands) -> None:
     working.add_argument("--max-steps", type=positive, metavar="N", help="most calls of the model (default: 20)")
     working.add_argument("--token-budget", type=positive, metavar="N", help="most tokens, all attempts together")
     working.add_argument("--model")
+    add_prompt(working)
     working.add_argument("--timeout", type=float, metavar="SECONDS", help="of one attempt (default: 600)")

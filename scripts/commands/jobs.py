@@ -9,7 +9,16 @@ from urllib.parse import quote, urlencode
 
 from scripts.client import Client, Place
 from scripts.commands.following import going_on, tail, wait
-from scripts.commands.parsing import Commands, as_answer, job_path, positive, read_json_argument, without_none
+from scripts.commands.parsing import (
+    Commands,
+    add_prompt,
+    as_answer,
+    job_path,
+    positive,
+    prompt_ref,
+    read_json_argument,
+    without_none,
+)
 from scripts.commands.printing import (
     eta_text,
     feedback_text,
@@ -53,7 +62,9 @@ async def jobs_submit(client: Client, arguments: argparse.Namespace) -> int:
     else:
         return usage_error("give a body (JSON, @file or -), --chat TEXT or --analyse FILE")
     if isinstance(body, dict):
-        body |= without_none(priority=arguments.priority, model=arguments.model, user=arguments.user)
+        body |= without_none(
+            priority=arguments.priority, model=arguments.model, user=arguments.user, prompt=prompt_ref(arguments)
+        )
     headers = {"Idempotency-Key": arguments.idempotency_key} if arguments.idempotency_key else {}
     job = await client.call("POST", "/api/jobs", json=body, headers=headers)
     if arguments.tail:
@@ -209,6 +220,7 @@ def _register_submit(submit: argparse.ArgumentParser) -> None:
     submit.add_argument("-q", "--question", action="append", help="with --analyse: answer this too")
     submit.add_argument("--priority", choices=["high", "normal", "low"])
     submit.add_argument("--model")
+    add_prompt(submit)
     submit.add_argument("--user")
     submit.add_argument("--idempotency-key", metavar="KEY")
     submit.add_argument("--wait", action="store_true", help="wait for the end and show the job")

@@ -88,3 +88,32 @@ def prompt_path(arguments: argparse.Namespace, *rest: str, **query: Any) -> str:
     path = "/".join(["/api/prompts", quote(arguments.name, safe=""), *(quote(one, safe="") for one in rest)])
     given = urlencode(without_none(**query))
     return f"{path}?{given}" if given else path
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
+    """`--prompt` and `--set`, for commands that submit a job."""
+    parser.add_argument("--prompt", metavar="NAME", help="a stored prompt: NAME, NAME@VERSION or NAME:LABEL")
+    parser.add_argument(
+        "--set", action="append", metavar="X=TEXT", help="a value of its variables; X:=JSON for other types"
+    )
+
+
+def prompt_ref(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What `--prompt` and `--set` say, as a job names it. Ends the command with 2 for what cannot be read."""
+    if arguments.prompt is None:
+        if arguments.set:
+            raise SystemExit(usage_error("--set gives values to a --prompt"))
+        return None
+    name, at, version = arguments.prompt.partition("@")
+    name, colon, label = name.partition(":")
+    if (at and not version.isdigit()) or (colon and not label) or (at and colon):
+        raise SystemExit(usage_error(f"{arguments.prompt!r} is not of the form NAME, NAME@VERSION or NAME:LABEL"))
+    values: dict[str, Any] = {}
+    for given in arguments.set or ():
+        variable, sign, text = given.partition("=")
+        if not sign:
+            raise SystemExit(usage_error(f"{given!r} is not of the form X=TEXT or X:=JSON"))
+        values[variable.removesuffix(":")] = read_json_argument(text) if variable.endswith(":") else text
+    return without_none(
+        name=name, version=int(version) if at else None, label=label if colon else None, variables=values or None
+    )
