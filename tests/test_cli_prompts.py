@@ -89,6 +89,8 @@ async def test_questions_may_name_a_prompt(stack: Stack, model: DevModel, tmp_pa
     assert done.json["prompt"]["name"] == "ask"
     for call in (await model.stats(calls=True))["list"]:
         assert call["body"]["messages"][0] == {"role": "system", "content": "In 5 words, a=b."}
+    assert (await errand(stack, "chat", "", *given)).code == 0
+    assert len((await model.stats(calls=True))["list"][-1]["body"]["messages"]) == 1
     assert (await errand(stack, "chat", "x", "--prompt", "ask@one")).code == 2
     assert (await errand(stack, "chat", "x", "--set", "n=1")).code == 2
     wrong = await errand(stack, "chat", "x", "--prompt", "ask:staging", "--set", "n=1", "--set", "how=x")

@@ -25,7 +25,7 @@ DOCUMENT_ID = re.compile(r"doc_[0-9A-HJKMNP-TV-Z]{26}")
 async def chat(client: Client, arguments: argparse.Namespace) -> int:
     """Asks the model and shows its answer as it is made."""
     message = sys.stdin.read() if arguments.message == "-" else arguments.message
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": message}]}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": message}] if message else []}
     if arguments.system:
         body["messages"].insert(0, {"role": "system", "content": arguments.system})
     body |= without_none(model=arguments.model, prompt=prompt_ref(arguments))
@@ -146,7 +146,7 @@ async def typed_line() -> str:
 def register(commands: Commands) -> None:
     """`chat` and `agent`."""
     asking = commands.action(commands.top, "chat", chat, "ask the model")
-    asking.add_argument("message", help="what to say; - reads standard input")
+    asking.add_argument("message", help="what to say; - reads standard input; empty where a --prompt says all")
     asking.add_argument("--system", metavar="TEXT", help="a system message before it")
     asking.add_argument("--model")
     add_prompt(asking)
