@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
 from shared.audit import Action, Actor
 from shared.errors import RefusedError
-from shared.experiments import GuardrailAction
+from shared.experiments import ArmSums, Experiment, Guardrail, GuardrailAction
 from shared.figures import crossed, experiment_view
 from shared.log import get_logger
 from shared.metrics import GUARDRAILS
 from shared.redis import OUTAGE
 from shared.stores.experiments import ExperimentsStore, running
+from shared.stores.prompt_records import Head
 from shared.stores.prompts import Change, PromptsStore
 
 log = get_logger()
@@ -50,29 +51,48 @@ class Guardian:
     async def look(self) -> None:
         """Once at each. Raises a member of OUTAGE."""
         for owner, name, label in await self._experiments.guarded():
-            head = await self._prompts.head(owner, name)
-            experiment = running(head, label) if head is not None else None
-            if head is None or experiment is None:
-                continue
-            sums = await self._experiments.sums(owner, experiment)
-            for guardrail in experiment.guardrails:
-                if not (arms := crossed(guardrail, experiment, sums)):
-                    continue
-                versions = ", ".join(str(experiment.variants[arm].version) for arm in arms)
-                why = (
-                    f"Guardrail: {guardrail.metric.value} of version {versions} is worse than the control's by more "
-                    f"than {guardrail.worse_by:g}."
-                )
-                act = "roll_back" if guardrail.action is GuardrailAction.ROLLBACK else "stop"
-                try:
-                    await self._experiments.end(
-                        head, label, act, WATCH, Action.GUARDRAIL_TRIPPED, why=why,
-                        expected=f"{experiment.id} {experiment.rev}",
-                        figures=msgspec.to_builtins(experiment_view(name, label, experiment, sums)),
-                    )  # fmt: skip
-                except RefusedError:
-                    break  # another process, or a person, was faster
-                self._forget(owner, name)
-                GUARDRAILS.labels(guardrail.metric.value, guardrail.action.value).inc()
-                log.warning("guardrail.crossed", owner=owner, prompt=name, label=label, experiment=experiment.id)
-                break
+            try:
+                await self._look_at(owner, name, label)
+            except OUTAGE:
+                raise
+            except Exception:
+                log.exception("guardian.failed", owner=owner, prompt=name, label=label)  # the others are looked at
+
+    async def _look_at(self, owner: str, name: str, label: str) -> None:
+        head = await self._prompts.head(owner, name)
+        experiment = running(head, label) if head is not None else None
+        if head is None or experiment is None:
+            return
+        sums = await self._experiments.sums(owner, experiment)
+        for guardrail in experiment.guardrails:
+            if arms := crossed(guardrail, experiment, sums):
+                await self._end(head, label, experiment, sums, guardrail, arms)
+                return
+
+    async def _end(
+        self,
+        head: Head,
+        label: str,
+        experiment: Experiment,
+        sums: Sequence[ArmSums],
+        guardrail: Guardrail,
+        arms: Sequence[int],
+    ) -> None:
+        versions = [experiment.variants[arm].version for arm in arms]
+        why = (
+            f"Guardrail: {guardrail.metric.value} of version {', '.join(map(str, versions))} is worse than the "
+            f"control's by more than {guardrail.worse_by:g}."
+        )
+        # Back only from a version that is bad: the control may just have been proved good.
+        rolls = guardrail.action is GuardrailAction.ROLLBACK and head.version_of(label) in versions
+        try:
+            await self._experiments.end(
+                head, label, "roll_back" if rolls else "stop", WATCH, Action.GUARDRAIL_TRIPPED, why=why,
+                expected=f"{experiment.id} {experiment.rev}",
+                figures=msgspec.to_builtins(experiment_view(head.name, label, experiment, sums)),
+            )  # fmt: skip
+        except RefusedError:
+            return  # another process, or a person, was faster
+        self._forget(head.owner, head.name)
+        GUARDRAILS.labels(guardrail.metric.value, guardrail.action.value).inc()
+        log.warning("guardrail.crossed", owner=head.owner, prompt=head.name, label=label, experiment=experiment.id)

@@ -143,7 +143,9 @@ class Pinning:
         for name in names[1:] if ref is not None else names:
             # One whose label was taken away: workers say what was shipped.
             with suppress(BadPromptError):
-                pins.append(await self.resolve(tenant, name, user=job.user))
+                # A job is counted for its main prompt: with the others it is in no experiment.
+                is_main = ref is None and name == names[0]
+                pins.append(await self.resolve(tenant, name, user=job.user if is_main else None, is_job=is_main))
         if main is None and pins and pins[0].name == names[0]:
             main = await self.content(pins[0])
         if main is None:

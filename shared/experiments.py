@@ -6,11 +6,11 @@ from enum import StrEnum
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from shared.evidence import Sums
 from shared.jobs import FeedbackView, Output
-from shared.prompts import Note
+from shared.prompts import MAX_VERSIONS, Note
 from shared.specs import Wire
 
 
@@ -42,8 +42,8 @@ class GuardrailAction(StrEnum):
 class Variant(Wire, frozen=True, kw_only=True):
     """A version, and how large its share is beside the others' weights."""
 
-    version: Annotated[int, Meta(ge=1)]
-    weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1
+    version: Annotated[int, Meta(ge=1, le=MAX_VERSIONS)]
+    weight: Annotated[float, Meta(ge=0.001, le=1_000)] = 1
 
 
 class Guardrail(Wire, frozen=True, kw_only=True):
@@ -58,13 +58,13 @@ class Guardrail(Wire, frozen=True, kw_only=True):
 
 class ExperimentDraft(Wire, frozen=True, kw_only=True):
     """Body of `PUT /api/prompts/{name}/experiments/{label}`. `coverage` is the share of units that is in; of an
-    experiment that runs only it may change, and only grow, beside guardrails and note."""
+    experiment that runs only it may change, and only grow, beside guardrails and note; what is absent stays."""
 
     variants: Annotated[list[Variant], Meta(min_length=2, max_length=10)]
-    sticky_by: StickyBy = StickyBy.USER
-    coverage: Annotated[float, Meta(ge=0, le=1)] = 1
-    guardrails: Annotated[list[Guardrail], Meta(max_length=10)] = msgspec.field(default_factory=list)
-    note: Note | None = None
+    sticky_by: StickyBy | UnsetType = UNSET
+    coverage: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    guardrails: Annotated[list[Guardrail], Meta(max_length=10)] | UnsetType = UNSET
+    note: Note | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         versions = [variant.version for variant in self.variants]
@@ -75,15 +75,16 @@ class ExperimentDraft(Wire, frozen=True, kw_only=True):
 class Promotion(Wire, frozen=True, kw_only=True):
     """Body of `POST …/experiments/{label}/promote`."""
 
-    version: Annotated[int, Meta(ge=1)]
+    version: Annotated[int, Meta(ge=1, le=MAX_VERSIONS)]
     note: Note | None = None
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """An experiment as it is stored. `control` is the arm (from 0) that the others are compared with; `rev` counts its
-    changes."""
+    """An experiment on `label` as it is stored. `control` is the arm (from 0) that the others are compared with;
+    `rev` counts its changes."""
 
     id: str
+    label: str
     salt: str
     variants: list[Variant]
     sticky_by: StickyBy

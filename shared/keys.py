@@ -118,8 +118,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "`<arm>|assigned` units; `<arm>|<metric>|` n, x (sum), u (units), ss, sn, nn (over units: sum², sum × n, n²)"),
     KeyKind("armunits:{owner}:{experiment}", "hash", "until 90 days after its end", "admit, settle, reap, feedback", "the same",
             "`<arm>|<metric>|<mark of a user>` → `n sum`; `assigned|<mark>` → arm"),
-    KeyKind("experiments:{owner}:{name}:{label}", "list", "as the tenant", "prompt_experiment", "API",
-            "ended experiments as JSON, the newest 50"),
+    KeyKind("experiments:{owner}:{name}", "list", "as the tenant", "prompt_experiment, prompt_label", "API",
+            "ended experiments as JSON, the newest 100"),
     KeyKind("guarded", "set", "while not empty", "prompt_experiment", "API",
             "`<owner> <name> <label>` of running experiments that have guardrails"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
@@ -309,9 +309,9 @@ class Keys(msgspec.Struct, frozen=True):
         """The sums of an experiment's arms."""
         return f"{self.prefix}arms:{owner}:{experiment}"
 
-    def ended_experiments(self, owner: str, name: str, label: str) -> str:
-        """Experiments on a label that have ended."""
-        return f"{self.prefix}experiments:{owner}:{name}:{label}"
+    def ended_experiments(self, owner: str, name: str) -> str:
+        """Experiments on a prompt's labels that have ended."""
+        return f"{self.prefix}experiments:{owner}:{name}"
 
     @property
     def guarded(self) -> str:

@@ -374,6 +374,18 @@ async def test_only_what_was_sent_is_charged_to_a_lost_worker(make_stack: Any, m
     assert check.json["ok"], check.text
 
 
+async def test_repeats_keep_to_the_jobs_budget(make_stack: Any, model: DevModel) -> None:
+    """Given a batch that fits its job's budget once, when the model does not answer, then it is not asked for again."""
+    stack: Stack = await make_stack(workers=("batch",), model_retries=2, model_first_token_seconds=0.3)
+    await model.faults({"kind": "stall", "path": "embeddings", "seconds": 30, "times": 2})
+    texts = some_texts(20)
+    tokens = sum(map(estimate_text_tokens, texts))
+    job = await stack.submit(embedding(texts, tokenBudget=round(tokens * 1.5), maxAttempts=1))
+    view = await stack.finished(job)
+    assert (view["status"], view["error"]["code"]) == ("failed", "budget_exhausted"), view
+    assert view["usage"]["totalTokens"] <= tokens * 1.5
+
+
 async def test_a_token_budget_stops_a_batch(make_stack: Any, model: DevModel) -> None:
     """Nothing further is asked; what was made can be read."""
     stack = await make_stack(workers=("batch",), embedding_items=16, model_max_in_flight=1)

@@ -13,9 +13,10 @@ from shared.evidence import Sums
 from shared.experiments import ArmSums, Experiment, Guardrail, GuardrailAction, Metric, StickyBy, Variant
 from shared.figures import crossed, experiment_view, stats_rows
 from tests.conftest import Answer, DevModel, Stack, chat
-from tests.prompting import make, move, path_of, version
+from tests.prompting import HELLO, make, move, path_of, version
 
 USERS = [f"user {number}" for number in range(2_000)]
+MESSAGES = [{"role": "system", "content": "Be brief."}]
 VARIANTS = [{"version": 1}, {"version": 2}]
 
 
@@ -80,7 +81,7 @@ async def test_only_the_coverage_grows(edge: Stack) -> None:
     first = await begin(edge, coverage=0.5, stickyBy="job")
     assert first.json["coverage"] == 0.5
     assert (await begin(edge, coverage=0.2, stickyBy="job")).json["code"] == "conflict"
-    assert (await begin(edge, coverage=0.6)).json["code"] == "conflict"
+    assert (await begin(edge, coverage=0.6, stickyBy="user")).json["code"] == "conflict"
     other = await begin(edge, variants=[{"version": 1}, {"version": 2, "weight": 2}], stickyBy="job", coverage=0.6)
     assert other.json["code"] == "conflict"
     stale = await begin(edge, coverage=0.7, stickyBy="job", headers={"If-Match": '"exp_x-1"'})
@@ -88,6 +89,97 @@ async def test_only_the_coverage_grows(edge: Stack) -> None:
     assert (await begin(edge, stickyBy="job", headers={"If-None-Match": "*"})).status == 412
     grown = await begin(edge, coverage=0.7, stickyBy="job", headers={"If-Match": first.headers["ETag"]})
     assert (grown.status, grown.json["id"], grown.json["coverage"]) == (200, first.json["id"], 0.7)
+    assert (await begin(edge, headers={"If-Match": "*"})).json["coverage"] == 0.7, "what is absent stays"
+    await edge.call("DELETE", path_of("greeting", "experiments", "production"))
+    assert (await begin(edge, headers={"If-Match": "*"})).status == 412
+
+
+async def test_a_rollback_ends_the_experiment_and_a_move_waits_for_its_end(edge: Stack) -> None:
+    """Given an experiment, when the label is rolled back, then everybody gets the version before at once, those in the
+    experiment too, and it is kept among the ended ones, also when the label is gone; a move is refused with a hint."""
+    await two_versions(edge)
+    await move(edge, 2)
+    rails = [{"metric": "success", "worseBy": 0.1}]
+    await begin(edge, variants=[{"version": 2}, {"version": 1}], guardrails=rails, note="try")
+    again = await begin(edge, variants=[{"version": 2}, {"version": 1}])
+    assert (again.json["guardrails"][0]["worseBy"], again.json["note"]) == (0.1, "try")
+    moved = await move(edge, 1)
+    assert (moved.status, "promote" in moved.json["detail"]) == (409, True)
+    back = await edge.call("POST", path_of("greeting", "rollback"), {"label": "production"})
+    assert (back.json["version"], back.json["experiment"]) == (1, None)
+    for user in USERS[:8]:
+        view = (await edge.call("GET", f"/api/jobs/{await edge.submit(greeting(user))}")).json["prompt"]
+        assert (view["version"], "experiment" in view) == (1, False)
+    assert (await edge.call("DELETE", path_of("greeting", "labels", "production"))).status == 204
+    (ended,) = (await edge.call("GET", path_of("greeting", "experiments"))).json["data"]
+    assert (ended["label"], ended["why"]) == ("production", "The label was rolled back.")
+    assert await edge.client.smembers(edge.keys.guarded) == set()  # type: ignore[misc]
+
+
+async def test_a_tenant_that_is_erased_leaves_no_guard(stack: Stack) -> None:
+    tenant, key = await stack.tenant()
+    await make(stack, labels=["production"], key=key)
+    await stack.call("POST", path_of("greeting", "versions"), {"messages": HELLO}, key=key)
+    rails = [{"metric": "success", "worseBy": 0.1}]
+    body = {"variants": VARIANTS, "guardrails": rails}
+    begun = await stack.call("PUT", path_of("greeting", "experiments", "production"), body, key=key)
+    assert begun.status == 200, begun.text
+    assert len(await stack.client.smembers(stack.keys.guarded)) == 1  # type: ignore[misc]
+    answer = await stack.call("DELETE", f"/api/admin/tenants/{tenant}")
+    assert (await stack.finished(answer.json["jobId"]))["status"] == "complete"
+    assert await stack.client.smembers(stack.keys.guarded) == set()  # type: ignore[misc]
+
+
+async def test_figures_of_shared_prompts_are_the_administrators(edge: Stack) -> None:
+    _, key = await edge.tenant()
+    at = path_of("errand/agent", "experiments", "production")
+    body = {"messages": [{"role": "system", "content": "Be brief."}]}
+    await edge.call("POST", path_of("errand/agent", "versions") + "?shared=true", body)
+    assert (await edge.call("PUT", at + "?shared=true", {"variants": VARIANTS})).status == 200
+    for path in (at, at + "?shared=true", path_of("errand/agent", "experiments")):
+        assert (await edge.call("GET", path, key=key)).status == 403
+    log = (await edge.call("GET", path_of("errand/agent", "audit"), key=key)).text
+    assert "key_" not in log
+    assert (await edge.call("GET", at + "?shared=true")).status == 200
+
+
+async def test_a_retry_with_another_prompt_leaves_figures_apart(stack: Stack, model: DevModel) -> None:
+    """Given a job that has used tokens under one prompt, when it is retried with one under an experiment, then the arm
+    counts the job and what its second run used; and back again, nothing is written for no experiment."""
+    await two_versions(stack)
+    await make(stack, "other", labels=["production"], model="gpt-4o-mini")
+    await begin(stack, stickyBy="job")
+    await model.faults({"kind": "cut", "times": 1})
+    values = {"variables": {"name": "Ann"}}
+    first = await stack.finished(await stack.submit(chat("Hi.", prompt={"name": "other", **values}, maxAttempts=1)))
+    assert (first["status"], first["model"]) == ("failed", "gpt-4o-mini")
+    retry = f"/api/jobs/{first['jobId']}/retry"
+    assert (await stack.call("POST", retry, {"prompt": {"name": "greeting", **values}})).status == 202
+    second = await stack.finished(first["jobId"])
+    assert (second["status"], second["model"]) == ("complete", "errand-dev-extractive"), second
+    shown = (await stack.call("GET", path_of("greeting", "experiments", "production"))).json
+    arm = shown["arms"][second["prompt"]["experiment"]["arm"]]
+    used = second["usage"]["totalTokens"] - first["usage"]["totalTokens"]
+    assert (arm["assigned"], arm["metrics"]["tokens"]["mean"]) == (1, used)
+    await model.faults({"kind": "status", "status": 400, "times": 1})
+    third = await stack.finished(await stack.submit(greeting()))
+    body = {"prompt": {"name": "other", **values}}
+    assert (await stack.call("POST", f"/api/jobs/{third['jobId']}/retry", body)).status == 202
+    assert "experiment" not in (await stack.finished(third["jobId"]))["prompt"]
+    assert not await stack.client.exists(f"{stack.keys.prefix}arms:")
+
+
+async def test_other_prompts_of_a_job_are_in_no_experiment(edge: Stack) -> None:
+    """A job is counted for its main prompt; for the others it gets the label's version."""
+    name = "errand/agent/last"
+    made = await edge.call("POST", "/api/prompts", {"name": name, "messages": MESSAGES, "labels": ["production"]})
+    assert made.status == 201
+    await edge.call("POST", path_of(name, "versions"), {"messages": MESSAGES})
+    await edge.call("PUT", path_of(name, "experiments", "production"), {"variants": VARIANTS, "stickyBy": "job"})
+    for _ in range(6):
+        job = await edge.submit({"type": "agent", "input": {"goal": "x"}, "user": "ann"})
+        pins = await edge.client.hget(edge.keys.job(job), "pins")  # type: ignore[misc]
+        assert b"exp_" not in pins
 
 
 @pytest.mark.parametrize(
@@ -97,6 +189,8 @@ async def test_only_the_coverage_grows(edge: Stack) -> None:
         ({"variants": [{"version": 1}, {"version": 1}]}, "$.variants"),
         ({"variants": [{"version": 1}, {"version": 9}]}, "$.variants"),
         ({"variants": [{"version": 1}, {"version": 2, "weight": 0}]}, "$.variants[1].weight"),
+        ({"variants": [{"version": 1}, {"version": 2**63}]}, "$.variants[1].version"),
+        ({"variants": [{"version": 1}, {"version": 2, "weight": 5e-324}]}, "$.variants[1].weight"),
         ({"variants": VARIANTS, "coverage": 1.5}, "$.coverage"),
         ({"variants": VARIANTS, "guardrails": [{"metric": "speed"}]}, "$.guardrails[0].metric"),
     ],
@@ -209,14 +303,17 @@ async def owner_of(stack: Stack) -> str:
     return str((await stack.call("GET", "/api/admin/tenants")).json["data"][-1]["tenantId"])
 
 
+POINTS_AT_2 = '{"version":2,"rev":9,"atMs":1,"by":"key_x","protected":false,"past":[1]}'
+
+
 def arm(n: int, won: int) -> ArmSums:
     return ArmSums(n, {Metric.SUCCESS: Sums(n=n, x=won, units=n, ss=won, sn=won, nn=n)})
 
 
 def experiment(**more: Any) -> Experiment:
     values: dict[str, Any] = {
-        "id": "exp_x", "salt": "s", "variants": [Variant(version=1), Variant(version=2)], "sticky_by": StickyBy.JOB,
-        "coverage": 1, "guardrails": [], "control": 0, "started_ms": 0, "by": "key_x",
+        "id": "exp_x", "label": "production", "salt": "s", "variants": [Variant(version=1), Variant(version=2)],
+        "sticky_by": StickyBy.JOB, "coverage": 1, "guardrails": [], "control": 0, "started_ms": 0, "by": "key_x",
     }  # fmt: skip
     return Experiment(**{**values, **more})
 
@@ -244,20 +341,32 @@ def test_a_guardrail_is_crossed_when_it_is_sure() -> None:
     assert experiment_view("p", "production", one, [arm(900, 1), arm(500, 1)]).sample_ratio.mismatch
 
 
-@pytest.mark.parametrize("action", list(GuardrailAction))
-async def test_a_crossed_guardrail_ends_the_experiment_by_itself(edge: Stack, action: GuardrailAction) -> None:
+@pytest.mark.parametrize(
+    ("action", "bad", "ends_at"),
+    [(GuardrailAction.STOP, 1, 2), (GuardrailAction.ROLLBACK, 1, 2), (GuardrailAction.ROLLBACK, 0, 1)],
+)
+async def test_a_crossed_guardrail_ends_the_experiment_by_itself(
+    edge: Stack, action: GuardrailAction, bad: int, ends_at: int
+) -> None:
     """Given two API processes and an arm that is surely worse, then within seconds the experiment has ended, once, with
-    an entry that has the figures; with `rollback` the label is where it was before."""
+    an entry that has the figures; with `rollback` the label is where it was before, if it pointed at the bad one."""
     other = await edge.start_api()
     await two_versions(edge)
     await version(edge, "Third for {{name}}.")
     await move(edge, 2)
     guardrails = [{"metric": "success", "worseBy": 0.05, "action": action.value}]
-    made = await begin(edge, variants=[{"version": 2}, {"version": 3}], guardrails=guardrails)
+    # The control is the label's version; one that the label does not point at leaves the first for it.
+    variants = [{"version": 2}, {"version": 3}] if bad else [{"version": 3}, {"version": 2}]
+    if not bad:
+        await move(edge, 1)
+    made = await begin(edge, variants=variants, guardrails=guardrails)
     assert made.status == 200, made.text
+    if not bad:
+        record = edge.keys.prompt(await owner_of(edge), "greeting")
+        await edge.client.hset(record, "l:production", POINTS_AT_2)  # type: ignore[misc]
     sums = {
         f"{arm}|success|{name}": value
-        for arm, won in ((0, 190), (1, 60))
+        for arm, won in ((0, 190), (1, 60))  # arm 0 is the control in both
         for name, value in (("n", 200), ("x", won), ("u", 200), ("ss", won), ("sn", won), ("nn", 200))
     }
     await edge.client.hset(edge.keys.arms(await owner_of(edge), made.json["id"]), mapping=sums)  # type: ignore[misc]
@@ -265,7 +374,7 @@ async def test_a_crossed_guardrail_ends_the_experiment_by_itself(edge: Stack, ac
         while (await edge.call("GET", path_of("greeting", "experiments", "production"))).status == 200:
             await asyncio.sleep(0.1)
     label = (await edge.call("GET", path_of("greeting", "labels", "production"))).json
-    assert label["version"] == (1 if action is GuardrailAction.ROLLBACK else 2)
+    assert label["version"] == ends_at
     await asyncio.sleep(2.5)
     log = (await edge.call("GET", path_of("greeting", "audit"))).json["data"]
     tripped = [row for row in log if row["action"] == "prompt.guardrail_tripped"]
@@ -273,7 +382,7 @@ async def test_a_crossed_guardrail_ends_the_experiment_by_itself(edge: Stack, ac
     assert tripped[0]["actor"] == "guardrail"
     assert tripped[0]["details"]["figures"]["new"]["arms"][1]["metrics"]["success"]["mean"] == 0.3
     (ended,) = (await edge.call("GET", path_of("greeting", "experiments"))).json["data"]
-    assert ended["why"].startswith("Guardrail: success of version 3 is worse")
+    assert ended["why"].startswith(f"Guardrail: success of version {3 if bad else 2} is worse")
     assert other != edge.base
 
 

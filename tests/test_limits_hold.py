@@ -187,6 +187,11 @@ async def test_output_is_counted_by_the_models_vocabulary_while_it_comes() -> No
     for _ in range(7):
         unknown.add("a token", is_shown=True)
     assert unknown.made == 7
+    mixed, before = Progress(1), 0
+    for piece in ("x" * 3_000, *["ab"] * 400, "y" * 100):
+        mixed.add(piece)
+        assert mixed.made > before, "it never falls"
+        before = mixed.made
     huge = Progress(1, counter.quick("gpt-4o"))
     huge.add("word " * 100_000)
     assert huge.made == math.ceil(500_000 / 4)

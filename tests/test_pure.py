@@ -58,7 +58,7 @@ def test_times_are_rfc3339_with_milliseconds() -> None:
 @pytest.mark.parametrize(
     ("body", "path"),
     [
-        (b'{"type":"chat","input":{"messages":[]}}', "$.input.messages"),
+        (b'{"type":"chat","input":{"messages":5}}', "$.input.messages"),
         (b'{"type":"chat","input":{"messages":[{"role":"user","content":"x"}],"x":1}}', "$.input.x"),
         (b'{"type":"chat","input":{"messages":[{"role":"user","content":"x"}]},"extra":1}', "$.extra"),
         (b'{"type":"chat"}', "$.input"),

@@ -241,3 +241,24 @@ async def test_what_is_left_is_never_more_than_the_quota(
     assert answer.headers["RateLimit"] == f'"requests";r={first};t=1'
     told = [int(answer.headers[f"x-ratelimit-{name}-requests"]) for name in ("limit", "remaining")]
     assert told == [int(policy[2:4]), first]
+
+
+async def test_what_has_flowed_in_is_not_given_back(edge: Stack) -> None:
+    """Given a call that reserved a whole burst and ends early with little used, when others have begun meanwhile on
+    what flowed in, then no more is given back than is still owed: a span has no more than burst and rate."""
+    _, key = await edge.tenant(tokensPerMinute=60_000, tokensBurst=1_000)
+    await edge.submit(chat(), key=key)
+    (job,) = await claim(edge)
+
+    async def begin(name: str, tokens: int) -> Begun | Blocked:
+        found = await edge.events.begin_step(job, "w1", reserve=Reservation("e", tokens, embeds=True), **step(name))
+        assert isinstance(found, Begun | Blocked)
+        return found
+
+    assert isinstance(await begin("a", 1_000), Begun)
+    await asyncio.sleep(0.9)
+    assert isinstance(await begin("b", 850), Begun)
+    await edge.events.finish_step(job, "w1", usage=CallUsage(0, 0, 10), result=b"{}", model="e", **step("a"))
+    third = await begin("c", 990)
+    assert isinstance(third, Blocked), "850 and 990 in one moment, where 1,000 may be at once"
+    assert third.why.wait_s < 1

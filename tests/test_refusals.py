@@ -108,10 +108,27 @@ async def test_a_chat_that_was_put_off_is_not_waited_for_longer(edge: Stack, mon
         await owe(edge, tenant, 0, 600)
 
 
+async def test_a_chat_that_is_handed_back_late_goes_on_elsewhere(stack: Stack, model: DevModel) -> None:
+    """Given a chat without text yet after the time in which it must begin, when its worker hands it back, then it goes
+    on with another, and its client gets the answer."""
+    await model.pace(firstTokenSeconds=1.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api.chat, "START_S", 0.4)
+        waiting = asyncio.create_task(stack.call("POST", "/api/chat", BODY))
+        await asyncio.sleep(0.8)
+        engine = next(engine for engine in stack.engines if engine.running)
+        next(iter(engine.running.values())).hand_back()
+        answer = await waiting
+    assert answer.status == 200, answer.text
+    events = (await stack.call("GET", f"/api/jobs/{answer.json['jobId']}/events")).json["data"]
+    assert "handback" in [event.get("reason") for event in events]
+
+
 async def settled_as_chat(edge: Stack, kind: str, **more: Any) -> Any:
     """A chat's job that a worker gave up as `kind`: what its client is told."""
     _, key = await edge.tenant(**more)
-    waiting = asyncio.create_task(edge.call("POST", "/api/chat", BODY, key=key))
+    headers = {"Idempotency-Key": "once"}
+    waiting = asyncio.create_task(edge.call("POST", "/api/chat", BODY, key=key, headers=headers))
     jobs: list[Any] = []
     while not jobs:
         jobs = await claim(edge)
@@ -136,7 +153,11 @@ async def settled_as_chat(edge: Stack, kind: str, **more: Any) -> Any:
         held=outcome.is_held,
     )
     assert await edge.jobs.settle("w1", [told]) == ["failed"]
-    return await waiting
+    answer = await waiting
+    assert await edge.client.hget(edge.keys.job(answer.headers["X-Job-Id"]), "not_begun") == (  # type: ignore[misc]
+        b"1" if kind == "held" else None
+    ), "what cost nothing may be sent again with its key"
+    return answer
 
 
 async def test_what_is_only_reserved_for_others_may_be_tried_again(edge: Stack) -> None:

@@ -124,7 +124,7 @@ class JobContext:
             if on_text is not None and text:
                 shown = True
                 on_text(text)
-            self._check_budget(0, keep_back)
+            self.check_budget(0, keep_back)
 
         async def ask(step: Step, progress: Progress) -> bytes:
             started_s = monotonic_s()
@@ -251,7 +251,7 @@ class JobContext:
 
         async def call(step: Step) -> bytes:
             # Here, not before: what is in the journal costs nothing more.
-            self._check_budget(progress.input_tokens, keep_back)
+            self.check_budget(progress.input_tokens, keep_back)
             with self._open(progress) as close:
                 step.usage, step.on_spent, progress.call_id = progress.usage, close, step.call_id
                 if reserve.waits:
@@ -323,7 +323,7 @@ class JobContext:
             raise NeedsInput(request_id, question)
         return msgspec.json.decode(found)
 
-    def _check_budget(self, ahead: int = 0, keep_back: int = 0) -> None:
+    def check_budget(self, ahead: int = 0, keep_back: int = 0) -> None:
         """Before each call (`ahead` estimates it) and at each piece of an answer: the stream is closed there."""
         budget = self.job.token_budget
         if budget is not None and self.tokens_reserved + ahead > budget - keep_back:

@@ -29,7 +29,7 @@ def over_limit(blocked: Blocked, *, is_cut: bool = False) -> OverLimit:
     """The end of an attempt that a limit keeps from going on; `is_cut`: in the middle of a call, which is paid for."""
     why, is_held = blocked.why, blocked.kind == "held"
     if is_held or blocked.kind == "unpriced":
-        # As soon as calls under way end; as soon as limits or prices are others. Not at the turn of the window.
+        # As soon as calls under way end; as soon as limits are others. Not at the turn of the window.
         why = msgspec.structs.replace(why, frees_at=None)
     sentence = sentence_of(why)
     if is_held:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from api.handlers.usage import days_of
 from api.keys import EXPERIMENTS, JOBS, PINNING, PRINCIPAL, PROMPTS
-from api.prompts import change_of, label_in_path, name_of, owner_to_change, prompt_to_read
+from api.prompts import change_of, is_blind, label_in_path, name_of, owner_to_change, prompt_to_read
 from api.wire import answer, integer, invalid, page_answer, query, read_json
 from shared.audit import Action
 from shared.errors import RefusedError
@@ -34,8 +34,10 @@ def _expected(request: web.Request) -> str | None:
         if none.strip() != "*":
             raise invalid("If-None-Match", "only `*` has a meaning here")
         return ""
-    if (given := request.headers.get("If-Match")) is None or given.strip() == "*":
+    if (given := request.headers.get("If-Match")) is None:
         return None
+    if given.strip() == "*":
+        return "*"
     identifier, _, rev = given.strip().strip('"').rpartition("-")
     return f"{identifier} {rev}"
 
@@ -46,6 +48,14 @@ async def _own(request: web.Request, owner: str) -> Head:
     head = await request.app[PROMPTS].head(owner, name)
     if head is None or head.is_archived:
         raise refusal(owner, name, ["none"])
+    return head
+
+
+async def _readable(request: web.Request) -> Head:
+    """The prompt in the path. Figures of a shared one are all tenants': for administrators. Raises RefusedError."""
+    head = await prompt_to_read(request, query(request, ("shared",)))
+    if is_blind(request, head.owner):
+        raise RefusedError("scope_missing", "Experiments on shared prompts are read with the scope `admin`.")
     return head
 
 
@@ -68,7 +78,7 @@ async def begin(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/experiments/{label}."""
-    head, label = await prompt_to_read(request, query(request, ("shared",))), label_in_path(request)
+    head, label = await _readable(request), label_in_path(request)
     experiment = running(head, label)
     if experiment is None:
         raise RefusedError("not_found", f"No experiment runs on the label {label!r}.")
@@ -77,13 +87,13 @@ async def show(request: web.Request) -> web.Response:
 
 async def list_all(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/experiments."""
-    head = await prompt_to_read(request, query(request, ("shared",)))
+    head = await _readable(request)
     rows = []
-    for label in sorted({*head.labels, *head.experiments}):
+    for label in sorted(head.experiments):
         if (experiment := running(head, label)) is not None:
             rows.append(await _shown(request, head, label, experiment))
-        for ended in await request.app[EXPERIMENTS].ended(head, label):
-            rows.append(await _shown(request, head, label, ended))
+    for ended in await request.app[EXPERIMENTS].ended(head):
+        rows.append(await _shown(request, head, ended.label, ended))
     rows.sort(key=lambda row: row.started_at, reverse=True)
     return page_answer(request, rows, None)
 
@@ -110,7 +120,7 @@ async def _end(request: web.Request, act: str, action: Action, why: str, version
         expected=_expected(request), version=version, figures=figures,
     )  # fmt: skip
     request.app[PINNING].forget(owner, head.name)
-    (ended, *_) = await request.app[EXPERIMENTS].ended(head, label)
+    (ended,) = await request.app[EXPERIMENTS].ended(head, most=1)
     return answer(await _shown(request, head, label, ended))
 
 

@@ -341,8 +341,8 @@ async def _changed(request: web.Request, job: AnyJob, wish: RetryRequest) -> dic
         raise RefusedError("invalid_request", detail, errors=tuple(problems)) from None
     changed = msgspec.structs.replace(job, prompt=wish.prompt)
     record["spec"] = msgspec.json.encode(changed).decode()
-    if wish.model is None and job.model is None and chosen.model is not None:
-        record["model"] = chosen.model
+    if wish.model is None and job.model is None:
+        record["model"] = model_of(changed, request.app[SETTINGS], chosen.model)
     return record | {name: value if value is not None else "" for name, value in prompt_fields(chosen).items()}
 
 

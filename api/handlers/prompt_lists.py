@@ -131,4 +131,8 @@ async def history(request: web.Request) -> web.Response:
 
 
 def _unnamed(row: AuditEntry) -> AuditEntry:
-    return msgspec.structs.replace(row, actor=who(row.actor, is_blind=True), actor_tenant_id=None, request_id=None)
+    # An experiment has the key that began it, and figures of all tenants.
+    details = {member: change for member, change in row.details.items() if member not in ("experiment", "figures")}
+    return msgspec.structs.replace(
+        row, actor=who(row.actor, is_blind=True), actor_tenant_id=None, request_id=None, details=details
+    )

@@ -72,7 +72,7 @@ if a.model then
   end
   rate_write(writes)
   hold.g, hold.r = hold.i + granted, {}
-  for place, write in ipairs(writes) do hold.r[place] = {write[1], write[4]} end
+  for place, write in ipairs(writes) do hold.r[place] = {write[1], write[4], int(write[3])} end
   hold.h = {}
   for _, scope in ipairs(scopes) do
     if scope.policy and scope.policy.b then hold.h[#hold.h + 1] = scope.id end

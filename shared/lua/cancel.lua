@@ -21,7 +21,7 @@ if a.unless_started then
   local scopes = scopes_of(tenant_policy(row.tenant), row.tenant, row.key, row.user, row.prompt)
   local slow = rate_check(scopes, 't', math.max(1, tonumber(row.est or '0')))
   if slow then why = cjson.encode(slow) end
-  if row.status == 'queued' then refund_request(scopes) end
+  if row.status == 'queued' and tokens_of(load_more(key, row)) == 0 then refund_request(scopes) end
 end
 local status = cancel(a.job, key, row)
 flush()

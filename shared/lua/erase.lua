@@ -65,6 +65,10 @@ local function look(name)
   if id == T or string.sub(id or '', 1, #T + 1) == T .. ':' or OF_LANES[rest] then
     reckon(name, rest)
     take(name)
+  elseif rest == 'guarded' then
+    for _, member in ipairs(redis.call('SMEMBERS', name)) do
+      if string.sub(member, 1, #T + 1) == T .. ' ' then found = found + redis.call('SREM', name, member) end
+    end
   elseif MEMBERS[rest] then
     if redis.call(MEMBERS[rest], name, T) == 1 then found = found + 1 end
   elseif kind == 'job' then

@@ -33,7 +33,7 @@ for _, hard in ipairs(hard_limits(scopes_of(tenant_policy(row[4]), row[4], row[5
     -- Others have reserved what they may not need; alone with the whole limit, it is too long for it.
     local why = refusal(hard, mine + ahead)
     why.revision = redis.call('HGET', P .. 'tenant:' .. row[4], 'revision') or '0'
-    return {hard.reserved > mine and 'held' or 'spent', cjson.encode(why)}
+    return {hard.reserved > mine and mine + ahead <= hard.limit and 'held' or 'spent', cjson.encode(why)}
   end
   more = math.min(more, left)
 end

@@ -1,7 +1,8 @@
 -- prompt_experiment: begins, changes or ends an experiment on a label of a prompt.
--- KEYS  1 prompt   2 its label's ended experiments   3 the running experiments that have guardrails   4 the owner's record
+-- KEYS  1 prompt   2 its ended experiments   3 the running experiments that have guardrails   4 the owner's record
 -- ARGV  prefix, owner, name, label, act ('set' | 'stop' | 'promote' | 'roll_back'),
---       running (`<id> <rev>` of the experiment that is expected to run; '' for none; absent: whichever runs),
+--       running (`<id> <rev>` of the experiment that is expected to run; '*' for any, '' for none; absent: whichever
+--       runs, or none),
 --       experiment (JSON, of a set), versions (list that must exist), guarded (bool: it has guardrails),
 --       version (of a promotion), why (text, of an end), promotes (true: also on a protected label), audit, action and
 --       details (map of member to {old, new} as JSON text or false) of its entry, most_past
@@ -10,7 +11,6 @@
 --@include base
 --@include audit
 --@include prompts
-local KEPT_MS = 90 * 86400000 -- figures of an ended experiment
 local refused = owner_refused(KEYS[4])
 if refused then return refused end
 local stands, count = standing(KEYS[1])
@@ -21,7 +21,8 @@ if label.protected and not a.promotes then return {'protected', a.label} end
 local field = 'x:' .. a.label
 local stored = redis.call('HGET', KEYS[1], field)
 local runs = stored and cjson.decode(stored)
-if a.running and a.running ~= (runs and runs.id .. ' ' .. int(runs.rev) or '') then return {'stale'} end
+local now_runs = runs and runs.id .. ' ' .. int(runs.rev) or ''
+if a.running and a.running ~= now_runs and not (a.running == '*' and runs) then return {'stale'} end
 if not runs and a.act ~= 'set' then return {'none_running'} end
 for _, version in ipairs(a.versions) do
   if version > count then return {'no_version', int(count)} end
@@ -32,14 +33,7 @@ if a.act == 'set' then
   redis.call('HSET', KEYS[1], field, a.experiment)
   redis.call(a.guarded and 'SADD' or 'SREM', KEYS[3], member)
 else
-  redis.call('HDEL', KEYS[1], field)
-  redis.call('SREM', KEYS[3], member)
-  redis.call('LPUSH', KEYS[2], string.sub(stored, 1, -2) .. ',"endedMs":' .. NOW .. ',"endedBy":' ..
-    cjson.encode(a.audit.actor) .. ',"why":' .. cjson.encode(a.why) .. '}')
-  redis.call('LTRIM', KEYS[2], 0, 49)
-  for _, kind in ipairs({'arms:', 'armunits:'}) do
-    redis.call('PEXPIRE', P .. kind .. a.owner .. ':' .. runs.id, KEPT_MS)
-  end
+  end_experiment(KEYS[1], a.label, stored, a.why)
   if a.act == 'promote' then
     move_label(KEYS[1], a.label, a.version, label)
   elseif a.act == 'roll_back' and #label.past > 0 then

@@ -8,7 +8,7 @@
 -- Returns {'ok', JSON of the label now ('' when it was removed), '0' or '1' replayed}   {'mismatch'}   {'none'} no such prompt
 --         {'no_tenant'}   {'deleting', its id}   {'no_label'}   {'no_version', how many there are}   {'protected', label}
 --         {'stale', JSON of the label now, or ''}   {'nothing'} it had no version before   {'full', 'labels'}
---         {'experiment'} one runs on the label
+--         {'experiment'} one runs on the label: it is neither moved nor removed (rolled back, it ends)
 --@include base
 --@include audit
 --@include prompts
@@ -52,7 +52,10 @@ local function tell(action, details)
   publish()
 end
 
+local stored = redis.call('HGET', KEYS[1], 'x:' .. a.label)
 if a.act == 'move' then
+  -- Whoever is in would not be moved with it.
+  if stored and not (before and before.version == a.version) then return {'experiment'} end
   if a.version > count then return {'no_version', int(count)} end
   if not before and #names_of(KEYS[1], 'l:') >= a.most_labels then return {'full', 'labels'} end
   local moves = not before or before.version ~= a.version
@@ -69,13 +72,15 @@ end
 
 if not before then return {'no_label'} end
 if a.act == 'remove' then
-  if redis.call('HEXISTS', KEYS[1], 'x:' .. a.label) == 1 then return {'experiment'} end
+  if stored then return {'experiment'} end
   drop_label(KEYS[1], a.label, before)
   tell('prompt.label_removed', {[member] = {int(before.version), false}})
   return done('')
 end
 local old = before.version
 if #before.past == 0 then return {'nothing'} end
+-- At once, for those in an experiment too: it ends.
+if stored then end_experiment(KEYS[1], a.label, stored, 'The label was rolled back.') end
 before.version, before.rev = table.remove(before.past), before.rev + 1
 local text = put_label(KEYS[1], a.label, before)
 tell('prompt.rolled_back', {[member] = {int(old), int(before.version)}})

@@ -12,6 +12,7 @@
 --@include queue
 --@include pace
 --@include limits
+--@include outcomes
 local key = KEYS[1]
 local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt', 'est', 'key', 'user', 'prompt')
 if row[1] ~= a.tenant then return {'none'} end
@@ -19,7 +20,8 @@ if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then ret
 if redis.call('HEXISTS', P .. 'tenant:' .. a.tenant, 'deleting') == 1 then return {'none'} end
 local waiting, bound = queue_room(a.tenant, redis.call('HGET', P .. 'tenant:' .. a.tenant, 'max_queued'))
 if waiting >= bound then return {'full', int(waiting), int(bound), int(room_in_s(row[3], a.tenant))} end
-local refused = admit_limits(scopes_of(tenant_policy(row[1]), row[1], row[7], row[8], row[9]), 0, nil, a.unpriced)
+local prompt = a.record.prompt or row[9]
+local refused = admit_limits(scopes_of(tenant_policy(row[1]), row[1], row[7], row[8], prompt), 0, nil, a.unpriced)
 if refused then return refused end
 if a.from_start then
   -- The steps are forgotten; that their calls were booked is not: one may still come in late.
@@ -37,7 +39,23 @@ redis.call('HDEL', key, 'finished_ms', 'error', 'result', 'cancel_ms', 'cancelle
   'upstream_closed_ms', 'settled', 'handed_back', 'progress', 'due_ms', 'wait_reason', 'lost', 'started_ms', 'told',
   'grace_ms', 'waiting', 'start_by_ms', 'not_begun')
 redis.call('ZREM', P .. 'listened', a.job)
-for field, value in pairs(a.record) do redis.call('HSET', key, field, value) end
+for field, value in pairs(a.record) do
+  if value == '' then redis.call('HDEL', key, field) else redis.call('HSET', key, field, value) end
+end
+if a.record.prompt then
+  -- What was used until now was another prompt's.
+  local used = redis.call('HMGET', key, 'tok_in', 'tok_out', 'tok_embed', 'cost_nano', 'tok_unpriced')
+  local tokens = 0
+  for place = 1, 3 do tokens = tokens + tonumber(used[place] or '0') end
+  redis.call('HSET', key, 'told_nano', used[4] or '0', 'told_unpriced', used[5] or '0')
+  if a.record.exp ~= '' then
+    redis.call('HDEL', key, 'told_tok')
+    redis.call('HSET', key, 'base_tok', int(tokens))
+    assigned(a.record, a.tenant)
+  else
+    redis.call('HSET', key, 'told_tok', int(tokens))
+  end
+end
 local score = now + a.class_ms
 -- Attempts go on counting; this run may use as many as the first one might.
 redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'score', int(score),

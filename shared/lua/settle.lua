@@ -30,7 +30,7 @@ local function settle(job)
   if row.settled == tostring(job.lease) then return 'again' end
   if not holds(row, a.worker, job.lease) then return 'lost' end
   if not sound(row) then return 'broken' end
-  local outcome = job.outcome
+  local outcome, held_up = job.outcome, false
   -- A cancellation that was accepted stands, whatever the attempt came to in the meantime.
   if row.status == 'cancelling' then
     outcome = 'cancelled'
@@ -44,18 +44,24 @@ local function settle(job)
     -- Somebody waits for a chat's answer; and some tenants would rather fail at a limit (others' reservations are none).
     local policy, grace = tenant_policy(row.tenant), redis.call('HGET', key, 'grace_ms')
     if (grace and grace ~= '') or (policy and policy.fail and not job.held) then outcome = 'failed' end
+    held_up = outcome == 'failed' and job.held
   end
   if outcome == 'handback' and may_restart(key) then
     hand_back(job.job, key, row)
     return 'queued'
   end
   local start_by = outcome == 'delay' and redis.call('HGET', key, 'start_by_ms')
-  if start_by and now + job.delay_ms > tonumber(start_by) then
-    -- A chat that cannot begin in time is refused like one at the door: it has spent nothing.
-    outcome = 'failed'
+  if start_by and now + job.delay_ms > tonumber(start_by) and not limits_moved(row.tenant, job.revision) then
+    outcome, held_up = 'failed', true
+  end
+  if held_up then
+    -- A chat that cannot begin in time is refused like one at the door, unless it has cost something.
     read(key, row, BOOKED)
-    refund_request(scopes_of(tenant_policy(row.tenant), row.tenant, row.key, row.user, row.prompt))
-    redis.call('HSET', key, 'not_begun', 1)
+    read(key, row, {'tok_in', 'tok_out', 'tok_embed'})
+    if tokens_of(row) == 0 then
+      refund_request(scopes_of(tenant_policy(row.tenant), row.tenant, row.key, row.user, row.prompt))
+      redis.call('HSET', key, 'not_begun', 1)
+    end
   end
   release(job.job, key, row)
   local seq = tonumber(row.seq) + 1
@@ -100,8 +106,10 @@ local function settle(job)
     redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'wait_reason', 'rateLimit', 'due_ms', due, 'seq', seq,
       'settled', row.lease, 'handed_back', 1, 'told', '')
     if start_by then
-      redis.call('HSET', key, 'expires_ms', start_by)
-      redis.call('ZADD', P .. 'expiring', start_by, job.job)
+      -- Its client is told before; this is for one that is gone.
+      local expires = int(tonumber(start_by) + 1000)
+      redis.call('HSET', key, 'expires_ms', expires)
+      redis.call('ZADD', P .. 'expiring', expires, job.job)
     end
     put_off(job.job, row.lane, row.tenant, due)
     emit_as(job.job, seq, 'job.queued', '{"reason":"rateLimit"}')

@@ -6,11 +6,12 @@ import secrets
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from shared.audit import Action, prompt_entry
 from shared.errors import RefusedError
 from shared.evidence import Sums
-from shared.experiments import ArmSums, Ended, Experiment, ExperimentDraft, Metric
+from shared.experiments import ArmSums, Ended, Experiment, ExperimentDraft, Metric, StickyBy
 from shared.ids import new_id
 from shared.keys import Keys
 from shared.prompts import MAX_PAST, Label
@@ -96,7 +97,7 @@ class ExperimentsStore:
             "prompt_experiment",
             [
                 self._keys.prompt(head.owner, head.name),
-                self._keys.ended_experiments(head.owner, head.name, label),
+                self._keys.ended_experiments(head.owner, head.name),
                 self._keys.guarded,
                 self._keys.tenant(head.owner),
             ],
@@ -116,8 +117,11 @@ class ExperimentsStore:
                 written: bytes = reply[1]
                 return written
             case ["no_version", count]:
-                message = f"the prompt has the versions 1 to {count}"
-                raise RefusedError("invalid_request", f"$.variants: {message}", errors=(("$.variants", message),))
+                path, message = (
+                    "$.version" if act == "promote" else "$.variants",
+                    f"the prompt has the versions 1 to {count}",
+                )
+                raise RefusedError("invalid_request", f"{path}: {message}", errors=((path, message),))
             case ["no_label"]:
                 raise RefusedError("not_found", f"The prompt {head.name!r} has no label {label!r}.")
             case ["none_running"]:
@@ -143,11 +147,10 @@ class ExperimentsStore:
             for arm in range(len(experiment.variants))
         ]
 
-    async def ended(self, head: Head, label: str) -> list[Ended]:
-        """Experiments on a label that have ended, newest first, at most fifty."""
-        rows = await self._client.pipe.execute(
-            "LRANGE", self._keys.ended_experiments(head.owner, head.name, label), 0, -1
-        )
+    async def ended(self, head: Head, *, most: int = 100) -> list[Ended]:
+        """Experiments on labels of a prompt that have ended, newest first, at most a hundred."""
+        key = self._keys.ended_experiments(head.owner, head.name)
+        rows = await self._client.pipe.execute("LRANGE", key, 0, most - 1)
         return [msgspec.json.decode(row, type=Ended) for row in rows]
 
     async def guarded(self) -> list[tuple[str, str, str]]:
@@ -178,32 +181,38 @@ def _begun(head: Head, label: str, draft: ExperimentDraft, now_ms: int, by: str)
     of_label = head.labels[label].version if label in head.labels else 0
     return Experiment(
         id=new_id("exp", now_ms),
+        label=label,
         salt=secrets.token_hex(16),
         variants=draft.variants,
-        sticky_by=draft.sticky_by,
-        coverage=draft.coverage,
-        guardrails=draft.guardrails,
+        sticky_by=draft.sticky_by or StickyBy.USER,
+        coverage=1 if draft.coverage is UNSET else draft.coverage,
+        guardrails=draft.guardrails or [],
         control=versions.index(of_label) if of_label in versions else 0,
         started_ms=now_ms,
         by=by,
-        note=draft.note,
+        note=draft.note or None,
     )
 
 
 def _grown(known: Experiment, draft: ExperimentDraft) -> Experiment:
     """The experiment with another coverage, guardrails or note. Raises RefusedError `conflict` for what would move
     somebody who is in."""
-    if draft.variants != known.variants or draft.sticky_by is not known.sticky_by:
+    coverage = known.coverage if draft.coverage is UNSET else draft.coverage
+    if draft.variants != known.variants or (draft.sticky_by or known.sticky_by) is not known.sticky_by:
         raise RefusedError(
             "conflict", "An experiment runs on this label; with other variants it would be another one: stop it first."
         )
-    if draft.coverage < known.coverage:
+    if coverage < known.coverage:
         raise RefusedError(
             "conflict",
             f"The coverage is {known.coverage:g} and only grows, so that nobody who is in is moved; stop it instead.",
         )
     return msgspec.structs.replace(
-        known, coverage=draft.coverage, guardrails=draft.guardrails, note=draft.note, rev=known.rev + 1
+        known,
+        coverage=coverage,
+        guardrails=known.guardrails if draft.guardrails is UNSET else draft.guardrails,
+        note=known.note if draft.note is UNSET else draft.note,
+        rev=known.rev + 1,
     )
 
 

@@ -38,7 +38,7 @@ def refusal(owner: str, name: str, reply: Sequence[str]) -> RefusedError:
                 "scope_missing", f"The label {label!r} is protected, or would be: this takes the scope 'promote'."
             )
         case ["experiment"]:
-            return RefusedError("conflict", "An experiment runs on it; end that first.")
+            return RefusedError("conflict", "An experiment runs on it: promote one of its versions, or stop it first.")
     if owner != SHARED and name.startswith(BUILT_IN):
         return RefusedError(
             "not_found",

@@ -150,6 +150,9 @@ class Asking:
         while True:
             place = await Place.take(window, context.job.job_id)
             self.leave_the_ready()
+            if self._verdict.error is not None:
+                place.left()
+                raise self._verdict.error
             try:
                 answer = await self._place_request(call, tokens)
             except JobError as error:
@@ -168,11 +171,10 @@ class Asking:
             return answer
 
     async def _place_request(self, call: EmbeddingCall, tokens: int) -> Embedded:
-        if self._verdict.error is not None:
-            raise self._verdict.error
         context, requests = self._context, self._requests
         more = requests.usage().total + tokens - requests.reserved
         if more > 0:
+            context.check_budget(more)
             granted = await context.journal.extend_texts(requests.call_id, requests.reserved, more)
             if isinstance(granted, Blocked):
                 raise over_limit(granted, is_cut=True)

@@ -11,7 +11,7 @@ from shared.stores.events import CallUsage
 
 CHARACTERS_PER_TOKEN: Final = 4  # for estimates only; usage that the provider states wins
 Count = Callable[[str], int]  # the tokens of a piece of text
-CHUNK_CHARACTERS: Final = 16  # a server whose chunks are longer on average sends several tokens in one
+CHUNK_CHARACTERS: Final = 16  # a chunk that is longer has several tokens
 MESSAGE_FRAME: Final = 8  # characters for a message's role and marks
 
 
@@ -76,9 +76,9 @@ class Progress:
         self.is_over = False  # the answer has come to its end: what is stated is final
         self.call_id = ""  # in the books
         self.on_dispatch: Callable[[], None] | None = None  # called once, just before it is sent
+        # Output tokens so far by our count; without a vocabulary one per chunk, or more in a long one.
+        self.made = 0
         self._count = count
-        self._pieces = 0
-        self._counted = 0
 
     def sending(self) -> None:
         """The request is sent now."""
@@ -90,20 +90,11 @@ class Progress:
         """A piece of the answer has come."""
         if is_shown:
             self.parts.append(text)
-        self._pieces += 1
         self.characters += len(text)
         if self._count is not None:
-            self._counted += max(1, self._count(text))
-
-    @property
-    def made(self) -> int:
-        """Output tokens so far by our count. Without a vocabulary one per chunk, or more where a server sends many in
-        one."""
-        if self._count is not None:
-            return self._counted
-        if self.characters > self._pieces * CHUNK_CHARACTERS:
-            return self.characters // CHARACTERS_PER_TOKEN
-        return self._pieces
+            self.made += max(1, self._count(text))
+        else:
+            self.made += 1 if len(text) <= CHUNK_CHARACTERS else len(text) // CHARACTERS_PER_TOKEN
 
     def usage(self) -> CallUsage:
         """The provider's figure if it came, else ours: the estimated input, and the output that was seen."""

@@ -160,9 +160,18 @@ local function let_go(hold, used, tenant)
   local more, refunded = used - (hold.g or 0), false
   for _, rate in ipairs(hold.r or {}) do
     local tat, each = tat_of(rate[1], 't', rate[2]), 60000000 / rate[2]
-    if more > 0 then tat = math.max(tat, NOW_US) end
-    if more < 0 then refunded = true end
-    if more ~= 0 then set_tat(rate[1], 't', math.max(0, tat + more * each), rate[2]) end
+    if more > 0 then
+      set_tat(rate[1], 't', math.max(tat, NOW_US) + more * each, rate[2])
+    elseif more < 0 then
+      -- What has flowed in since the call began is not given back: it was there for others. `rate[3]` is the arrival time
+      -- that this call left behind it.
+      local still = math.max(0, (tonumber(rate[3]) or tat) - NOW_US)
+      local back = math.min(0 - more * each, still)
+      if back > 0 then
+        refunded = true
+        set_tat(rate[1], 't', math.max(0, tat - back), rate[2])
+      end
+    end
   end
   if refunded then rate_refunded(tenant) end
 end

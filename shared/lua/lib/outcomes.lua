@@ -1,6 +1,8 @@
 -- outcomes: what a job's end tells of its prompt's version, and of the arm of an experiment. Needs base and limits.
 -- docs/adr/0015-prompts.md.
 
+local LONGEST_MS = 400 * 86400000 -- sums that nothing is added to for so long go
+
 -- Adds an observation to a metric of an arm: its sums, and those over units that the variance needs. `unit` is a user's
 -- mark, or nil where each job is a unit of its own.
 local function observe(exp, arm, unit, metric, value)
@@ -19,6 +21,7 @@ local function observe(exp, arm, unit, metric, value)
     if amount ~= 0 then redis.call('HINCRBYFLOAT', key, field .. name, string.format('%.17g', amount)) end
   end
   add('n', 1)
+  if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, LONGEST_MS) end
   add('x', value)
   if count == 0 then add('u', 1) end
   add('ss', 2 * sum * value + value * value)
@@ -34,14 +37,15 @@ end
 
 -- A job was admitted into an arm: units are counted once.
 local function assigned(record, tenant)
-  if not record.exp then return end
-  local unit = unit_mark(tenant, record.exp_unit)
+  if not record.exp or record.exp == '' then return end
+  local unit = unit_mark(tenant, record.exp_unit ~= '' and record.exp_unit or nil)
+  for _, kind in ipairs({'arms:', 'armunits:'}) do redis.call('PEXPIRE', P .. kind .. record.exp, LONGEST_MS) end
   if unit and redis.call('HSETNX', P .. 'armunits:' .. record.exp, 'assigned|' .. unit, record.arm) == 0 then return end
   redis.call('HINCRBY', P .. 'arms:' .. record.exp, record.arm .. '|assigned', 1)
 end
 
 local OUTCOME = {'arm', 'exp_unit', 'started_ms', 'tok_in', 'tok_out', 'tok_embed', 'cost_nano', 'tok_unpriced', 'told_tok',
-  'told_nano', 'told_unpriced'}
+  'told_nano', 'told_unpriced', 'base_tok'}
 
 -- The field of a version in the day's figures of its prompt; the key, and the version.
 local function figures_of(tenant, prompt)
@@ -58,7 +62,7 @@ local function outcome(key, row, status, data)
     return tonumber(job[name] or '0') - tonumber(job[told] or '0')
   end
   local total = tonumber(job.tok_in or '0') + tonumber(job.tok_out or '0') + tonumber(job.tok_embed or '0')
-  local tokens, nano, unpriced = total - tonumber(job.told_tok or '0'), since('cost_nano', 'told_nano'),
+  local tokens, nano, unpriced = total - tonumber(job.told_tok or job.base_tok or '0'), since('cost_nano', 'told_nano'),
     since('tok_unpriced', 'told_unpriced')
   redis.call('HSET', key, 'told_tok', int(total), 'told_nano', job.cost_nano or '0', 'told_unpriced', job.tok_unpriced or '0')
   local figures, field, name = figures_of(row.tenant, row.prompt)
@@ -72,7 +76,8 @@ local function outcome(key, row, status, data)
   local ms = job.started_ms and status == 'complete' and math.max(1, now - tonumber(job.started_ms))
   -- Buckets grow by a fourth of a doubling: a percentile is right within a tenth.
   if ms then redis.call('HINCRBY', figures, field .. 'b' .. int(math.floor(4 * math.log(ms) / math.log(2))), 1) end
-  if not row.exp then return end
+  -- A job that is its own unit counts once, as it ended first.
+  if not row.exp or (not job.exp_unit and job.told_tok) then return end
   local unit = unit_mark(row.tenant, job.exp_unit)
   local function tell(metric, value) observe(row.exp, job.arm, unit, metric, value) end
   tell('success', status == 'complete' and 1 or 0)

@@ -104,3 +104,18 @@ end
 local function publish()
   redis.call('PUBLISH', P .. 'prompts', a.owner .. ' ' .. a.name)
 end
+
+local KEPT_MS = 90 * 86400000 -- figures of an ended experiment
+
+-- Ends the experiment that runs on a label (`stored` is its JSON): it is kept with when, by whom and why.
+local function end_experiment(record, label, stored, why)
+  redis.call('HDEL', record, 'x:' .. label)
+  redis.call('SREM', P .. 'guarded', a.owner .. ' ' .. a.name .. ' ' .. label)
+  local ended = P .. 'experiments:' .. a.owner .. ':' .. a.name
+  redis.call('LPUSH', ended, string.sub(stored, 1, -2) .. ',"endedMs":' .. NOW .. ',"endedBy":' .. cjson.encode(a.audit.actor) ..
+    ',"why":' .. cjson.encode(why) .. '}')
+  redis.call('LTRIM', ended, 0, 99)
+  for _, kind in ipairs({'arms:', 'armunits:'}) do
+    redis.call('PEXPIRE', P .. kind .. a.owner .. ':' .. cjson.decode(stored).id, KEPT_MS)
+  end
+end
