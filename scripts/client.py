@@ -67,17 +67,17 @@ class Client:
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
         """One call; the decoded JSON answer, None when it has no body."""
+        return (await self.tagged(method, path, **options))[0]
+
+    async def tagged(self, method: str, path: str, **options: Any) -> tuple[Any, str | None]:
+        """The same, and the answer's ETag."""
         assert self._session is not None
         try:
             async with self._session.request(method, self.url + path, **options) as response:
                 body = await response.read()
                 if response.status >= 400:
                     raise ApiError(_problem(response.status, body))
-                if not body:
-                    return None
-                if "json" in response.content_type:
-                    return json.loads(body)
-                return body.decode("utf-8", "replace")
+                return _decoded(response.content_type, body), response.headers.get("ETag")
         except aiohttp.ClientConnectionError as error:
             raise UnreachableError(f"there is no Errand at {self.url}: {error}") from None
 
@@ -197,6 +197,12 @@ class Client:
                 if failures > 6:
                     raise UnreachableError(f"the chat's stream broke and cannot be resumed: {error}") from None
             await asyncio.sleep(min(0.2 * 2**failures, 3))
+
+
+def _decoded(content_type: str, body: bytes) -> Any:
+    if not body:
+        return None
+    return json.loads(body) if "json" in content_type else body.decode("utf-8", "replace")
 
 
 def _problem(status: int, body: bytes) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 from urllib.parse import quote
 
-from scripts.client import Client
+from scripts.client import ApiError, Client
 from scripts.commands.parsing import Commands, positive, read_json_argument, without_none
-from scripts.commands.printing import out, table, usage_error
+from scripts.commands.printing import note, out, table, usage_error
 
 
 def _path(arguments: argparse.Namespace, *rest: str) -> str:
@@ -48,7 +48,7 @@ def experiment_text(view: dict[str, Any]) -> str:
 
 
 async def begin(client: Client, arguments: argparse.Namespace) -> int:
-    """Begin an experiment on a label, or let more units into the one that runs."""
+    """Begin an experiment on a label on which none runs."""
     variants = []
     for given in arguments.variant:
         version, _, weight = given.partition(":")
@@ -63,7 +63,30 @@ async def begin(client: Client, arguments: argparse.Namespace) -> int:
         guardrails=read_json_argument(arguments.guardrails) if arguments.guardrails else None,
         note=arguments.note,
     )
-    view = await client.call("PUT", _path(arguments, arguments.label), json=body)
+    # What runs is not changed by the way: a body without its guardrails would take them off.
+    headers = {"If-None-Match": "*"}
+    try:
+        view = await client.call("PUT", _path(arguments, arguments.label), json=body, headers=headers)
+    except ApiError as error:
+        if error.problem.get("code") == "precondition_failed":
+            note(f"one runs on {arguments.label}: `errand experiments ramp` lets more in, `stop` ends it")
+        raise
+    out(arguments, view, experiment_text(view))
+    return 0
+
+
+async def ramp(client: Client, arguments: argparse.Namespace) -> int:
+    """Let more units into the experiment that runs; what is not given stays as it is."""
+    view, etag = await client.tagged("GET", _path(arguments, arguments.label))
+    kept = [{name: rail[name] for name in ("metric", "worseBy", "action", "leastJobs")} for rail in view["guardrails"]]
+    body = without_none(
+        variants=[{"version": arm["version"], "weight": arm["weight"]} for arm in view["arms"]],
+        stickyBy=view["stickyBy"],
+        coverage=arguments.coverage,
+        guardrails=kept if arguments.guardrails is None else read_json_argument(arguments.guardrails),
+        note=view["note"] if arguments.note is None else arguments.note,
+    )
+    view = await client.call("PUT", _path(arguments, arguments.label), json=body, headers={"If-Match": etag})
     out(arguments, view, experiment_text(view))
     return 0
 
@@ -101,21 +124,22 @@ def register(commands: Commands) -> None:
     """`experiments …`."""
     group = commands.group("experiments", "which version of a prompt is better")
     start = commands.action(group, "start", begin)
+    more = commands.action(group, "ramp", ramp)
     shown = commands.action(group, "show", show)
     ended = commands.action(group, "stop", stop)
     chosen = commands.action(group, "promote", promote)
     every = commands.action(group, "list", listing)
-    for place in (start, shown, ended, chosen, every):
+    for place in (start, more, shown, ended, chosen, every):
         place.add_argument("name")
         place.add_argument("--shared", action="store_true", help="a prompt that every tenant has")
-    for place in (start, shown, ended, chosen):
+    for place in (start, more, shown, ended, chosen):
         place.add_argument("label")
     chosen.add_argument("version", type=positive)
     start.add_argument("variant", nargs="+", metavar="VERSION[:WEIGHT]")
     start.add_argument("--sticky-by", choices=("user", "job"), help="which unit keeps its arm; default user")
-    start.add_argument(
-        "--coverage", type=float, metavar="SHARE", help="of the units that are in, 0 to 1; it only grows"
-    )
-    start.add_argument("--guardrails", metavar="JSON", help="list, @file or -: what ends it by itself")
-    for place in (start, chosen):
+    start.add_argument("--coverage", type=float, metavar="SHARE", help="of the units that are in, 0 to 1; default 1")
+    more.add_argument("coverage", type=float, metavar="COVERAGE", help="share of the units that are in; it only grows")
+    for place in (start, more):
+        place.add_argument("--guardrails", metavar="JSON", help="list, @file or -: what ends it by itself")
+    for place in (start, more, chosen):
         place.add_argument("--note")

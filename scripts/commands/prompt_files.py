@@ -8,6 +8,7 @@ one that it was pulled from or pushed as.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,14 +16,18 @@ from typing import Any, Final
 import msgspec
 import yaml
 
+from scripts.commands import prompt_source
 from shared.codec import explain
 from shared.diff import TextChange, changes
-from shared.prompts import Content, NewVersion, PromptName, content_of, digest, problems_of
+from shared.prompts import BUILT_IN, Content, NewVersion, PromptName, content_of, digest, problems_of
 from shared.specs import Wire
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 PUSHED: Final = "pushed from a file"  # the note of a version: that it is no change from elsewhere
 CONTENT: Final = ("messages", "variables", "model", "parameters")
+
+
+_ODD_BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")
 
 
 class BadFileError(Exception):
@@ -61,7 +66,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
+    # PyYAML folds line breaks other than `\n` in every style but the one that escapes them.
+    style = '"' if _ODD_BREAKS.search(value) else "|" if "\n" in value else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
@@ -70,7 +76,7 @@ _Dumper.add_representer(str, _text)
 
 def read(path: Path, root: Path) -> PromptFile:
     """The prompt in a file below `root`. Raises BadFileError."""
-    name = path.relative_to(root).with_suffix("").as_posix()
+    name = name_in(path, root)
     try:
         msgspec.convert(name, PromptName)
     except msgspec.ValidationError:
@@ -79,23 +85,21 @@ def read(path: Path, root: Path) -> PromptFile:
         ) from None
     try:
         text = path.read_text(encoding="utf-8")
-        raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
-        raise BadFileError(f"{place}{error.problem or 'is no YAML'}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
+        raise BadFileError(getattr(error, "strerror", None) or str(error)) from None
+    try:
+        raw = prompt_source.load(text, is_json=path.suffix == ".json")
+    except prompt_source.BadSourceError as error:
         raise BadFileError(str(error)) from None
-    except OSError as error:
-        raise BadFileError(error.strerror or str(error)) from None
     if not isinstance(raw, dict):
         raise BadFileError("it holds no object with `messages`")
     try:
         found = msgspec.convert(raw, _File)
+        wrong = problems_of(found, is_built_in=name.startswith(BUILT_IN))
     except msgspec.ValidationError as error:
-        where, what = explain(error)
-        raise BadFileError(f"{where}: {what}") from None
-    if wrong := problems_of(found, is_built_in=name.startswith("errand/")):
-        raise BadFileError("; ".join(f"{where}: {what}" for where, what in wrong))
+        wrong = [explain(error)]
+    if wrong:
+        raise BadFileError("; ".join(_told(text, where, what) for where, what in wrong))
     new = NewVersion(
         messages=found.messages,
         variables=found.variables,
@@ -107,9 +111,37 @@ def read(path: Path, root: Path) -> PromptFile:
     return PromptFile(path, name, found.description, found.version, new)
 
 
+def _told(text: str, where: str, what: str) -> str:
+    line = prompt_source.line_of(text, where)
+    return f"line {line}: {where}: {what}" if line is not None else f"{where}: {what}"
+
+
+def name_in(path: Path, root: Path) -> str:
+    """The name that a file below `root` stands for."""
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
 def find(root: Path) -> list[Path]:
-    """The files of prompts below a folder, in the order of their names."""
-    return sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    """The files of prompts below a folder, in the order of their names. What is hidden, like `.github`, is none: no
+    name of a prompt begins so."""
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+
+
+def doubles(paths: list[Path], root: Path) -> dict[Path, str]:
+    """Files that stand for a prompt that another one before them stands for, and what is wrong with each."""
+    first: dict[str, Path] = {}
+    found = {}
+    for path in paths:
+        other = first.setdefault(name_in(path, root), path)
+        if other is not path:
+            found[path] = f"it is the same prompt as {other}"
+    return found
 
 
 def written(view: dict[str, Any], path: Path) -> str:
@@ -121,7 +153,8 @@ def written(view: dict[str, Any], path: Path) -> str:
     if view["labels"]:
         whole["labels"] = view["labels"]
     for member in CONTENT:
-        if view[member]:
+        # What is there and empty, like parameters without any, is hashed otherwise than what is not there.
+        if view[member] is not None and (member != "variables" or view[member]):
             whole[member] = view[member]
     if path.suffix == ".json":
         return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import yaml
-
 from scripts.client import Client
-from scripts.commands import prompt_files, prompt_sync
+from scripts.commands import prompt_files, prompt_source, prompt_sync
 from scripts.commands.parsing import Commands, positive, prompt_path, without_none
 from scripts.commands.printing import out, table, usage_error
 
 
 def _body(source: str) -> Any:
-    """A body from a YAML or JSON file, or from standard input (`-`)."""
+    """A body from a YAML or JSON file, or from standard input (`-`). Ends the command with 2 when it is none."""
     try:
-        return yaml.safe_load(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        return prompt_source.load(text, is_json=source.endswith(".json"))
+    except OSError as error:
+        raise SystemExit(usage_error(f"{source}: {error.strerror}")) from None
+    except (ValueError, prompt_source.BadSourceError) as error:
         raise SystemExit(usage_error(f"{source}: {error}")) from None
 
 
