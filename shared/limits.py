@@ -32,6 +32,7 @@ class Why(msgspec.Struct, frozen=True, rename="camel"):
     burst: Figure | None = None
     requested: float | None = None
     wait_us: float | None = None
+    behind: bool = False  # a call larger than the burst goes first
     revision: str | None = None
 
     @property
@@ -82,7 +83,7 @@ def sentence_of(why: Why) -> str:
         return (
             f"{owner} may have {why.limit:,.0f} {why.unit} per minute, {why.burst or why.limit:,.0f} at once; "
             f"{why.remaining:,.0f} are left and {math.ceil(why.requested or 1):,} were asked for. "
-            f"There is room in {why.wait_us / 1e6:.3f} s."
+            f"{'A larger call goes first. ' if why.behind else ''}There is room in {why.wait_us / 1e6:.3f} s."
         )
     window = {"day": "today", "month": "this month", "total": "in all"}[why.period or "total"]
 

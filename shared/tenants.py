@@ -73,6 +73,15 @@ Waiting = Annotated[int, Meta(ge=0, le=10**9)]
 Weight = Annotated[float, Meta(ge=0.001, le=1_000)]
 
 
+# A prompt's name, or one version of it, `name@version`.
+PromptKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*(@[1-9][0-9]{0,5})?$(?!\n)", max_length=140
+    ),
+]
+
+
 class KeyLimits(Wire, frozen=True, omit_defaults=True):
     """Rates and budgets of one key, or of each end user. A burst is what may come at once; by default all that the
     minute allows."""
@@ -109,7 +118,7 @@ class Limits(KeyLimits, frozen=True, omit_defaults=True):
     max_queued_jobs: Waiting | None = None
     weight: Weight | None = None
     per_user: KeyLimits | None = None
-    per_prompt: Annotated[dict[str, KeyLimits], Meta(max_length=1_000)] | None = None
+    per_prompt: Annotated[dict[PromptKey, KeyLimits], Meta(max_length=1_000)] | None = None
     on_hard_limit: OnHardLimit | None = None
 
 
@@ -131,7 +140,7 @@ class LimitsPatch(KeyLimitsPatch, frozen=True):
     max_queued_jobs: Waiting | UnsetType | None = UNSET
     weight: Weight | UnsetType | None = UNSET
     per_user: KeyLimitsPatch | UnsetType | None = UNSET
-    per_prompt: Annotated[dict[str, KeyLimitsPatch | None], Meta(max_length=1_000)] | UnsetType | None = UNSET
+    per_prompt: Annotated[dict[PromptKey, KeyLimitsPatch | None], Meta(max_length=1_000)] | UnsetType | None = UNSET
     on_hard_limit: OnHardLimit | UnsetType | None = UNSET
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from shared.errors import LeaseLostError, OverLimit
+from shared.limits import sentence_of
 from shared.stores.events import Begun, Blocked, CallUsage, Reservation
 from shared.stores.jobs import Settlement
 from shared.tokens import TokenCounter
@@ -100,6 +101,8 @@ async def test_a_large_call_is_not_starved_by_small_ones(edge: Stack) -> None:
     assert blocked.why.wait_s <= 0.4
     small = await ask("small", 50)
     assert isinstance(small, Blocked), "a small call took what the large one waits for"
+    assert "A larger call goes first." in sentence_of(small.why)
+    assert "larger" not in sentence_of(blocked.why)
     async with asyncio.timeout(3):
         while isinstance(found := await ask("large", 800), Blocked):
             assert isinstance(await ask("small", 50), Blocked)

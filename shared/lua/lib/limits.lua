@@ -169,14 +169,15 @@ local function rate_check(scopes, field, cost)
       local tat = tat_of(scope.id, field, rate)
       local burst = scope.policy[names[3]]
       local wait, after = gcra(tat, rate, burst, cost)
-      if field == 't' and cost <= burst and tat > 0 then wait = math.max(wait, filling(scope.id)) end
+      local behind = field == 't' and cost <= burst and tat > 0 and filling(scope.id) or 0
+      wait = math.max(wait, behind)
       writes[#writes + 1] = {scope.id, field, after, rate, cost > burst}
       if wait > 0 and (not worst or wait > worst.waitUs) then
         local each = 60000000 / rate
         local used = math.ceil(math.max(0, tat - NOW_US) / each)
         worst = {
           scope = scope.kind, id = scope.id, unit = names[1], limit = rate, burst = burst, used = used,
-          reserved = 0, remaining = math.max(0, burst - used), waitUs = wait, requested = cost,
+          reserved = 0, remaining = math.max(0, burst - used), waitUs = wait, requested = cost, behind = behind > 0 or nil,
           freesAt = now + math.ceil(wait / 1000)}
       end
     end
