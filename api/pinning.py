@@ -112,7 +112,7 @@ class Pinning:
         wanted = label or PRODUCTION
         for head in there:
             if head.version_of(wanted) is not None:
-                return assigned(head, wanted, user, is_job=is_job)
+                return assigned(head, wanted, tenant, user, is_job=is_job)
         if label is None:
             raise BadPromptError([("", f"the prompt has no label `{PRODUCTION}`: name a `label` or a `version`")])
         known = ", ".join(sorted({one for head in there for one in head.labels})) or "none"
@@ -164,7 +164,7 @@ def _length(ref: PromptRef | None) -> int:
     return len(msgspec.json.encode(ref.variables)) if ref is not None and ref.variables else 0
 
 
-def assigned(head: Head, label: str, user: str | None, *, is_job: bool) -> Pin:
+def assigned(head: Head, label: str, tenant: str, user: str | None, *, is_job: bool) -> Pin:
     """The label's version, or the arm of the experiment that runs on it. See `Pinning.resolve`."""
     raw = head.experiments.get(label)
     version = head.version_of(label) or head.versions
@@ -172,7 +172,8 @@ def assigned(head: Head, label: str, user: str | None, *, is_job: bool) -> Pin:
         return Pin(head.name, version, head.owner, label)
     running = _experiment(raw)
     # A job is its own unit: its arm is pinned, and nobody asks for it again.
-    unit = user
+    # Users of two tenants may have one name, in an experiment on a shared prompt too.
+    unit = user if user is None or head.owner == tenant else f"{tenant}\0{user}"
     if running.sticky_by is StickyBy.JOB:
         unit = secrets.token_hex(16) if is_job else None
     if unit is None or not is_covered(running.salt, unit, running.coverage):

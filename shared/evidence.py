@@ -19,6 +19,9 @@ MISMATCH: Final = 0.001  # units were not shared out as the weights say, below t
 # The mixture's variance is chosen so that intervals are narrowest at about a thousand units: 8.3 times the variance
 # that the estimate has there.
 _SHARPEST: Final = 1_000 / 8.3
+# Of a bounded metric (a share, a score) so many units are thought at either bound when its variance is estimated: fifty
+# successes out of fifty do not show that there is no failure.
+_AT_BOUNDS: Final = 2.0
 
 
 class Sums(msgspec.Struct, frozen=True):
@@ -50,14 +53,35 @@ def mean(sums: Sums) -> float | None:
     return sums.x / sums.n if sums.n > 0 else None
 
 
-def variance_of_mean(sums: Sums) -> float | None:
+def effective_units(sums: Sums) -> float:
+    """How many units of equal size tell as much (Kish): one user with half of all jobs leaves few."""
+    return sums.n**2 / sums.nn if sums.nn > 0 else 0.0
+
+
+def _with_bounds(sums: Sums, low: float, high: float) -> Sums:
+    """With some more units of the average size at either bound."""
+    size, count = sums.n / sums.units, _AT_BOUNDS
+    return Sums(
+        n=sums.n + 2 * count * size,
+        x=sums.x + count * size * (low + high),
+        units=sums.units + 2 * count,
+        ss=sums.ss + count * size**2 * (low**2 + high**2),
+        sn=sums.sn + count * size**2 * (low + high),
+        nn=sums.nn + 2 * count * size**2,
+    )
+
+
+def variance_of_mean(sums: Sums, bounds: tuple[float, float] | None = None) -> float | None:
     """How much the mean varies: that of a ratio of two sums over units (delta method), since a user's jobs are alike.
-    None where there are too few units."""
-    if sums.units < LEAST_UNITS or sums.n <= 0:
+    `bounds` are those of the metric, None for none. None where there are too few units, or too few that count."""
+    if sums.units < LEAST_UNITS or effective_units(sums) < LEAST_UNITS:
         return None
+    if bounds is not None:
+        sums = _with_bounds(sums, *bounds)
     ratio = sums.x / sums.n
     spread = sums.ss - 2 * ratio * sums.sn + ratio * ratio * sums.nn
-    return max(0.0, spread) / sums.n**2 * sums.units / (sums.units - 1)
+    # Equal values of an unbounded metric tell nothing of how it varies.
+    return spread / sums.n**2 * sums.units / (sums.units - 1) if spread > 1e-9 * abs(sums.ss) else None
 
 
 def _half_width(variance: float, units: float, alpha: float) -> float:
@@ -66,22 +90,25 @@ def _half_width(variance: float, units: float, alpha: float) -> float:
     return math.sqrt(variance * (1 + share) * (math.log1p(1 / share) - 2 * math.log(alpha)))
 
 
-def interval_of_mean(sums: Sums, alpha: float = ALPHA) -> Interval | None:
-    """Where the true mean is; None while there are too few units."""
-    found, variance = mean(sums), variance_of_mean(sums)
+def interval_of_mean(sums: Sums, alpha: float = ALPHA, bounds: tuple[float, float] | None = None) -> Interval | None:
+    """Where the true mean is; None while there are too few units. `bounds`: those of the metric."""
+    found, variance = mean(sums), variance_of_mean(sums, bounds)
     if found is None or variance is None:
         return None
-    half = _half_width(variance, sums.units, alpha)
-    return Interval(found - half, found + half)
+    half = _half_width(variance, effective_units(sums), alpha)
+    low, high = bounds or (-math.inf, math.inf)
+    return Interval(max(low, found - half), min(high, found + half))
 
 
-def interval_of_difference(sums: Sums, control: Sums, alpha: float = ALPHA) -> Interval | None:
-    """By how much the mean is above the control's; None while there are too few units."""
-    variances = variance_of_mean(sums), variance_of_mean(control)
+def interval_of_difference(
+    sums: Sums, control: Sums, alpha: float = ALPHA, bounds: tuple[float, float] | None = None
+) -> Interval | None:
+    """By how much the mean is above the control's; None while there are too few units. See `interval_of_mean`."""
+    variances = variance_of_mean(sums, bounds), variance_of_mean(control, bounds)
     means = mean(sums), mean(control)
     if variances[0] is None or variances[1] is None or means[0] is None or means[1] is None:
         return None
-    units = 1 / (1 / sums.units + 1 / control.units)
+    units = 1 / (1 / effective_units(sums) + 1 / effective_units(control))
     half = _half_width(variances[0] + variances[1], units, alpha)
     difference = means[0] - means[1]
     return Interval(difference - half, difference + half)

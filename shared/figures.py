@@ -35,6 +35,7 @@ from shared.policy import NANO
 
 # Of these more is worse; of the others less.
 COSTS: Final = frozenset({Metric.TOKENS, Metric.COST, Metric.LATENCY})
+_BOUNDS: Final = {Metric.SUCCESS: (0.0, 1.0), Metric.SCHEMA_VALID: (0.0, 1.0), Metric.FEEDBACK: (-1.0, 1.0)}
 _FIELD: Final = re.compile(r"(\d+)\|(n|f|t|c|u|fn|fs|b)(\d*)")
 
 
@@ -42,13 +43,14 @@ def _view(interval: Interval | None) -> IntervalView | None:
     return None if interval is None else IntervalView(interval.low, interval.high)
 
 
-def _metric_view(sums: Sums, control: Sums | None) -> MetricView:
+def _metric_view(metric: Metric, sums: Sums, control: Sums | None) -> MetricView:
     """`control` is None for the control itself."""
-    difference = interval_of_difference(sums, control) if control is not None else None
+    bounds = _BOUNDS.get(metric)
+    difference = interval_of_difference(sums, control, bounds=bounds) if control is not None else None
     return MetricView(
         jobs=round(sums.n),
         mean=mean(sums) or 0.0,
-        interval=_view(interval_of_mean(sums)),
+        interval=_view(interval_of_mean(sums, bounds=bounds)),
         difference=_view(difference),
         conclusive=difference is not None and difference.is_conclusive,
     )
@@ -64,7 +66,7 @@ def _arm_view(experiment: Experiment, arm: int, sums: Sequence[ArmSums]) -> ArmV
         is_control=is_control,
         assigned=sums[arm].assigned,
         metrics={
-            metric.value: _metric_view(found, None if is_control else control.metrics.get(metric, Sums()))
+            metric.value: _metric_view(metric, found, None if is_control else control.metrics.get(metric, Sums()))
             for metric, found in sums[arm].metrics.items()
         },
     )
@@ -79,7 +81,7 @@ def crossed(guardrail: Guardrail, experiment: Experiment, sums: Sequence[ArmSums
         own = one.metrics.get(metric, Sums())
         if arm == experiment.control or min(own.n, control.n) < guardrail.least_jobs:
             continue
-        difference = interval_of_difference(own, control)
+        difference = interval_of_difference(own, control, bounds=_BOUNDS.get(metric))
         if difference is None:
             continue
         if (difference.low if metric in COSTS else -difference.high) > guardrail.worse_by:

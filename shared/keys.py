@@ -113,7 +113,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "the entries of the audit log about this prompt"),
     KeyKind("pstats:{tenantId}:{name}:{YYYYMMDD}", "hash", "as the tenant", "settle, reap, feedback", "API",
             "a prompt's figures of a day, by version: `<v>|n` ends, f failures, t tokens, c nano-USD, u tokens without a price, b<k> jobs of 2^(k/4) ms, fn and fs feedback"),
-    KeyKind("pstatdays:{tenantId}:{name}", "zset", "as the tenant", "settle, reap", "API", "the days of the above, score `YYYYMMDD`"),
+    KeyKind("pstatdays:{tenantId}:{name}", "zset", "as the tenant", "settle, reap, feedback", "API", "the days of the above, score `YYYYMMDD`"),
     KeyKind("arms:{owner}:{experiment}", "hash", "until 90 days after its end", "admit, settle, reap, feedback", "API",
             "`<arm>|assigned` units; `<arm>|<metric>|` n, x (sum), u (units), ss, sn, nn (over units: sum², sum × n, n²)"),
     KeyKind("armunits:{owner}:{experiment}", "hash", "until 90 days after its end", "admit, settle, reap, feedback", "the same",

@@ -284,6 +284,47 @@ async def test_figures_come_from_the_jobs_own_ends(stack: Stack, model: DevModel
     assert [row["version"] for row in one] == [2]
 
 
+async def test_one_jobs_feedback_is_one_unit(stack: Stack) -> None:
+    """Given a job whose result is judged 60 times, then it is one unit, of which no interval is made; and a day on
+    which no job ends shows its feedback."""
+    await two_versions(stack)
+    made = await begin(stack, stickyBy="job")
+    job = await stack.submit(greeting())
+    version_of = (await stack.finished(job))["prompt"]["version"]
+    for key in [one async for one in stack.client.scan_iter(f"{stack.keys.prefix}pstat*")]:
+        await stack.client.delete(key)
+    for _ in range(60):
+        assert (await stack.call("POST", f"/api/jobs/{job}/feedback", {"score": 1})).status == 201
+    raw = await stack.client.hgetall(stack.keys.arms(await owner_of(stack), made.json["id"]))
+    row = {name.decode(): float(value) for name, value in raw.items()}
+    at = f"{version_of - 1}|feedback|"
+    assert {name: row[at + name] for name in ("n", "u", "x", "nn")} == {"n": 60, "u": 1, "x": 60, "nn": 3600}
+    shown = (await stack.call("GET", path_of("greeting", "experiments", "production"))).json
+    assert shown["arms"][version_of - 1]["metrics"]["feedback"]["interval"] is None
+    (day,) = (await stack.call("GET", path_of("greeting", "stats"))).json["data"]
+    assert (day["uses"], day["feedback"]["score"]) == (0, 1)
+    async for key in stack.client.scan_iter(f"{stack.keys.prefix}arm*"):
+        assert await stack.client.pttl(key) > 0
+
+
+async def test_users_of_one_name_in_two_tenants_are_two_users(edge: Stack) -> None:
+    """Given an experiment on a shared prompt, then the user `admin` of twenty tenants is in either arm."""
+    body = {"messages": [{"role": "system", "content": "Be brief."}]}
+    await edge.call("POST", path_of("errand/agent", "versions") + "?shared=true", body)
+    at = path_of("errand/agent", "experiments", "production") + "?shared=true"
+    assert (await edge.call("PUT", at, {"variants": VARIANTS})).status == 200
+    arms: Counter[int] = Counter()
+    for _ in range(20):
+        _, key = await edge.tenant()
+        wanted = {"variables": {}, "user": "admin"}
+        shown = await edge.call("POST", path_of("errand/agent", "render"), wanted, key=key)
+        job = await edge.submit({"type": "agent", "input": {"goal": "Hi."}, "user": "admin"}, key=key)
+        view = (await edge.call("GET", f"/api/jobs/{job}", key=key)).json["prompt"]
+        assert view["experiment"]["arm"] == shown.json["experiment"]["arm"], "rendering tells the job's arm"
+        arms[view["experiment"]["arm"]] += 1
+    assert len(arms) == 2, "both arms have some; one in 500,000 runs has not"
+
+
 async def test_a_users_jobs_are_summed_by_user(stack: Stack) -> None:
     await two_versions(stack)
     made = await begin(stack)

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from api.handlers.prompts import version_in
-from api.keys import SETTINGS, TOKENS
+from api.keys import PRINCIPAL, SETTINGS, TOKENS
 from api.pinning import assigned
 from api.prompts import candidates, choose, length_of, name_of, off_loop
 from api.wire import answer, query, read_json
@@ -24,7 +24,7 @@ async def render_prompt(request: web.Request) -> web.Response:
     head, number, label = choose(heads, wanted.label, wanted.version)
     pin = Pin(head.name, number, head.owner)
     if label is not None:
-        pin = assigned(head, label, wanted.user, is_job=False)
+        pin = assigned(head, label, request[PRINCIPAL].tenant, wanted.user, is_job=False)
     version = await version_in(request, head, pin.version)
     messages: list[dict[str, Any]] = await off_loop(len(body) + length_of(version), render, version, wanted.variables)
     model = wanted.model or version.model or request.app[SETTINGS].default_model

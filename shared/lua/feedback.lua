@@ -25,7 +25,9 @@ if row[4] and row[4] ~= '' then
   redis.call('HINCRBY', figures, field .. 'fn', 1)
   redis.call('HINCRBY', figures, field .. 'fs', a.score_milli)
   if row[5] and row[5] ~= '' then
-    observe(row[5], row[6], unit_mark(row[1], row[7]), 'feedback', a.score_milli / 1000)
+    -- Of one job there may be several.
+    local unit = unit_mark(row[1], row[7]) or string.sub(redis.sha1hex(KEYS[1]), 1, 20)
+    observe(row[5], row[6], unit, 'feedback', a.score_milli / 1000)
   end
 end
 local reply = {'ok', int(count), int(sum), NOW, '0'}

@@ -3,8 +3,8 @@
 
 local LONGEST_MS = 400 * 86400000 -- sums that nothing is added to for so long go
 
--- Adds an observation to a metric of an arm: its sums, and those over units that the variance needs. `unit` is a user's
--- mark, or nil where each job is a unit of its own.
+-- Adds an observation to a metric of an arm: its sums, and those over units that the variance needs. `unit` is a mark of
+-- what was assigned; nil where each job is a unit of its own and is observed once.
 local function observe(exp, arm, unit, metric, value)
   local key, field = P .. 'arms:' .. exp, arm .. '|' .. metric .. '|'
   local count, sum = 0, 0
@@ -16,6 +16,7 @@ local function observe(exp, arm, unit, metric, value)
       count, sum = tonumber(count), tonumber(sum)
     end
     redis.call('HSET', units, own, string.format('%.0f %.17g', count + 1, sum + value))
+    if redis.call('PTTL', units) == -1 then redis.call('PEXPIRE', units, LONGEST_MS) end
   end
   local function add(name, amount)
     if amount ~= 0 then redis.call('HINCRBYFLOAT', key, field .. name, string.format('%.17g', amount)) end
@@ -47,10 +48,11 @@ end
 local OUTCOME = {'arm', 'exp_unit', 'started_ms', 'tok_in', 'tok_out', 'tok_embed', 'cost_nano', 'tok_unpriced', 'told_tok',
   'told_nano', 'told_unpriced', 'base_tok'}
 
--- The field of a version in the day's figures of its prompt; the key, and the version.
+-- The key of the day's figures of a prompt, and the start of its version's fields.
 local function figures_of(tenant, prompt)
   local name, version = string.match(prompt, '^(.*)@(%d+)$')
-  return P .. 'pstats:' .. tenant .. ':' .. name .. ':' .. WINDOW.d, version .. '|', name
+  redis.call('ZADD', P .. 'pstatdays:' .. tenant .. ':' .. name, WINDOW.d, WINDOW.d)
+  return P .. 'pstats:' .. tenant .. ':' .. name .. ':' .. WINDOW.d, version .. '|'
 end
 
 -- A job with a prompt has ended as complete or failed. What an earlier run of it has told is not told again.
@@ -65,10 +67,8 @@ local function outcome(key, row, status, data)
   local tokens, nano, unpriced = total - tonumber(job.told_tok or job.base_tok or '0'), since('cost_nano', 'told_nano'),
     since('tok_unpriced', 'told_unpriced')
   redis.call('HSET', key, 'told_tok', int(total), 'told_nano', job.cost_nano or '0', 'told_unpriced', job.tok_unpriced or '0')
-  local figures, field, name = figures_of(row.tenant, row.prompt)
-  if redis.call('HINCRBY', figures, field .. 'n', 1) == 1 then
-    redis.call('ZADD', P .. 'pstatdays:' .. row.tenant .. ':' .. name, WINDOW.d, WINDOW.d)
-  end
+  local figures, field = figures_of(row.tenant, row.prompt)
+  redis.call('HINCRBY', figures, field .. 'n', 1)
   if status == 'failed' then redis.call('HINCRBY', figures, field .. 'f', 1) end
   if tokens ~= 0 then redis.call('HINCRBY', figures, field .. 't', int(tokens)) end
   if nano ~= 0 then redis.call('HINCRBY', figures, field .. 'c', int(nano)) end
