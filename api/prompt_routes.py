@@ -121,13 +121,13 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
         "GET", f"{PROMPT}/stats", experiments.stats, "Figures of each version, by day", Scope.PROMPTS,
         {200: ("Newest day first.", Page(StatsRow))},
         parameters=(_q("from", "the first UTC day; by default 30 days"), _q("to", "the last, by default today"),
-                    _q("version", "of this version only"), SHARED_TO_READ),
+                    _q("version", "of this version only"), *LIST, SHARED_TO_READ),
         problems=("not_found", "invalid_request"),
     ),
     Route(
         "GET", f"{PROMPT}/experiments", experiments.list_all, "Experiments that run and that are over",
-        Scope.PROMPTS, {200: ("Newest first.", Page(ExperimentView))}, parameters=(SHARED_TO_READ,),
-        problems=("not_found",),
+        Scope.PROMPTS, {200: ("Newest first.", Page(ExperimentView))}, parameters=(*LIST, SHARED_TO_READ),
+        problems=("invalid_request", "not_found"),
     ),
     Route(
         "PUT", f"{PROMPT}/experiments/{{label}}", experiments.begin,

@@ -224,6 +224,11 @@ async def test_an_experiment_ends_with_its_figures(edge: Stack) -> None:
     listed = (await edge.call("GET", path_of("greeting", "experiments"))).json["data"]
     assert [row["why"] for row in listed] == ["Stopped by a person.", "it was better"]
     assert sum(arm["assigned"] for arm in listed[1]["arms"]) == 1
+    first = await edge.call("GET", path_of("greeting", "experiments") + "?limit=1")
+    assert (first.json["data"], first.json["hasMore"]) == (listed[:1], True)
+    assert 'rel="next"' in first.headers["Link"]
+    rest = await edge.call("GET", path_of("greeting", "experiments") + f"?after={first.json['next']}")
+    assert (rest.json["data"], rest.json["next"]) == (listed[1:], None)
     log = (await edge.call("GET", path_of("greeting", "audit"))).json["data"]
     assert [row["action"] for row in log[:4]] == [
         "prompt.experiment_stopped", "prompt.experiment_started", "prompt.experiment_promoted",
@@ -280,6 +285,12 @@ async def test_figures_come_from_the_jobs_own_ends(stack: Stack, model: DevModel
         assert row["totalTokens"] == sum(view["usage"]["totalTokens"] for view in mine)
         assert 0 < row["latencyP50Ms"] <= row["latencyP95Ms"] < 10_000
     assert {row["feedback"]["score"] for row in rows if row["feedback"]} == {0.5}
+    stats = path_of("greeting", "stats")
+    page = (await stack.call("GET", f"{stats}?limit=1")).json
+    assert (page["data"], page["hasMore"]) == (rows[:1], True)
+    rest = (await stack.call("GET", f"{stats}?after={page['next']}")).json
+    assert (rest["data"], rest["next"]) == (rows[1:], None)
+    assert (await stack.call("GET", f"{stats}?after=x")).json["errors"][0]["path"] == "?after"
     one = (await stack.call("GET", path_of("greeting", "stats") + "?version=2")).json["data"]
     assert [row["version"] for row in one] == [2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from aiohttp import web
 from api.handlers.usage import days_of
 from api.keys import EXPERIMENTS, JOBS, PINNING, PRINCIPAL, PROMPTS
 from api.prompts import change_of, is_blind, label_in_path, name_of, owner_to_change, prompt_to_read
-from api.wire import answer, integer, invalid, page_answer, query, read_json
+from api.wire import answer, integer, invalid, page_answer, page_of, page_size, query, read_json
 from shared.audit import Action
 from shared.errors import RefusedError
 from shared.experiments import Experiment, ExperimentDraft, ExperimentView, Promotion
@@ -22,6 +23,7 @@ from shared.stores.prompt_refusals import refusal
 from shared.usage import day_name
 
 MAX_VERSION: Final = 10**9
+_CURSOR: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.([1-9][0-9]{0,8})")
 
 
 def _etag(experiment: Experiment) -> str:
@@ -51,9 +53,9 @@ async def _own(request: web.Request, owner: str) -> Head:
     return head
 
 
-async def _readable(request: web.Request) -> Head:
+async def _readable(request: web.Request, parameters: dict[str, str]) -> Head:
     """The prompt in the path. Figures of a shared one are all tenants': for administrators. Raises RefusedError."""
-    head = await prompt_to_read(request, query(request, ("shared",)))
+    head = await prompt_to_read(request, parameters)
     if is_blind(request, head.owner):
         raise RefusedError("scope_missing", "Experiments on shared prompts are read with the scope `admin`.")
     return head
@@ -78,7 +80,7 @@ async def begin(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/experiments/{label}."""
-    head, label = await _readable(request), label_in_path(request)
+    head, label = await _readable(request, query(request, ("shared",))), label_in_path(request)
     experiment = running(head, label)
     if experiment is None:
         raise RefusedError("not_found", f"No experiment runs on the label {label!r}.")
@@ -87,15 +89,14 @@ async def show(request: web.Request) -> web.Response:
 
 async def list_all(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/experiments."""
-    head = await _readable(request)
-    rows = []
-    for label in sorted(head.experiments):
-        if (experiment := running(head, label)) is not None:
-            rows.append(await _shown(request, head, label, experiment))
-    for ended in await request.app[EXPERIMENTS].ended(head):
-        rows.append(await _shown(request, head, ended.label, ended))
-    rows.sort(key=lambda row: row.started_at, reverse=True)
-    return page_answer(request, rows, None)
+    parameters = query(request, ("limit", "after", "shared"))
+    limit, after = page_of(parameters, "exp")
+    head = await _readable(request, parameters)
+    found: list[Experiment] = [one for label in head.experiments if (one := running(head, label)) is not None]
+    found += await request.app[EXPERIMENTS].ended(head)
+    found = sorted((one for one in found if after is None or one.id < after), key=lambda one: one.id, reverse=True)
+    rows = [await _shown(request, head, one.label, one) for one in found[:limit]]
+    return page_answer(request, rows, rows[-1].id if len(found) > limit else None)
 
 
 async def stop(request: web.Request) -> web.Response:
@@ -126,11 +127,25 @@ async def _end(request: web.Request, act: str, action: Action, why: str, version
 
 async def stats(request: web.Request) -> web.Response:
     """GET /api/prompts/{name}/stats."""
-    parameters = query(request, ("from", "to", "version", "shared"))
+    parameters = query(request, ("from", "to", "version", "limit", "after", "shared"))
+    limit, after = page_size(parameters), _place(parameters.get("after"))
     head = await prompt_to_read(request, parameters)
     today = datetime.fromtimestamp(await redis_now_ms(request.app[JOBS].client) / 1000, UTC).date()
     first, last = days_of(parameters, today)
     wanted = integer(parameters, "version", 0, low=1, high=MAX_VERSION)
     found = await request.app[EXPERIMENTS].days(request[PRINCIPAL].tenant, head.name, day_name(first), day_name(last))
     rows = [row for day, figures in reversed(found) for row in stats_rows(day, figures)]
-    return page_answer(request, [row for row in rows if not wanted or row.version == wanted], None)
+    rows = [row for row in rows if not wanted or row.version == wanted]
+    if after is not None:
+        rows = [row for row in rows if (row.day, row.version) < after]
+    page = rows[:limit]
+    return page_answer(request, page, f"{page[-1].day}.{page[-1].version}" if len(rows) > limit else None)
+
+
+def _place(cursor: str | None) -> tuple[str, int] | None:
+    """The day and the version behind which a page of figures begins. Raises RefusedError."""
+    if cursor is None:
+        return None
+    if (match := _CURSOR.fullmatch(cursor)) is None:
+        raise invalid("?after", "is no cursor of this list")
+    return match[1], int(match[2])

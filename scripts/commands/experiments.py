@@ -100,7 +100,8 @@ async def show(client: Client, arguments: argparse.Namespace) -> int:
 
 async def listing(client: Client, arguments: argparse.Namespace) -> int:
     """Experiments of a prompt that run and that are over."""
-    page = await client.call("GET", _path(arguments))
+    path, _, asked = _path(arguments).partition("?")
+    page = await client.pages(path, query=asked)
     out(arguments, page, "\n\n".join(map(experiment_text, page["data"])) or "no experiments")
     return 0
 

@@ -187,7 +187,8 @@ async def prompts_audit(client: Client, arguments: argparse.Namespace) -> int:
 async def prompts_stats(client: Client, arguments: argparse.Namespace) -> int:
     """Figures of each version, by day."""
     wanted = {"from": arguments.start, "to": arguments.end, "version": arguments.version}
-    page = await client.call("GET", prompt_path(arguments, "stats", **wanted))
+    path, _, asked = prompt_path(arguments, "stats", **wanted).partition("?")
+    page = await client.pages(path, query=asked)
     rows = [["DAY", "VERSION", "USES", "FAILED", "TOKENS", "USD", "P50 MS", "P95 MS", "FEEDBACK"]]
     for row in page["data"]:
         feedback = f"{row['feedback']['score']:+.2f} of {row['feedback']['count']}" if row["feedback"] else "-"
