@@ -1,0 +1,1 @@
+"""Search: the index in memory, ranking, re-ranking, answers."""
