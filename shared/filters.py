@@ -113,7 +113,9 @@ def _holds(operator: str, operand: Any, have: str | None) -> bool:
     if operator == "in":
         return any(_equal(one, have) for one in operand)
     left, right = _comparable(have, operand)
-    return bool({"gt": left > right, "gte": left >= right, "lt": left < right, "lte": left <= right}[operator])
+    if operator in ("gt", "gte"):
+        return bool(left > right or (operator == "gte" and left == right))
+    return bool(left < right or (operator == "lte" and left == right))
 
 
 def _text(value: Any) -> str:
@@ -131,7 +133,7 @@ def _number(text: str) -> float | None:
 def _equal(wanted: Any, have: str) -> bool:
     if _text(wanted) == have:
         return True
-    return isinstance(wanted, int | float) and not isinstance(wanted, bool) and _number(have) == wanted
+    return isinstance(wanted, int | float) and not isinstance(wanted, bool) and _number(have) == float(wanted)
 
 
 def _comparable(have: str, wanted: Any) -> tuple[Any, Any]:

@@ -93,7 +93,7 @@ class Source(Output, frozen=True, kw_only=True):
 
 
 class SearchCitation(Output, frozen=True, kw_only=True):
-    """A proven quote of the answer: `source` is the rank of the source, `start` and `end` (exclusive) are code points of
+    """A proven quote of the answer: `source` is the rank of the source, `start` and `end` (exclusive) code points of
     its document's text, where `quote` stands letter by letter."""
 
     source: int
@@ -124,7 +124,7 @@ class SearchResult(Output, frozen=True, kw_only=True):
     reranked: bool = False
     usage: UsageView | UnsetType = UNSET
     took_ms: float
-    warnings: list[str] = []
+    warnings: list[str] = msgspec.field(default_factory=list)
 
 
 class IndexUsed(Output, frozen=True, kw_only=True):
@@ -216,7 +216,7 @@ class Feedback(Output, frozen=True, kw_only=True):
 
     helpful: int = 0
     not_helpful: int = 0
-    chunks: list[ChunkFeedback] = []
+    chunks: list[ChunkFeedback] = msgspec.field(default_factory=list)
 
 
 class NewSearchFeedback(Wire, frozen=True, kw_only=True):
