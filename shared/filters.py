@@ -133,7 +133,7 @@ def _number(text: str) -> float | None:
 def _equal(wanted: Any, have: str) -> bool:
     if _text(wanted) == have:
         return True
-    return isinstance(wanted, int | float) and not isinstance(wanted, bool) and _number(have) == float(wanted)
+    return isinstance(wanted, int | float) and not isinstance(wanted, bool) and bool(_number(have) == float(wanted))
 
 
 def _comparable(have: str, wanted: Any) -> tuple[Any, Any]:
