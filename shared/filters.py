@@ -101,7 +101,7 @@ def _fits(wanted: Any, have: str | None) -> bool:
 
 def _holds(operator: str, operand: Any, have: str | None) -> bool:
     if operator == "exists":
-        return (have is not None) == operand
+        return bool((have is not None) == operand)
     if operator == "ne":
         return have is None or not _equal(operand, have)
     if operator == "nin":
