@@ -123,7 +123,21 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("guarded", "set", "while not empty", "prompt_experiment", "API",
             "`<owner> <name> <label>` of running experiments that have guardrails"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
-    KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
+    KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys; revision: of its content, next: the newest that was sent"),
+    KeyKind("collections:{tenantId}", "zset", "as the tenant", "index_open", "API, worker", "names of a tenant's collections, score 0"),
+    KeyKind("collection:{tenantId}:{name}", "hash", "as its documents", "index_open, index_switch", "API, worker",
+            "a collection: created_ms, versions (how many ever), current, previous, building (numbers of versions), `v:<n>` JSON of version n"),
+    KeyKind("index:{tenantId}:{version}:{name}", "hash", "as the version", "index_put, index_remove", "API, worker",
+            "document id → `<revision> <chunks> <JSON of what search shows of it>`"),
+    KeyKind("changes:{tenantId}:{version}:{name}", "stream", "the newest 10,000", "index_put, index_remove", "worker",
+            "changes of that index, so that workers follow it: d document id"),
+    KeyKind("pack:{tenantId}:{documentId}:{version}:{revision}", "string", "as the entry; a day before it", "ingest", "worker",
+            "a document's chunks in an index: offsets, text hashes, terms (MessagePack, packed)"),
+    KeyKind("vectors:{tenantId}:{documentId}:{version}:{revision}", "string", "as the entry; a day before it", "ingest", "worker",
+            "their vectors: int8 rows, and a scale for each"),
+    KeyKind("staged:{jobId}", "hash", "a day", "ingest", "ingest", "vectors that a job has bought and not yet put into an index: text hash → int8 row and scale"),
+    KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the tenant", "ingest", "ingest",
+            "hash of a chunk's text → the document and version that have its vector: nothing is embedded twice"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
@@ -330,6 +344,38 @@ class Keys(msgspec.Struct, frozen=True):
     def document(self, document_id: str) -> str:
         """A document's record."""
         return f"{self.prefix}doc:{document_id}"
+
+    def collections(self, tenant: str) -> str:
+        """The names of a tenant's collections."""
+        return f"{self.prefix}collections:{tenant}"
+
+    def collection(self, tenant: str, name: str) -> str:
+        """A collection and the versions of its index."""
+        return f"{self.prefix}collection:{tenant}:{name}"
+
+    def index(self, tenant: str, version: int, name: str) -> str:
+        """The documents in a version of a collection's index."""
+        return f"{self.prefix}index:{tenant}:{version}:{name}"
+
+    def changes(self, tenant: str, version: int, name: str) -> str:
+        """The changes of such an index."""
+        return f"{self.prefix}changes:{tenant}:{version}:{name}"
+
+    def pack(self, tenant: str, document_id: str, version: int, revision: int) -> str:
+        """The chunks of a revision of a document in a version of its collection's index."""
+        return f"{self.prefix}pack:{tenant}:{document_id}:{version}:{revision}"
+
+    def vectors(self, tenant: str, document_id: str, version: int, revision: int) -> str:
+        """The vectors of these chunks."""
+        return f"{self.prefix}vectors:{tenant}:{document_id}:{version}:{revision}"
+
+    def staged(self, job_id: str) -> str:
+        """Vectors that a job has bought."""
+        return f"{self.prefix}staged:{job_id}"
+
+    def chunks(self, tenant: str, marks: str) -> str:
+        """Where the vectors of a tenant's texts are."""
+        return f"{self.prefix}chunks:{tenant}:{marks}"
 
     def events_channel(self, job_id: str) -> str:
         """Where a job's events are published."""

@@ -1,0 +1,434 @@
+"""The store of search indexes: collections, versions, and what each document has in them. Vectors are the engines'
+business (worker.search.engines); what is in an index is decided here, in one step per document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from shared.clock import rfc3339
+from shared.collections import CollectionView, Entry, IndexSpec, IndexView, VersionState
+from shared.errors import InternalError, InvalidInput, LeaseLostError
+from shared.keys import Keys
+from shared.redis import Redis, Scripts
+from shared.stores.jobs import Claimed
+from shared.stores.records import being_deleted
+
+STAGED_S: Final = 86_400  # what was written and never put into an index goes after a day
+HASH_BYTES: Final = 12  # of a chunk's text
+PAGE: Final = 500
+
+_spec: Final = msgspec.json.Decoder(IndexSpec).decode
+_entry: Final = msgspec.json.Decoder(Entry).decode
+
+
+class Collection(msgspec.Struct, frozen=True):
+    """A collection as it is. `current` and the others are numbers of versions, 0 where there is none."""
+
+    tenant: str
+    name: str
+    current: int
+    previous: int
+    building: int
+    builder: str | None
+    created_ms: int
+    specs: dict[int, IndexSpec]
+    documents: dict[int, int]
+    chunks: dict[int, int]
+
+    @property
+    def spec(self) -> IndexSpec:
+        """How the current version is made."""
+        return self.specs[self.current]
+
+    @property
+    def view(self) -> CollectionView:
+        """As the API shows it."""
+        return CollectionView(
+            name=self.name,
+            version=self.current or None,
+            documents=self.documents.get(self.current, 0),
+            chunks=self.chunks.get(self.current, 0),
+            versions=[self._version(self.specs[number]) for number in sorted(self.specs, reverse=True)],
+            created_at=rfc3339(self.created_ms),
+        )
+
+    def _version(self, spec: IndexSpec) -> IndexView:
+        states = {
+            self.building: VersionState.BUILDING,
+            self.previous: VersionState.PREVIOUS,
+            self.current: VersionState.CURRENT,
+        }
+        return IndexView(
+            version=spec.version,
+            state=states.get(spec.version, VersionState.PREVIOUS),
+            model=spec.model,
+            dimensions=spec.dimensions or None,
+            chunk_characters=spec.chunk_characters,
+            engine=spec.engine,
+            documents=self.documents.get(spec.version, 0),
+            chunks=self.chunks.get(spec.version, 0),
+            created_at=rfc3339(spec.created_ms),
+            job_id=spec.job_id or msgspec.UNSET,
+        )
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """What a version had of a document that was removed."""
+
+    spec: IndexSpec
+    revision: int
+    chunks: int
+
+
+class Switched(msgspec.Struct, frozen=True):
+    """What came of a switch: `done`, or the documents that the version does not have yet; `drop` is a version that
+    nothing goes back to any more, `current` another one that came between."""
+
+    done: bool
+    missing: tuple[str, ...] = ()
+    drop: int = 0
+    current: int = 0
+
+
+class SupersededError(Exception):
+    """A newer content of the document is there already."""
+
+
+class VersionSwitchedError(Exception):
+    """The collection has another version by now; what was made is for one that nobody asks."""
+
+
+class IndexesStore:
+    """Collections and indexes of all tenants. Raises a member of OUTAGE when Redis is out of reach."""
+
+    def __init__(self, client: Redis, keys: Keys) -> None:
+        self.client = client
+        self.keys = keys
+        self._scripts = Scripts(client, keys.prefix)
+
+    # -- collections ---------------------------------------------------------------------------------------------
+
+    async def open(
+        self, tenant: str, name: str, spec: IndexSpec, *, job: str | None = None, building: bool = False
+    ) -> Collection | str:
+        """The collection, made with this version at its first use; with `building` a further version is begun by the
+        job, or the id of the job that is at it already. Raises RefusedError when the tenant is being deleted."""
+        described = msgspec.to_builtins(spec)
+        for given in ("version", "createdMs"):
+            described.pop(given, None)
+        if job is not None:
+            described["jobId"] = job
+        reply = await self._scripts.run(
+            "index_open",
+            [self.keys.collection(tenant, name), self.keys.collections(tenant), self.keys.tenant(tenant)],
+            name=name,
+            spec=msgspec.json.encode(described).decode(),
+            job=job,
+            building=building,
+        )
+        if reply[0] == b"no_tenant":
+            raise being_deleted(tenant)
+        if reply[0] == b"busy":
+            return str(reply[1].decode())
+        return _collection(tenant, name, _pairs(reply[2]))
+
+    async def collection(self, tenant: str, name: str) -> Collection | None:
+        """A collection; None when there is none."""
+        raw = await self.client.pipe.execute("HGETALL", self.keys.collection(tenant, name))
+        return _collection(tenant, name, _pairs(raw)) if raw else None
+
+    async def names(self, tenant: str, *, limit: int, after: str | None = None) -> tuple[list[str], bool]:
+        """Names of collections in order, after that one; and whether there are more."""
+        low = f"({after}" if after is not None else "-"
+        raw = await self.client.pipe.execute(
+            "ZRANGEBYLEX", self.keys.collections(tenant), low, "+", "LIMIT", 0, limit + 1
+        )
+        return [name.decode() for name in raw[:limit]], len(raw) > limit
+
+    async def forget(self, tenant: str, name: str) -> None:
+        """Removes an empty collection's record, after its versions were dropped."""
+        await self.client.pipe.execute("UNLINK", self.keys.collection(tenant, name))
+        await self.client.pipe.execute("ZREM", self.keys.collections(tenant), name)
+
+    async def describe(self, tenant: str, name: str, spec: IndexSpec) -> None:
+        """Notes what was learned of a version: its dimensions and calibration."""
+        await self.client.pipe.execute(
+            "HSET", self.keys.collection(tenant, name), f"v:{spec.version}", msgspec.json.encode(spec)
+        )
+
+    async def switch(
+        self, collection: Collection, version: int, claimed: Claimed | None = None, worker: str | None = None
+    ) -> Switched:
+        """Makes a version the current one, if nothing is missing in it. Raises LeaseLostError, and InvalidInput when
+        there is no such version (any more)."""
+        tenant, name = collection.tenant, collection.name
+        reply = await self._scripts.run(
+            "index_switch",
+            [
+                self.keys.collection(tenant, name),
+                self.keys.index(tenant, collection.current, name),
+                self.keys.index(tenant, version, name),
+            ],
+            current=collection.current,
+            version=version,
+            worker=worker,
+            lease=claimed.lease if claimed else None,
+            job=claimed.job_id if claimed else None,
+        )
+        match [part.decode() for part in reply]:
+            case ["ok", drop]:
+                return Switched(done=True, drop=int(drop or 0))
+            case ["missing", *documents]:
+                return Switched(done=False, missing=tuple(documents))
+            case ["moved", current]:
+                return Switched(done=False, current=int(current))
+            case ["lost"]:
+                raise LeaseLostError(claimed.job_id if claimed else "")
+        raise InvalidInput(f"The collection {name!r} has no version {version} (any more).")
+
+    async def drop(self, tenant: str, name: str, version: int) -> None:
+        """Removes a version: all documents' chunks and vectors in it, then its record. May be repeated."""
+        index = self.keys.index(tenant, version, name)
+        async for page in self._scan(index):
+            doomed = [
+                key(tenant, document_id, version, int(value.split(b" ", 1)[0]))
+                for document_id, value in page
+                for key in (self.keys.pack, self.keys.vectors)
+            ]
+            await self.client.pipe.execute("UNLINK", *doomed)
+        await self.client.pipe.execute("UNLINK", index, self.keys.changes(tenant, version, name))
+        await self._scripts.run("index_forget", [self.keys.collection(tenant, name)], version=version)
+
+    async def _scan(self, index: str) -> AsyncIterator[list[tuple[str, bytes]]]:
+        cursor = b"0"
+        while True:
+            cursor, raw = await self.client.pipe.execute("HSCAN", index, cursor, "COUNT", PAGE)
+            if raw:
+                yield [(name.decode(), value) for name, value in zip(raw[::2], raw[1::2], strict=True)]
+            if cursor == b"0":
+                return
+
+    # -- documents in an index -----------------------------------------------------------------------------------
+
+    async def write_pack(self, tenant: str, document_id: str, version: int, revision: int, content: bytes) -> None:
+        """A document's chunks, before `put` makes them part of the index; else they go after a day."""
+        key = self.keys.pack(tenant, document_id, version, revision)
+        # One that is there is the same: a revision and a version never change.
+        await self.client.pipe.execute("SET", key, content, "EX", STAGED_S, "NX")
+
+    async def put(
+        self,
+        claimed: Claimed,
+        worker: str,
+        *,
+        collection: str,
+        version: int,
+        document_id: str,
+        entry: Entry,
+        fields: Mapping[str, str] | None,
+        follows: bool,
+        has_vectors: bool,
+    ) -> int | None:
+        """Makes the chunks that were written part of the index, in one step with the `fields` of the document's record;
+        the revision that was there before. With `follows` the version must be the current one; `has_vectors`: they are
+        in Redis under a name of their own.
+
+        Raises LeaseLostError, InvalidInput when the document or the version is gone, SupersededError,
+        VersionSwitchedError, and InternalError when what was written is gone.
+        """
+        tenant = claimed.tenant
+        key = (tenant, document_id, version)
+        reply = await self._scripts.run(
+            "index_put",
+            [
+                self.keys.job(claimed.job_id),
+                self.keys.document(document_id),
+                self.keys.collection(tenant, collection),
+                self.keys.index(tenant, version, collection),
+                self.keys.changes(tenant, version, collection),
+                self.keys.pack(*key, entry.revision),
+                self.keys.vectors(*key, entry.revision),
+            ],
+            worker=worker,
+            lease=claimed.lease,
+            tenant=tenant,
+            document=document_id,
+            version=version,
+            revision=entry.revision,
+            entry=msgspec.json.encode(entry).decode(),
+            chunks=entry.chunks,
+            fields=dict(fields) if fields is not None else None,
+            pack_prefix=f"{self.keys.prefix}pack:{tenant}:{document_id}:{version}:",
+            vectors_prefix=f"{self.keys.prefix}vectors:{tenant}:{document_id}:{version}:",
+            follows=follows,
+            vectors=has_vectors,
+        )
+        match reply[0]:
+            case b"ok":
+                return int(reply[1]) if reply[1] else None
+            case b"lost":
+                raise LeaseLostError(claimed.job_id)
+            case b"newer":
+                raise SupersededError
+            case b"switched":
+                raise VersionSwitchedError
+            case b"unwritten":
+                raise InternalError(f"The chunks of {document_id} are gone before they were used.")
+            case b"gone":
+                raise InvalidInput(f"The document {document_id} was deleted while it was read.")
+        raise InvalidInput(f"The collection {collection!r} has no version {version} (any more).")
+
+    async def entry(self, tenant: str, collection: str, version: int, document_id: str) -> Entry | None:
+        """A document's entry in an index; None when it has none."""
+        raw = await self.client.pipe.execute("HGET", self.keys.index(tenant, version, collection), document_id)
+        return read_entry(raw) if raw is not None else None
+
+    async def entries(
+        self, tenant: str, collection: str, version: int, documents: Sequence[str] | None = None
+    ) -> dict[str, Entry | None]:
+        """The entries of these documents (None for one that has none), or of all."""
+        index = self.keys.index(tenant, version, collection)
+        if documents is not None:
+            raw = await self.client.pipe.execute("HMGET", index, *documents) if documents else []
+            return {name: read_entry(value) if value else None for name, value in zip(documents, raw, strict=True)}
+        found: dict[str, Entry | None] = {}
+        async for page in self._scan(index):
+            found |= {name: read_entry(value) for name, value in page}
+        return found
+
+    async def packs(self, tenant: str, version: int, wanted: Sequence[tuple[str, int]]) -> list[bytes | None]:
+        """The chunks of these (document, revision), None for what is not there any more."""
+        keys = [self.keys.pack(tenant, document_id, version, revision) for document_id, revision in wanted]
+        found: list[bytes | None] = list(await self.client.pipe.execute("MGET", *keys)) if keys else []
+        return found
+
+    async def changed(self, tenant: str, collection: str, version: int, after: str) -> tuple[str, list[str] | None]:
+        """The documents that have changed after a place in the index's changes, and the place now; None: so many that
+        the changes do not tell them all any more."""
+        key = self.keys.changes(tenant, version, collection)
+        rows = await self.client.pipe.execute("XRANGE", key, f"({after}" if after != "0" else "-", "+", "COUNT", 10_001)
+        if len(rows) > 10_000:
+            return after, None
+        if not rows:
+            return after, []
+        if after != "0":
+            # The entry at our place is still there, or nothing was trimmed behind it.
+            first = await self.client.pipe.execute("XRANGE", key, "-", "+", "COUNT", 1)
+            if first and _place(first[0][0]) > _place(after.encode()):
+                return rows[-1][0].decode(), None
+        documents = list(dict.fromkeys(fields[1].decode() for _, fields in rows))
+        return rows[-1][0].decode(), documents
+
+    async def latest_change(self, tenant: str, collection: str, version: int) -> str:
+        """The place of the newest change, `0` where there was none."""
+        key = self.keys.changes(tenant, version, collection)
+        rows = await self.client.pipe.execute("XREVRANGE", key, "+", "-", "COUNT", 1)
+        return rows[0][0].decode() if rows else "0"
+
+    async def remove(self, tenant: str, document_id: str, collection: str) -> tuple[int, list[Removed]]:
+        """Takes a document out of everything: chunks that could be found until now, and what each version had."""
+        reply = await self._scripts.run(
+            "index_remove",
+            [
+                self.keys.document(document_id),
+                self.keys.documents(tenant),
+                self.keys.collection(tenant, collection),
+            ],
+            tenant=tenant,
+            document=document_id,
+            collection=collection,
+        )
+        parts = [part.decode() if isinstance(part, bytes) else part for part in reply[1:]]
+        removed = [
+            Removed(_spec(parts[at + 3]), int(parts[at + 1]), int(parts[at + 2])) for at in range(0, len(parts), 4)
+        ]
+        return int(reply[0]), removed
+
+    # -- nothing is embedded twice -------------------------------------------------------------------------------
+
+    async def stage(self, job_id: str, vectors: Mapping[bytes, bytes]) -> None:
+        """Keeps vectors that a job has bought until it has put them into an index; by hash of their text."""
+        key = self.keys.staged(job_id)
+        flat = [part for pair in vectors.items() for part in pair]
+        await self.client.pipe.execute("HSET", key, *flat)
+        await self.client.pipe.execute("EXPIRE", key, STAGED_S)
+
+    async def staged(self, job_id: str, hashes: Sequence[bytes]) -> list[bytes | None]:
+        """The vectors of these texts, where the job has bought them."""
+        found: list[bytes | None] = []
+        for first in range(0, len(hashes), PAGE):
+            found += await self.client.pipe.execute("HMGET", self.keys.staged(job_id), *hashes[first : first + PAGE])
+        return found
+
+    async def unstage(self, job_id: str) -> None:
+        """They are in an index now."""
+        await self.client.pipe.execute("UNLINK", self.keys.staged(job_id))
+
+    async def homes(self, tenant: str, marks: str, hashes: Sequence[bytes]) -> list[tuple[str, str, int] | None]:
+        """Which (document, collection, version) has the vector of each of these texts, as far as is known."""
+        key = self.keys.chunks(tenant, marks)
+        found: list[tuple[str, str, int] | None] = []
+        for first in range(0, len(hashes), PAGE):
+            for raw in await self.client.pipe.execute("HMGET", key, *hashes[first : first + PAGE]):
+                if raw is None:
+                    found.append(None)
+                    continue
+                document_id, version, collection = raw.decode().split(" ", 2)
+                found.append((document_id, collection, int(version)))
+        return found
+
+    async def note_homes(
+        self, tenant: str, marks: str, hashes: Sequence[bytes], document_id: str, collection: str, version: int
+    ) -> None:
+        """These texts' vectors are with that document."""
+        key, home = self.keys.chunks(tenant, marks), f"{document_id} {version} {collection}".encode()
+        for first in range(0, len(hashes), PAGE):
+            flat = [part for name in hashes[first : first + PAGE] for part in (name, home)]
+            await self.client.pipe.execute("HSET", key, *flat)
+
+    async def forget_homes(self, tenant: str, marks: str, hashes: Sequence[bytes]) -> None:
+        """Nothing of these texts is kept any more."""
+        for first in range(0, len(hashes), PAGE):
+            await self.client.pipe.execute("HDEL", self.keys.chunks(tenant, marks), *hashes[first : first + PAGE])
+
+
+def read_entry(raw: bytes) -> Entry:
+    """An entry as it is stored: `<revision> <chunks> <JSON>`."""
+    return _entry(raw.split(b" ", 2)[2])
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+_VERSION: Final = re.compile(r"v:(\d+)")
+
+
+def _collection(tenant: str, name: str, fields: Mapping[str, bytes]) -> Collection:
+    specs = {int(match[1]): _spec(fields[match[0]]) for match in map(_VERSION.fullmatch, fields) if match}
+
+    def counts(kind: str) -> dict[int, int]:
+        return {number: int(fields.get(f"{kind}:{number}", 0)) for number in specs}
+
+    builder = fields.get("builder")
+    return Collection(
+        tenant=tenant,
+        name=name,
+        current=int(fields.get("current", 0)),
+        previous=int(fields.get("previous", 0)),
+        building=int(fields.get("building", 0)),
+        builder=builder.decode() if builder else None,
+        created_ms=int(fields.get("created_ms", 0)),
+        specs=specs,
+        documents=counts("documents"),
+        chunks=counts("chunks"),
+    )
+
+
+def _place(entry_id: bytes) -> tuple[int, int]:
+    ms, _, number = entry_id.partition(b"-")
+    return int(ms), int(number or 0)

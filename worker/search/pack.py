@@ -1,0 +1,114 @@
+"""A document's chunks as they lie in Redis: offsets, text hashes, and the words of each, small enough to keep."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from shared.stores.indexes import HASH_BYTES
+from worker.search.chunks import Chunk
+from worker.search.terms import counts_of
+
+LEVEL: Final = 1  # of zlib: the arrays are short, and read often
+MOST_COUNTED: Final = 255
+
+Array = Any  # numpy.ndarray
+
+
+class _Packed(msgspec.Struct, array_like=True):
+    """MessagePack: arrays, little-endian, each packed with zlib."""
+
+    count: int
+    starts: bytes  # uint32
+    ends: bytes  # uint32
+    digests: bytes  # HASH_BYTES each
+    occurrences: bytes  # uint32
+    lengths: bytes  # uint32, words of each chunk
+    terms: bytes  # uint32, sorted, each once
+    found_in: bytes  # uint32, in how many chunks each term stands
+    rows: bytes  # uint32, the chunks of each term, in order
+    counts: bytes  # uint8, how often it stands there
+
+
+class Pack(msgspec.Struct, frozen=True):
+    """The same, unpacked: numpy arrays."""
+
+    starts: Array
+    ends: Array
+    digests: bytes
+    occurrences: Array
+    lengths: Array
+    terms: Array
+    found_in: Array
+    rows: Array
+    counts: Array
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def digest(self, row: int) -> bytes:
+        """The hash of a chunk's text."""
+        return self.digests[row * HASH_BYTES : (row + 1) * HASH_BYTES]
+
+
+_decode: Final = msgspec.msgpack.Decoder(_Packed).decode
+
+
+def pack(text: str, chunks: Sequence[Chunk]) -> bytes:
+    """The chunks of a text as they are stored."""
+    lengths: list[int] = []
+    terms: list[int] = []
+    rows: list[int] = []
+    counts: list[int] = []
+    for row, chunk in enumerate(chunks):
+        counted = counts_of(text[chunk.start : chunk.end])
+        lengths.append(counted.total())
+        terms += counted.keys()
+        rows += [row] * len(counted)
+        counts += counted.values()
+    of_terms = np.array(terms, dtype=np.uint32)
+    order = np.argsort(of_terms, kind="stable")
+    names, found_in = np.unique(of_terms, return_counts=True)
+    arrays: list[Any] = [
+        np.array([chunk.start for chunk in chunks], dtype="<u4"),
+        np.array([chunk.end for chunk in chunks], dtype="<u4"),
+        b"".join(chunk.digest for chunk in chunks),
+        np.array([chunk.occurrence for chunk in chunks], dtype="<u4"),
+        np.array(lengths, dtype="<u4"),
+        names.astype("<u4"),
+        found_in.astype("<u4"),
+        np.array(rows, dtype="<u4")[order],
+        np.minimum(np.array(counts, dtype=np.int64), MOST_COUNTED).astype("u1")[order],
+    ]
+    packed = [zlib.compress(part if isinstance(part, bytes) else part.tobytes(), LEVEL) for part in arrays]
+    return msgspec.msgpack.encode(_Packed(len(chunks), *packed))
+
+
+def unpack(content: bytes) -> Pack:
+    """What `pack` made."""
+    found = _decode(content)
+
+    def numbers(part: bytes, kind: str = "<u4") -> Array:
+        return np.frombuffer(zlib.decompress(part), dtype=kind)
+
+    return Pack(
+        starts=numbers(found.starts),
+        ends=numbers(found.ends),
+        digests=zlib.decompress(found.digests),
+        occurrences=numbers(found.occurrences),
+        lengths=numbers(found.lengths),
+        terms=numbers(found.terms),
+        found_in=numbers(found.found_in),
+        rows=numbers(found.rows),
+        counts=numbers(found.counts, "u1"),
+    )
+
+
+def digests_of(content: bytes) -> list[bytes]:
+    """The hashes of the texts of a stored pack."""
+    joined = zlib.decompress(_decode(content).digests)
+    return [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
