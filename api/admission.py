@@ -19,6 +19,8 @@ from shared.specs import (
     ChatJob,
     EmbeddingJob,
     ExtractTask,
+    IngestJob,
+    ReindexJob,
     StoredEmbeddingJob,
     Submission,
     type_of,
@@ -35,6 +37,8 @@ def model_of(job: Submission, settings: Settings, of_prompt: str | None = None) 
     """The model that a job asks; `of_prompt` is that of its prompt, for where it names none."""
     if isinstance(job, EmbeddingJob | StoredEmbeddingJob):
         return job.model or job.input.model or settings.embedding_model
+    if isinstance(job, IngestJob | ReindexJob):
+        return job.model or settings.embedding_model
     return job.model or of_prompt or settings.default_model
 
 

@@ -35,6 +35,7 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.experiments import ExperimentsStore
+from shared.stores.indexes import IndexesStore
 from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.ACCESS] = AccessStore(client, names)
     app[keys.AUDIT] = AuditStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
+    app[keys.INDEXES] = IndexesStore(client, names)
     app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
     app[keys.ERASURES] = ErasureStore(client, names)
     app[keys.OUTPUTS] = OutputsStore(client, names)

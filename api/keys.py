@@ -23,6 +23,7 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
 from shared.stores.events import EventsStore
 from shared.stores.experiments import ExperimentsStore
+from shared.stores.indexes import IndexesStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.prompts import PromptsStore
@@ -61,6 +62,7 @@ TICKETS = web.AppKey("tickets", TicketsStore)
 AUDIENCE: web.AppKey[Audience] = web.AppKey("audience")
 LIMITS: web.AppKey[Standings] = web.AppKey("limits")
 USAGE = web.AppKey("usage", UsageStore)
+INDEXES = web.AppKey("indexes", IndexesStore)
 PINNING = web.AppKey("pinning", Pinning)
 EXPERIMENTS = web.AppKey("experiments", ExperimentsStore)
 PRICES = web.AppKey("prices", PriceBook)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -46,6 +47,20 @@ class IndexSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     calibration: Calibration | None = None
     created_ms: int = 0
     job_id: str | None = None  # that builds it
+
+    @property
+    def marks(self) -> str:
+        """What the vectors of texts depend on, apart from the text: with the same marks one may stand for another."""
+        return _marks([self.model, self.dimensions, self.document_prefix])
+
+    @property
+    def query_marks(self) -> str:
+        """The same, for queries."""
+        return _marks([self.model, self.dimensions, self.document_prefix, self.query_prefix])
+
+
+def _marks(named: list[Any]) -> str:
+    return hashlib.blake2b(msgspec.json.encode(named), digest_size=8).hexdigest()
 
 
 class Entry(msgspec.Struct, frozen=True, rename="camel"):
@@ -103,6 +118,3 @@ class DocumentDeleted(Output, frozen=True, kw_only=True):
     deleted: bool
     chunks: int
     searches: int
-
-
-Fields = dict[str, Any]

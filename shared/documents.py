@@ -21,18 +21,38 @@ class DocumentStatus(StrEnum):
     REJECTED = "rejected"
 
 
-class NewTextDocument(Wire, frozen=True):
-    """Body of `POST /api/documents` as JSON."""
+class DocumentSource(Wire, frozen=True, kw_only=True):
+    """Exactly one of `text` and `url`, which is fetched by the guarded fetcher."""
 
-    text: Annotated[str, Meta(min_length=1)]
+    text: Annotated[str, Meta(min_length=1)] | None = None
+    url: Annotated[str, Meta(min_length=1, max_length=4_096, pattern=r"^https?://")] | None = None
     title: ShortText | None = None
+    metadata: Metadata | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.url is None):
+            raise ValueError("exactly one of `text` and `url` is needed")
+        if self.text is not None and ("\0" in self.text or not self.text.strip()):
+            raise ValueError("`text` holds a NUL character, or nothing but white space")
+
+
+class NewTextDocument(DocumentSource, frozen=True, kw_only=True):
+    """Body of `POST /api/documents` as JSON. `index: false`: its text is kept, and not searched."""
+
     collection: ShortText | None = None
-    metadata: Metadata = msgspec.field(default_factory=dict)
+    index: bool = True
+
+
+class DocumentPatch(Wire, frozen=True, kw_only=True):
+    """Body of `PATCH /api/documents/{id}`: what is absent stays; `metadata` replaces all of it."""
+
+    title: ShortText | None = None
+    metadata: Metadata | None = None
 
 
 class DocumentView(Output, frozen=True, kw_only=True):
     """A stored document. `characters` and `pages` are null until it is ready; `chunks` counts those in search; `items`
-    the lines of a batch file."""
+    the lines of a batch file. `revision` counts its contents; size and hash are null until a `url` was fetched."""
 
     document_id: str
     job_id: str | None
@@ -41,8 +61,10 @@ class DocumentView(Output, frozen=True, kw_only=True):
     collection: str | None
     metadata: dict[str, str]
     media_type: str | None
-    size_bytes: int
-    sha256: str
+    url: str | UnsetType = UNSET
+    size_bytes: int | None
+    sha256: str | None
+    revision: int
     status: DocumentStatus
     characters: int | None
     pages: int | None

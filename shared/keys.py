@@ -135,7 +135,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "a document's chunks in an index: offsets, text hashes, terms (MessagePack, packed)"),
     KeyKind("vectors:{tenantId}:{documentId}:{version}:{revision}", "string", "as the entry; a day before it", "ingest", "worker",
             "their vectors: int8 rows, and a scale for each"),
-    KeyKind("staged:{jobId}", "hash", "a day", "ingest", "ingest", "vectors that a job has bought and not yet put into an index: text hash → int8 row and scale"),
+    KeyKind("staged:{tenantId}:{jobId}", "hash", "a day", "ingest", "ingest", "vectors that a job has bought and not yet put into an index: text hash → int8 row and scale"),
+    KeyKind("calibrations", "hash", "for ever, small", "ingest", "ingest", "model, dimensions and prefixes → what its cosines mean (JSON)"),
     KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the tenant", "ingest", "ingest",
             "hash of a chunk's text → the document and version that have its vector: nothing is embedded twice"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
@@ -369,9 +370,14 @@ class Keys(msgspec.Struct, frozen=True):
         """The vectors of these chunks."""
         return f"{self.prefix}vectors:{tenant}:{document_id}:{version}:{revision}"
 
-    def staged(self, job_id: str) -> str:
+    def staged(self, tenant: str, job_id: str) -> str:
         """Vectors that a job has bought."""
-        return f"{self.prefix}staged:{job_id}"
+        return f"{self.prefix}staged:{tenant}:{job_id}"
+
+    @property
+    def calibrations(self) -> str:
+        """What the cosines of the models mean."""
+        return f"{self.prefix}calibrations"
 
     def chunks(self, tenant: str, marks: str) -> str:
         """Where the vectors of a tenant's texts are."""

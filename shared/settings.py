@@ -180,6 +180,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=10_000, le=100_000_000)],
         _doc("Most characters of documents that one `search_documents` of an agent looks through; also kept indexed."),
     ] = 4_000_000
+    search_chunk_characters: Annotated[
+        Annotated[int, Meta(ge=200, le=20_000)],
+        _doc("Most characters of a chunk in the search index of a new collection."),
+    ] = 1_200
+    search_document_prefix: Annotated[
+        str, _doc("What the embedding model wants before a text to find, e.g. `passage: `; of new collections.")
+    ] = ""
+    search_query_prefix: Annotated[
+        str, _doc("What the embedding model wants before a query, e.g. `query: `; of new collections.")
+    ] = ""
+    embedding_dimensions: Annotated[
+        Annotated[int, Meta(ge=0, le=65_536)], _doc("Dimensions of the vectors of new collections; 0: the model's own.")
+    ] = 0
+    search_memory_mb: Annotated[
+        Annotated[int, Meta(ge=16, le=1_048_576)],
+        _doc("Memory for search indexes in one worker; those that were not searched for the longest go first."),
+    ] = 1_024
+    search_vset_chunks: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000_000)],
+        _doc(
+            "Chunks from which on the vectors of a collection move to a Redis 8 vector set, where the server has them; "
+            "0: never."
+        ),
+    ] = 300_000
+    search_min_score: Annotated[
+        Annotated[float, Meta(ge=0, le=1)], _doc("`minScore` of a search that states none, on the calibrated scale.")
+    ] = 0.3
+    search_job_seconds: Annotated[
+        Annotated[float, Meta(ge=60, le=10 * 366 * 86_400)],
+        _doc("How long the job behind a search is kept; its line in the log has a time of its own."),
+    ] = 600.0
     fetch_enabled: Annotated[bool, _doc("Whether agents may use `fetch_url`, and documents be given by URL.")] = False
     fetch_private_hosts: Annotated[
         Annotated[str, Meta(pattern=r"^[^/@?#]*$")],

@@ -168,10 +168,43 @@ class EmbeddingSource(EmbeddingOptions, frozen=True, kw_only=True):
     document_id: str | None = None
 
 
+class NewContent(Wire, frozen=True, kw_only=True):
+    """What a document is to hold from now on; members that are null stay as they are. The file is a blob, or still to
+    be fetched from `url`."""
+
+    revision: int
+    blob: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+    filename: str | None = None
+    url: str | None = None
+    title: str | None = None
+    metadata: dict[str, str] | None = None
+
+
 class IngestInput(Wire, frozen=True):
-    """Input of an `ingest` job, which `POST /api/documents` makes."""
+    """Input of an `ingest` job, which `POST /api/documents` makes, and `PUT /api/documents/{id}` with new `content`."""
 
     document_id: str
+    content: NewContent | None = None
+
+
+class ReindexInput(Wire, frozen=True, kw_only=True):
+    """Input of a `reindex` job, which `POST /api/collections/{name}/reindex` makes: a further version of the index, as
+    `spec` says (shared.collections.IndexSpec), or the one of number `version`, is completed and becomes the current."""
+
+    collection: str
+    spec: dict[str, Any] | None = None
+    version: int | None = None
+
+
+class SearchInput(Wire, frozen=True, kw_only=True):
+    """Input of a `search` job, which `/api/search` makes: `request` is a shared.search.SearchRequest, with all defaults
+    in place."""
+
+    search_id: str
+    request: dict[str, Any]
+    min_score: float
 
 
 class ErasureInput(Wire, frozen=True):
@@ -259,6 +292,21 @@ class IngestJob(Submission, frozen=True, tag="ingest", tag_field="type", kw_only
     input: IngestInput
 
 
+class ReindexJob(Submission, frozen=True, tag="reindex", tag_field="type", kw_only=True):
+    """A further version of a collection's index. Made by `POST /api/collections/{name}/reindex` only."""
+
+    PUBLIC: ClassVar[bool] = False
+    input: ReindexInput
+
+
+class SearchJob(Submission, frozen=True, tag="search", tag_field="type", kw_only=True):
+    """A search, and the answer from what was found. Made by `/api/search` only."""
+
+    LANE: ClassVar[Lane] = Lane.INTERACTIVE
+    PUBLIC: ClassVar[bool] = False
+    input: SearchInput
+
+
 class ErasureJob(Submission, frozen=True, tag="tenant-erasure", tag_field="type", kw_only=True):
     """Erasure of a tenant. Made by `DELETE /api/admin/tenants/{tenantId}` only."""
 
@@ -266,7 +314,7 @@ class ErasureJob(Submission, frozen=True, tag="tenant-erasure", tag_field="type"
     input: ErasureInput
 
 
-AnyJob = ChatJob | AnalysisJob | AgentJob | StoredEmbeddingJob | IngestJob | ErasureJob
+AnyJob = ChatJob | AnalysisJob | AgentJob | StoredEmbeddingJob | IngestJob | ReindexJob | SearchJob | ErasureJob
 PublicJob = ChatJob | AnalysisJob | AgentJob | EmbeddingJob
 
 JOB_TYPES: Final[dict[str, type[AnyJob]]] = {
@@ -275,6 +323,8 @@ JOB_TYPES: Final[dict[str, type[AnyJob]]] = {
     "agent": AgentJob,
     "batch-embedding": StoredEmbeddingJob,
     "ingest": IngestJob,
+    "reindex": ReindexJob,
+    "search": SearchJob,
     "tenant-erasure": ErasureJob,
 }
 

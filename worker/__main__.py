@@ -23,6 +23,7 @@ from shared.settings import Settings
 from shared.specs import Lane
 from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
+from shared.stores.indexes import IndexesStore
 from shared.stores.prompts import PromptsStore
 from shared.tokens import TokenCounter
 from worker.context import Deps
@@ -30,6 +31,8 @@ from worker.documents.library import Library
 from worker.engine import Engine
 from worker.execution import Handler
 from worker.model.client import Model
+from worker.search.exact import ExactEngine
+from worker.search.replica import Replicas
 from worker.tasks import HANDLERS
 from worker.tools.registry import Toolbox
 
@@ -45,6 +48,7 @@ def build(
     keys = Keys(settings.redis_prefix)
     documents = DocumentsStore(client, keys)
     library = Library(settings, documents, blobs)
+    indexes, exact = IndexesStore(client, keys), ExactEngine(client, keys)
     deps = Deps(
         settings=settings,
         model=Model(settings),
@@ -56,6 +60,9 @@ def build(
         counter=TokenCounter(),
         prices=PriceBook(settings.prices, settings.openai_base_url),
         versions=Versions(PromptsStore(client, keys)),
+        indexes=indexes,
+        engines={exact.name: exact},
+        replicas=Replicas(indexes, exact, settings.search_memory_mb * 1024 * 1024),
     )
     return Engine(
         handlers,

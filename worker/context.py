@@ -22,6 +22,7 @@ from shared.settings import Settings
 from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
 from shared.stores.events import Reservation
+from shared.stores.indexes import IndexesStore
 from shared.stores.jobs import Claimed
 from shared.tokens import TokenCounter
 from worker.documents.library import Library
@@ -32,6 +33,8 @@ from worker.model.client import Model
 from worker.model.discipline import Tries
 from worker.model.window import Place
 from worker.report import Report
+from worker.search.engines import VectorEngine
+from worker.search.replica import Replicas
 from worker.tools.registry import Toolbox
 from worker.wording import Said, Wording
 
@@ -52,6 +55,9 @@ class Deps(msgspec.Struct, frozen=True):
     counter: TokenCounter
     prices: PriceBook
     versions: Versions
+    indexes: IndexesStore
+    engines: Mapping[str, VectorEngine]
+    replicas: Replicas
 
 
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,6 +78,7 @@ class JobContext:
         self.job = claimed
         self.deps = deps
         self.journal = journal
+        self.worker = journal.worker
         self.report = report
         self.wording = Wording(claimed.type, (), None, deps.versions)  # what its prompts say
         self.open_calls: list[Progress] = []

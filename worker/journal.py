@@ -61,7 +61,7 @@ class Journal:
     def __init__(self, store: EventsStore, claimed: Claimed, worker: str) -> None:
         self._store = store
         self._claimed = claimed
-        self._worker = worker
+        self.worker = worker
         self.tokens_spent = claimed.tokens_used
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -117,13 +117,13 @@ class Journal:
     async def extend(self, call_id: str, seen: int, bound: int) -> int | Blocked:
         """More output for a call under way; see EventsStore.extend. Raises LeaseLostError."""
         return await self._steadily(
-            lambda: self._store.extend(self._claimed, self._worker, call=call_id, seen=seen, bound=bound)
+            lambda: self._store.extend(self._claimed, self.worker, call=call_id, seen=seen, bound=bound)
         )
 
     async def extend_texts(self, call_id: str, reserved: int, more: int) -> int | Blocked:
         """`more` tokens of texts for a call under way that embeds, and has `reserved`. Raises LeaseLostError."""
         return await self._steadily(
-            lambda: self._store.extend(self._claimed, self._worker, call=call_id, seen=0, bound=reserved, embeds=more)
+            lambda: self._store.extend(self._claimed, self.worker, call=call_id, seen=0, bound=reserved, embeds=more)
         )
 
     def dispatched(self, call_id: str) -> None:
@@ -157,7 +157,7 @@ class Journal:
     ) -> bytes | Begun:
         known = await self._steadily(
             lambda: self._store.begin_step(
-                self._claimed, self._worker, step=name, label=label, call=call_id, reserve=reserve, once=once,
+                self._claimed, self.worker, step=name, label=label, call=call_id, reserve=reserve, once=once,
                 again_after=again_after,
             )
         )  # fmt: skip
@@ -179,7 +179,7 @@ class Journal:
         await self._steadily(
             lambda: self._store.finish_step(
                 self._claimed,
-                self._worker,
+                self.worker,
                 step=name,
                 label=label,
                 call=step.call_id,

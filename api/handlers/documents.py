@@ -4,60 +4,133 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 from aiohttp import BodyPartReader, web
 
 from api.admission import record_of, timing_of
-from api.keys import BLOBS, DOCUMENTS, JOBS, OUTPUTS, PRINCIPAL, REDIS, SETTINGS
+from api.keys import BLOBS, DOCUMENTS, INDEXES, JOBS, OUTPUTS, PRICES, PRINCIPAL, REDIS, SEARCHES, SETTINGS, STANDING
 from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large, traceparent_of
 from shared.batch import HEAD_BYTES, MEDIA_TYPE, is_batch
 from shared.blobs import BlobMissingError, BlobTooLargeError, Stored
-from shared.documents import DocumentAccepted, DocumentStatus, Extracted, NewTextDocument
+from shared.collections import DocumentDeleted
+from shared.documents import (
+    DocumentAccepted,
+    DocumentPatch,
+    DocumentSource,
+    DocumentStatus,
+    DocumentView,
+    Extracted,
+    NewTextDocument,
+)
 from shared.errors import BlobsUnavailableError, RefusedError
 from shared.ids import new_id
-from shared.metrics import JOBS_ADMITTED
+from shared.metrics import JOBS_ADMITTED, JOBS_REFUSED
 from shared.redis import OUTAGE, redis_now_ms
+from shared.search import DEFAULT_COLLECTION
 from shared.settings import Settings
-from shared.specs import IngestInput, IngestJob, Metadata
+from shared.specs import IngestInput, IngestJob, Metadata, NewContent
 from shared.stores.documents import document_view
+from shared.stores.jobs import Admitted, Companion
 
 MAX_FIELD_BYTES = 64 * 1024
+MOST_ESTIMATED = 4 * 1024 * 1024  # bytes of a file that count for its job's size: much of a PDF is no text
 TEXT_FIELDS = ("title", "collection", "metadata", "index")
 
 
 async def create(request: web.Request) -> web.Response:
-    """POST /api/documents: a multipart file, or JSON with the text."""
+    """POST /api/documents: a multipart file, or JSON with a text or a URL."""
     query(request, ())
     document_id = new_id("doc", await redis_now_ms(request.app[REDIS]))
     blob = f"files/{request[PRINCIPAL].tenant}/{document_id}"
-    kept, upload = False, Upload(request.app[SETTINGS])
+    async with _taken(request, blob) as taken:
+        stored, fields, body = await _read(request, blob, NewTextDocument)
+        accepted, taken.replayed = await _admit(request, document_id, blob, stored, fields, body)
+    return _accepted(accepted, taken.replayed)
+
+
+async def replace(request: web.Request) -> web.Response:
+    """PUT /api/documents/{id}: new content; what the document holds can be found until that can."""
+    query(request, ())
+    row = await _record(request)
+    if row.get("media_type") == MEDIA_TYPE or row.get("index") == "false":
+        raise RefusedError("conflict", "The document is not searched; delete it, and store the other one.")
+    revision = await request.app[DOCUMENTS].next_revision(row["id"])
+    blob = f"files/{request[PRINCIPAL].tenant}/{row['id']}.{revision}"
+    async with _taken(request, blob) as taken:
+        stored, fields, body = await _read(request, blob, DocumentSource)
+        if fields.get("media_type") == MEDIA_TYPE or fields.get("collection") or fields.get("index") == "false":
+            raise invalid("$", "a document keeps its collection, and stays one that is searched")
+        content = NewContent(
+            revision=revision,
+            blob=blob,
+            size_bytes=stored.size_bytes if stored else None,
+            sha256=stored.sha256 if stored else None,
+            filename=fields.get("filename"),
+            url=fields.get("url"),
+            title=fields.get("title"),
+            metadata=fields.get("metadata"),
+        )
+        job = IngestJob(input=IngestInput(document_id=row["id"], content=content))
+        admitted = await _take_in(request, job, stored, body, companion=None)
+        taken.replayed = admitted.replayed
+        if not taken.replayed:
+            await request.app[DOCUMENTS].change(row["id"], {"job_id": admitted.job_id})
+    return _accepted(DocumentAccepted(document_id=row["id"], job_id=admitted.job_id), taken.replayed)
+
+
+def _accepted(accepted: DocumentAccepted, replayed: bool) -> web.Response:
+    headers = {"Location": f"/api/documents/{accepted.document_id}"}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return answer(accepted, status=202, headers=headers)
+
+
+class _Taken:
+    """Whether what was sent had come before."""
+
+    replayed = False
+
+
+@asynccontextmanager
+async def _taken(request: web.Request, blob: str) -> AsyncIterator[_Taken]:
+    """Discards the blob when it is not needed."""
+    kept, taken = False, _Taken()
     try:
-        if request.content_type == "multipart/form-data":
-            try:
-                async with asyncio.timeout(request.app[SETTINGS].upload_seconds):
-                    stored, fields, body = await _read_upload(request, blob, upload)
-            except TimeoutError:
-                raise RefusedError("request_timeout", "The upload took too long.") from None
-        else:
-            new, body = await read_json(request, NewTextDocument)
-            if not new.text.strip() or "\0" in new.text:
-                raise invalid("$.text", "holds a NUL character, or nothing but white space")
-            stored = await _store(request, blob, _one(new.text.encode("utf-8", "replace")), upload.max_file_bytes)
-            fields = {"title": new.title, "collection": new.collection, "metadata": new.metadata}
-        accepted, replayed = await _admit(request, document_id, blob, stored, fields, body)
-        kept = not replayed
+        yield taken
+        kept = not taken.replayed
     except (*OUTAGE, asyncio.CancelledError):
         kept = True  # the admission may have happened: better an orphaned file than a document without one
         raise
     finally:
         if not kept:
             await _discard(request, blob)
-    headers = {"Location": f"/api/documents/{accepted.document_id}"}
-    if replayed:
-        headers["Idempotent-Replayed"] = "true"
-    return answer(accepted, status=202, headers=headers)
+
+
+async def _read(
+    request: web.Request, blob: str, kind: type[DocumentSource]
+) -> tuple[Stored | None, dict[str, Any], bytes]:
+    """The content, stored (None: its URL is among the fields); the fields beside it; what an idempotency key is bound
+    to."""
+    upload = Upload(request.app[SETTINGS])
+    if request.content_type == "multipart/form-data":
+        try:
+            async with asyncio.timeout(request.app[SETTINGS].upload_seconds):
+                return await _read_upload(request, blob, upload)
+        except TimeoutError:
+            raise RefusedError("request_timeout", "The upload took too long.") from None
+    new, body = await read_json(request, kind)
+    fields: dict[str, Any] = {"title": new.title, "metadata": new.metadata}
+    if isinstance(new, NewTextDocument):
+        fields |= {"collection": new.collection, "index": None if new.index else "false"}
+    if new.url is not None:
+        if not request.app[SETTINGS].fetch_enabled:
+            raise invalid("$.url", "fetching is switched off on this installation (ERRAND_FETCH_ENABLED)")
+        return None, {**fields, "url": new.url}, body
+    content = _one((new.text or "").encode("utf-8", "replace"))
+    return await _store(request, blob, content, upload.max_file_bytes), fields, body
 
 
 async def _one(content: bytes) -> AsyncIterator[bytes]:
@@ -151,6 +224,8 @@ async def _read_upload(request: web.Request, blob: str, upload: Upload) -> tuple
                 "this is a batch file (NDJSON), which is stored for batch jobs and not searched: send index=false",
             )
         fields["media_type"] = MEDIA_TYPE
+    if index == "false":
+        fields["index"] = "false"
     identity = msgspec.json.encode([stored.sha256, sorted(fields.items(), key=lambda item: item[0])])
     return stored, fields, identity
 
@@ -192,45 +267,79 @@ def _metadata(text: str) -> dict[str, str]:
 
 
 async def _admit(
-    request: web.Request, document_id: str, blob: str, stored: Stored, fields: dict[str, Any], body: bytes
+    request: web.Request, document_id: str, blob: str, stored: Stored | None, fields: dict[str, Any], body: bytes
 ) -> tuple[DocumentAccepted, bool]:
     """Stores the record and its ingest job in one step; on a replay the first request's ids."""
-    settings = request.app[SETTINGS]
     tenant = request[PRINCIPAL].tenant
-    job = IngestJob(input=IngestInput(document_id=document_id))
     record = {
-        "title": fields.get("title"),
-        "filename": fields.get("filename"),
-        "media_type": fields.get("media_type"),
-        "collection": fields.get("collection"),
+        **{name: fields.get(name) for name in ("title", "filename", "media_type", "collection", "url", "index")},
         "metadata": msgspec.json.encode(fields.get("metadata") or {}).decode(),
         "file_blob": blob,
-        "size_bytes": stored.size_bytes,
-        "sha256": stored.sha256,
+        "size_bytes": stored.size_bytes if stored else None,
+        "sha256": stored.sha256 if stored else None,
+        "revision": 1,
+        "next": 1,
     }
-    digest, body_hash = idempotency(request, body)
-    admitted = await request.app[JOBS].admit(
-        tenant=tenant,
-        lane=job.LANE,
-        record=record_of(job, settings, traceparent_of(request)),
-        idem_digest=digest,
-        idem_body=body_hash,
-        companion=request.app[DOCUMENTS].companion(tenant, document_id, record),
-        **timing_of(job, settings),
-    )
+    job = IngestJob(input=IngestInput(document_id=document_id))
+    companion = request.app[DOCUMENTS].companion(tenant, document_id, record)
+    admitted = await _take_in(request, job, stored, body, companion)
     if admitted.replayed:
         _, spec = await request.app[JOBS].spec(tenant, admitted.job_id)
         document_id = msgspec.json.decode(spec, type=IngestJob).input.document_id
-    else:
-        JOBS_ADMITTED.labels("ingest", job.priority.value).inc()
     return DocumentAccepted(document_id=document_id, job_id=admitted.job_id), admitted.replayed
+
+
+async def _take_in(
+    request: web.Request, job: IngestJob, stored: Stored | None, body: bytes, companion: Companion | None
+) -> Admitted:
+    """Admits an ingest job. Raises RefusedError."""
+    settings, principal = request.app[SETTINGS], request[PRINCIPAL]
+    digest, body_hash = idempotency(request, body)
+    size_bytes = min(stored.size_bytes, MOST_ESTIMATED) if stored else 0
+    record = record_of(job, settings, traceparent_of(request), size_bytes=size_bytes, key=principal.key_id)
+    try:
+        admitted = await request.app[JOBS].admit(
+            tenant=principal.tenant,
+            lane=job.LANE,
+            record=record,
+            idem_digest=digest,
+            idem_body=body_hash,
+            companion=companion,
+            unpriced=request.app[PRICES].price(record["model"]) is None,
+            **timing_of(job, settings),
+        )
+    except RefusedError as error:
+        JOBS_REFUSED.labels(error.code).inc()
+        raise
+    request[STANDING] = admitted.standing
+    if not admitted.replayed:
+        JOBS_ADMITTED.labels("ingest", job.priority.value).inc()
+    return admitted
 
 
 async def list_documents(request: web.Request) -> web.Response:
     """GET /api/documents."""
-    limit, after = page_of(query(request, ("limit", "after")), "doc")
-    rows, more = await request.app[DOCUMENTS].documents(request[PRINCIPAL].tenant, limit=limit, after=after)
-    return page_answer(request, rows, rows[-1].document_id if more else None)
+    parameters = query(request, ("limit", "after", "collection", "status"), prefix="metadata.")
+    limit, after = page_of(parameters, "doc")
+    wanted = {name.partition(".")[2]: value for name, value in parameters.items() if name.startswith("metadata.")}
+    collection, status = parameters.get("collection"), parameters.get("status")
+    if status is not None and status not in list(DocumentStatus):
+        raise invalid("?status", f"must be one of {', '.join(DocumentStatus)}")
+
+    def fits(view: DocumentView) -> bool:
+        return (
+            (collection is None or (view.collection or DEFAULT_COLLECTION) == collection)
+            and (status is None or view.status == status)
+            and all(view.metadata.get(name) == value for name, value in wanted.items())
+        )
+
+    rows, cursor = await request.app[DOCUMENTS].documents(
+        request[PRINCIPAL].tenant,
+        limit=limit,
+        after=after,
+        fits=fits if collection is not None or status is not None or wanted else None,
+    )
+    return page_answer(request, rows, cursor)
 
 
 async def show(request: web.Request) -> web.Response:
@@ -261,13 +370,30 @@ async def text(request: web.Request) -> web.Response:
     return web.Response(text=extracted.text, content_type="text/plain", charset="utf-8")
 
 
+async def change(request: web.Request) -> web.Response:
+    """PATCH /api/documents/{id}: title and metadata, at once in search too."""
+    query(request, ())
+    patch, _ = await read_json(request, DocumentPatch)
+    row = await _record(request)
+    fields = {}
+    if patch.title is not None:
+        fields["title"] = patch.title
+    if patch.metadata is not None:
+        fields["metadata"] = msgspec.json.encode(patch.metadata).decode()
+    collection = row.get("collection") or DEFAULT_COLLECTION
+    await request.app[INDEXES].patch(request[PRINCIPAL].tenant, row["id"], collection, fields)
+    return answer(document_view(await _record(request)))
+
+
 async def delete(request: web.Request) -> web.Response:
     """DELETE /api/documents/{id}."""
     query(request, ())
     row = await _record(request)
     tenant = request[PRINCIPAL].tenant
-    await request.app[DOCUMENTS].delete(tenant, row["id"])
+    collection = row.get("collection") or DEFAULT_COLLECTION
+    chunks, _ = await request.app[INDEXES].remove(tenant, row["id"], collection)
+    searches = await request.app[SEARCHES].erase_document(tenant, row["id"])
     # By its known name: the record may have been read just before the text was there.
-    await _discard(request, f"texts/{tenant}/{row['id']}")
-    await _discard(request, row["file_blob"])
-    return web.Response(status=204)
+    for blob in {f"texts/{tenant}/{row['id']}", row["file_blob"], row.get("text_blob", "")} - {""}:
+        await _discard(request, blob)
+    return answer(DocumentDeleted(document_id=row["id"], deleted=True, chunks=chunks, searches=searches))

@@ -34,6 +34,10 @@ redis.call('HINCRBY', KEYS[3], 'chunks:' .. int(a.version), int(a.chunks - tonum
 if not before then redis.call('HINCRBY', KEYS[3], 'documents:' .. int(a.version), 1) end
 if had and tonumber(had) ~= a.revision then redis.call('UNLINK', a.pack_prefix .. had, a.vectors_prefix .. had) end
 if a.fields then
+  for _, name in ipairs({'file_blob', 'text_blob'}) do
+    local old = redis.call('HGET', KEYS[2], name)
+    if old and a.fields[name] and a.fields[name] ~= old then redis.call('SADD', P .. 'trash', old) end
+  end
   for field, value in pairs(a.fields) do redis.call('HSET', KEYS[2], field, value) end
 end
 return {'ok', had or ''}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,7 @@ from shared.redis import Redis
 from shared.stores.jobs import Companion
 from shared.stores.records import Fields, RecordsStore
 
+MOST_LISTED: Final = 2_000  # records that one page with filters looks at
 MAX_SCANNED: Final = 20_000  # records of a tenant that are looked at for those of one collection
 
 
@@ -52,19 +54,38 @@ class DocumentsStore(RecordsStore):
 
     async def _with_fate(self, row: Fields) -> Fields:
         """A pending document whose ingest job has ended will not become ready by itself: that is its error."""
-        if row["status"] != DocumentStatus.PENDING:
+        is_searched = row.get("index") != "false" and "revision" in row
+        if row["status"] != DocumentStatus.PENDING and (not is_searched or "indexed" in row or row.get("error")):
             return row
         status: Any = await self.client.hget(self.keys.job(row.get("job_id", "")), "status")  # type: ignore[misc]
         fate = status.decode() if status else "gone"
         if (fate in FINAL and fate != JobStatus.COMPLETE) or status is None:
-            return {**row, "error": f"Its ingest job is {fate}; retry that job, or analyse the document, to read it."}
+            what = (
+                "read it, or analyse the document" if row["status"] == DocumentStatus.PENDING else "make it searchable"
+            )
+            return {**row, "error": f"Its ingest job is {fate}; retry that job to {what}."}
         return row
 
-    async def documents(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[DocumentView], bool]:
-        """One page, newest first, and whether there are more."""
-        ids, more = await self.page(self.keys.documents(tenant), limit=limit, after=after)
-        rows = [await self.get(self.keys.document(document_id)) for document_id in ids]
-        return [document_view(await self._with_fate(row)) for row in rows if row], more
+    async def documents(
+        self, tenant: str, *, limit: int, after: str | None, fits: Callable[[DocumentView], bool] | None = None
+    ) -> tuple[list[DocumentView], str | None]:
+        """One page, newest first, of those that fit; and the cursor of the next, None at the end. With `fits` a page
+        may be short though there are more."""
+        found: list[DocumentView] = []
+        scanned = 0
+        while True:
+            ids, more = await self.page(self.keys.documents(tenant), limit=limit, after=after)
+            rows = [await self.get(self.keys.document(document_id)) for document_id in ids]
+            for row in rows:
+                view = document_view(await self._with_fate(row)) if row else None
+                if view is not None and (fits is None or fits(view)):
+                    found.append(view)
+                    if len(found) == limit:
+                        return found, view.document_id if more or row is not rows[-1] else None
+            scanned += len(ids)
+            after = ids[-1] if ids else None
+            if not more or scanned >= MOST_LISTED:
+                return found, after if more else None
 
     async def ready(self, tenant: str, *, collection: str | None, limit: int) -> tuple[list[ReadyDocument], bool]:
         """The newest `limit` documents that were read, of one collection or of all; and whether there may be more."""
@@ -110,15 +131,16 @@ class DocumentsStore(RecordsStore):
         """The document cannot be read, for the reason given."""
         await self._update(document_id, {"status": DocumentStatus.REJECTED, "error": reason})
 
+    async def change(self, document_id: str, fields: Fields) -> bool:
+        """Changes fields of a record; False when the document was deleted meanwhile."""
+        return await self._update(document_id, fields)
+
+    async def next_revision(self, document_id: str) -> int:
+        """A number for the document's next content; gaps do no harm."""
+        return int(await self.client.pipe.execute("HINCRBY", self.keys.document(document_id), "next", 1))
+
     async def _update(self, document_id: str, fields: Fields) -> bool:
         return int(await self.scripts.run("update", [self.keys.document(document_id)], fields=fields)) == 1
-
-    async def delete(self, tenant: str, document_id: str) -> None:
-        """Removes a document's record and its place in the list."""
-        async with self.client.pipeline(transaction=True) as pipe:
-            pipe.delete(self.keys.document(document_id))
-            pipe.zrem(self.keys.documents(tenant), document_id)
-            await pipe.execute()
 
 
 def document_view(row: Fields) -> DocumentView:
@@ -133,8 +155,10 @@ def document_view(row: Fields) -> DocumentView:
         collection=row.get("collection"),
         metadata=msgspec.json.decode(row.get("metadata", "{}"), type=dict[str, str]),
         media_type=row.get("media_type"),
-        size_bytes=int(row["size_bytes"]),
-        sha256=row["sha256"],
+        url=row.get("url") or msgspec.UNSET,
+        size_bytes=int(row["size_bytes"]) if row.get("size_bytes") else None,
+        sha256=row.get("sha256") or None,
+        revision=int(row.get("revision", "0")) or 1,
         status=DocumentStatus(row["status"]),
         characters=int(row["characters"]) if ready and "characters" in row else None,
         pages=pages or None,

@@ -4,13 +4,14 @@ business (worker.search.engines); what is in an index is decided here, in one st
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from shared.clock import rfc3339
-from shared.collections import CollectionView, Entry, IndexSpec, IndexView, VersionState
+from shared.collections import Calibration, CollectionView, Entry, IndexSpec, IndexView, VersionState
 from shared.errors import InternalError, InvalidInput, LeaseLostError
 from shared.keys import Keys
 from shared.redis import Redis, Scripts
@@ -23,6 +24,30 @@ PAGE: Final = 500
 
 _spec: Final = msgspec.json.Decoder(IndexSpec).decode
 _entry: Final = msgspec.json.Decoder(Entry).decode
+
+
+class Packed(msgspec.Struct, array_like=True):
+    """A document's chunks in an index as stored (MessagePack): arrays, little-endian, each packed with zlib."""
+
+    count: int
+    starts: bytes  # uint32
+    ends: bytes  # uint32
+    digests: bytes  # HASH_BYTES each
+    occurrences: bytes  # uint32
+    lengths: bytes  # uint32, words of each chunk
+    terms: bytes  # uint32, sorted, each once
+    found_in: bytes  # uint32, in how many chunks each term stands
+    rows: bytes  # uint32, the chunks of each term, in order
+    counts: bytes  # uint8, how often it stands there
+
+
+read_packed: Final = msgspec.msgpack.Decoder(Packed).decode
+
+
+def digests_of(content: bytes) -> list[bytes]:
+    """The hashes of the texts of stored chunks."""
+    joined = zlib.decompress(read_packed(content).digests)
+    return [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
 
 
 class Collection(msgspec.Struct, frozen=True):
@@ -331,6 +356,7 @@ class IndexesStore:
 
     async def remove(self, tenant: str, document_id: str, collection: str) -> tuple[int, list[Removed]]:
         """Takes a document out of everything: chunks that could be found until now, and what each version had."""
+        homes = await self._homes_of(tenant, document_id, collection)
         reply = await self._scripts.run(
             "index_remove",
             [
@@ -346,27 +372,65 @@ class IndexesStore:
         removed = [
             Removed(_spec(parts[at + 3]), int(parts[at + 1]), int(parts[at + 2])) for at in range(0, len(parts), 4)
         ]
+        for marks, digests in homes.items():
+            await self.forget_homes(tenant, marks, list(digests))
         return int(reply[0]), removed
+
+    async def _homes_of(self, tenant: str, document_id: str, collection: str) -> dict[str, set[bytes]]:
+        """The texts that the document has in any version, by the marks of their vectors."""
+        found: dict[str, set[bytes]] = {}
+        named = await self.collection(tenant, collection)
+        for spec in named.specs.values() if named is not None else ():
+            entry = await self.entry(tenant, collection, spec.version, document_id)
+            if entry is not None:
+                (stored,) = await self.packs(tenant, spec.version, [(document_id, entry.revision)])
+                found.setdefault(spec.marks, set()).update(digests_of(stored) if stored is not None else ())
+        return found
+
+    async def patch(self, tenant: str, document_id: str, collection: str, fields: Mapping[str, str]) -> bool:
+        """Changes title or metadata (JSON) of a document, in its record and in search; False when there is none."""
+        return bool(
+            await self._scripts.run(
+                "index_patch",
+                [self.keys.document(document_id), self.keys.collection(tenant, collection)],
+                tenant=tenant,
+                document=document_id,
+                collection=collection,
+                fields=dict(fields),
+            )
+        )
 
     # -- nothing is embedded twice -------------------------------------------------------------------------------
 
-    async def stage(self, job_id: str, vectors: Mapping[bytes, bytes]) -> None:
+    async def stage(self, tenant: str, job_id: str, vectors: Mapping[bytes, bytes]) -> None:
         """Keeps vectors that a job has bought until it has put them into an index; by hash of their text."""
-        key = self.keys.staged(job_id)
+        key = self.keys.staged(tenant, job_id)
         flat = [part for pair in vectors.items() for part in pair]
         await self.client.pipe.execute("HSET", key, *flat)
         await self.client.pipe.execute("EXPIRE", key, STAGED_S)
 
-    async def staged(self, job_id: str, hashes: Sequence[bytes]) -> list[bytes | None]:
+    async def staged(self, tenant: str, job_id: str, hashes: Sequence[bytes]) -> list[bytes | None]:
         """The vectors of these texts, where the job has bought them."""
         found: list[bytes | None] = []
         for first in range(0, len(hashes), PAGE):
-            found += await self.client.pipe.execute("HMGET", self.keys.staged(job_id), *hashes[first : first + PAGE])
+            found += await self.client.pipe.execute(
+                "HMGET", self.keys.staged(tenant, job_id), *hashes[first : first + PAGE]
+            )
         return found
 
-    async def unstage(self, job_id: str) -> None:
+    async def unstage(self, tenant: str, job_id: str, hashes: Sequence[bytes]) -> None:
         """They are in an index now."""
-        await self.client.pipe.execute("UNLINK", self.keys.staged(job_id))
+        for first in range(0, len(hashes), PAGE):
+            await self.client.pipe.execute("HDEL", self.keys.staged(tenant, job_id), *hashes[first : first + PAGE])
+
+    async def calibration(self, marks: str) -> Calibration | None:
+        """What the cosines of a model mean; None when that was not measured yet."""
+        raw = await self.client.pipe.execute("HGET", self.keys.calibrations, marks)
+        return msgspec.json.decode(raw, type=Calibration) if raw else None
+
+    async def note_calibration(self, marks: str, found: Calibration) -> None:
+        """It was measured."""
+        await self.client.pipe.execute("HSET", self.keys.calibrations, marks, msgspec.json.encode(found))
 
     async def homes(self, tenant: str, marks: str, hashes: Sequence[bytes]) -> list[tuple[str, str, int] | None]:
         """Which (document, collection, version) has the vector of each of these texts, as far as is known."""

@@ -15,7 +15,7 @@ from shared.errors import (
     UpstreamRefused,
     UpstreamUnavailable,
 )
-from shared.specs import EmbeddingSource
+from shared.specs import EmbeddingOptions
 from shared.stores.events import Blocked
 from worker.batch.parts import Failure, Found
 from worker.context import JobContext
@@ -60,16 +60,18 @@ class Asking:
     def __init__(
         self,
         context: JobContext,
-        spec: EmbeddingSource,
+        spec: EmbeddingOptions,
         verdict: Verdict,
         requests: Requests,
         tokens: Mapping[str, int],
         on_placed: Callable[[], None],
+        model: str | None = None,
     ) -> None:
         """`tokens` of each text. `on_placed` is called once: the batch is at the model, or needs it no more, and
-        another may get ready."""
+        another may get ready. `model` where it is not the job's."""
         self.dimensions: int | None = None
         self._context = context
+        self._model = model or context.job.model
         self._spec = spec
         self._verdict = verdict
         self._requests = requests
@@ -143,8 +145,8 @@ class Asking:
         JobError."""
         context, spec = self._context, self._spec
         model = context.deps.model
-        window = model.discipline.of(context.job.model).window
-        tries = model.discipline.tries(context.job.model, windowed=True, alone=True)
+        window = model.discipline.of(self._model).window
+        tries = model.discipline.tries(self._model, windowed=True, alone=True)
         call = EmbeddingCall(texts, spec.dimensions, spec.encoding)
         tokens = sum(self._tokens[text] for text in texts)
         while True:
@@ -179,7 +181,7 @@ class Asking:
             if isinstance(granted, Blocked):
                 raise over_limit(granted, is_cut=True)
             requests.reserved = granted
-        return await context.deps.model.embed(context.job.model, call, requests.begin(tokens))
+        return await context.deps.model.embed(self._model, call, requests.begin(tokens))
 
 
 def _may_be_the_texts(error: JobError) -> bool:

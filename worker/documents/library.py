@@ -51,6 +51,8 @@ class Library:
                 raise DocumentRejected(row.get("error", "The document could not be read."))
             if row.get("media_type") == MEDIA_TYPE:
                 raise DocumentRejected("This is a batch file (NDJSON): it holds many texts and is no document to read.")
+            if "url" in row and row.get("fetched") != "1" and "text_blob" not in row:
+                raise DocumentRejected("The document was not fetched yet: its ingest job does that.")
             if "text_blob" in row:
                 extracted = msgspec.json.decode(await self._blobs.get(row["text_blob"]), type=Extracted)
             else:
@@ -60,6 +62,15 @@ class Library:
         except BlobMissingError:
             raise InvalidInput(f"The document {document_id} was deleted.") from None
         return extracted, row.get("title") or extracted.title or row.get("filename")
+
+    async def record(self, tenant: str, document_id: str) -> Fields:
+        """A document's fields. Raises InvalidInput when there is no such document."""
+        return await self._record(tenant, document_id)
+
+    @staticmethod
+    def is_batch_file(row: Fields) -> bool:
+        """Whether a document is a batch file, by its record."""
+        return row.get("media_type") == MEDIA_TYPE
 
     async def is_batch(self, tenant: str, document_id: str) -> bool:
         """Whether a document is a batch file. Raises InvalidInput when there is no such document."""

@@ -25,8 +25,13 @@ class WebPages:
         self._library = library
 
     async def read(self, url: str) -> tuple[Extracted, str]:
-        """The text, and the URL where it was found in the end. Raises DocumentRejected with a sentence, which
-        `retryable` says may pass when the page could not be reached."""
+        """The text, and the URL where it was found in the end. Raises DocumentRejected as `fetch`."""
+        content, where = await self.fetch(url)
+        return await self._library.extract(content), where
+
+    async def fetch(self, url: str) -> tuple[bytes, str]:
+        """The content of a readable page, and the URL where it was found in the end. Raises DocumentRejected with a
+        sentence, which `retryable` says may pass when the page could not be reached."""
         try:
             found: Fetched = await self._fetcher.fetch(url)
         except FetchRefusedError as error:
@@ -42,7 +47,7 @@ class WebPages:
             raise DocumentRejected(
                 f"{found.url} is {kind[:80]}; only HTML, PDF, DOCX, Markdown, JSON and text are read."
             )
-        return await self._library.extract(found.content), found.url
+        return found.content, found.url
 
 
 class PageUnreachable(DocumentRejected):

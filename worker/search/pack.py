@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from shared.stores.indexes import HASH_BYTES
+from shared.stores.indexes import HASH_BYTES, Packed, read_packed
 from worker.search.chunks import Chunk
 from worker.search.terms import counts_of
 
@@ -17,21 +17,6 @@ LEVEL: Final = 1  # of zlib: the arrays are short, and read often
 MOST_COUNTED: Final = 255
 
 Array = Any  # numpy.ndarray
-
-
-class _Packed(msgspec.Struct, array_like=True):
-    """MessagePack: arrays, little-endian, each packed with zlib."""
-
-    count: int
-    starts: bytes  # uint32
-    ends: bytes  # uint32
-    digests: bytes  # HASH_BYTES each
-    occurrences: bytes  # uint32
-    lengths: bytes  # uint32, words of each chunk
-    terms: bytes  # uint32, sorted, each once
-    found_in: bytes  # uint32, in how many chunks each term stands
-    rows: bytes  # uint32, the chunks of each term, in order
-    counts: bytes  # uint8, how often it stands there
 
 
 class Pack(msgspec.Struct, frozen=True):
@@ -53,9 +38,6 @@ class Pack(msgspec.Struct, frozen=True):
     def digest(self, row: int) -> bytes:
         """The hash of a chunk's text."""
         return self.digests[row * HASH_BYTES : (row + 1) * HASH_BYTES]
-
-
-_decode: Final = msgspec.msgpack.Decoder(_Packed).decode
 
 
 def pack(text: str, chunks: Sequence[Chunk]) -> bytes:
@@ -85,12 +67,12 @@ def pack(text: str, chunks: Sequence[Chunk]) -> bytes:
         np.minimum(np.array(counts, dtype=np.int64), MOST_COUNTED).astype("u1")[order],
     ]
     packed = [zlib.compress(part if isinstance(part, bytes) else part.tobytes(), LEVEL) for part in arrays]
-    return msgspec.msgpack.encode(_Packed(len(chunks), *packed))
+    return msgspec.msgpack.encode(Packed(len(chunks), *packed))
 
 
 def unpack(content: bytes) -> Pack:
     """What `pack` made."""
-    found = _decode(content)
+    found = read_packed(content)
 
     def numbers(part: bytes, kind: str = "<u4") -> Array:
         return np.frombuffer(zlib.decompress(part), dtype=kind)
@@ -106,9 +88,3 @@ def unpack(content: bytes) -> Pack:
         rows=numbers(found.rows),
         counts=numbers(found.counts, "u1"),
     )
-
-
-def digests_of(content: bytes) -> list[bytes]:
-    """The hashes of the texts of a stored pack."""
-    joined = zlib.decompress(_decode(content).digests)
-    return [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]

@@ -121,7 +121,7 @@ class _Postings:
 
 
 def build(documents: Sequence[tuple[str, Entry, Pack]], vectors: Sequence[Array] | None) -> Segment:
-    """A segment of these documents, none of them empty; `vectors` is a matrix for each, None where they are in Redis."""
+    """A segment of documents that are not empty; `vectors` is a matrix for each, None where they are in Redis."""
     held: list[Held] = []
     first = 0
     for document_id, entry, pack in documents:
