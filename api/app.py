@@ -39,6 +39,7 @@ from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.prompts import PromptsStore
+from shared.stores.searches import SearchesStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.ACCESS] = AccessStore(client, names)
     app[keys.AUDIT] = AuditStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
+    app[keys.SEARCHES] = SearchesStore(client, names)
     app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
     app[keys.ERASURES] = ErasureStore(client, names)
     app[keys.OUTPUTS] = OutputsStore(client, names)
