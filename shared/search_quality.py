@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -33,14 +33,6 @@ class Figure(Output, frozen=True):
     mean: float | None
     low: float | None
     high: float | None
-
-
-class Helpfulness(Output, frozen=True):
-    """Judgements of whole searches."""
-
-    rate: float | None
-    helpful: int
-    not_helpful: int
 
 
 class Latency(Output, frozen=True):
@@ -84,7 +76,9 @@ class SearchQuality(Output, frozen=True, kw_only=True):
     low_score: float
     low_score_rate: float | None
     mean_best_score: float | None
-    helpful: Helpfulness
+    helpful_rate: float | None
+    helpful: int
+    not_helpful: int
     judged_searches: int
     judged_chunks: int
     k: int
@@ -120,6 +114,10 @@ def measure(
     def figure(of: Callable[[Sequence[str], Grades], float], *, shown: bool = False) -> Figure:
         return _figure([of(line.head.ranked, grades) for line, grades in marked if line.head.ranked or not shown])
 
+    groups: dict[str, list[Line]] = defaultdict(list)
+    for line in sound:
+        groups[normalised(line.head.query)].append(line)
+    helpful, not_helpful = _said(sound)
     return SearchQuality(
         searches=len(chosen),
         more=more,
@@ -128,7 +126,9 @@ def measure(
         low_score=low_score,
         low_score_rate=_share(sum((line.head.best_score or 0.0) < low_score for line in sound), len(sound)),
         mean_best_score=math.fsum(best) / len(best) if best else None,
-        helpful=_helpfulness(sound),
+        helpful_rate=_share(helpful, helpful + not_helpful),
+        helpful=helpful,
+        not_helpful=not_helpful,
         judged_searches=len(marked),
         judged_chunks=sum(len(grades) for grades in pool.values()),
         k=k,
@@ -137,7 +137,8 @@ def measure(
         recall_at_k=figure(lambda ranked, grades: recall(ranked, grades, k)),
         judged_at10=figure(lambda ranked, grades: judged(ranked, grades, CUT), shown=True),
         latency=_latency([line.head.timings for line in sound]),
-        **_queries(sound, pool),
+        worst=_worst([_query(group, pool[query]) for query, group in groups.items()]),
+        gaps=_gaps(groups.values()),
     )
 
 
@@ -168,10 +169,10 @@ def _figure(values: list[float]) -> Figure:
     return Figure(math.fsum(values) / len(values), low, high)
 
 
-def _helpfulness(lines: Sequence[Line]) -> Helpfulness:
-    helpful = sum(line.feedback.helpful for line in lines)
-    not_helpful = sum(line.feedback.not_helpful for line in lines)
-    return Helpfulness(_share(helpful, helpful + not_helpful), helpful, not_helpful)
+def _said(lines: Iterable[Line]) -> tuple[int, int]:
+    """How often they were called helpful, and how often not."""
+    said = [(line.feedback.helpful, line.feedback.not_helpful) for line in lines]
+    return sum(helpful for helpful, _ in said), sum(not_helpful for _, not_helpful in said)
 
 
 def _latency(timings: Sequence[Timings]) -> dict[str, Latency]:
@@ -189,30 +190,21 @@ def _percentile(values: Sequence[float], share: float) -> float:
     return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def _queries(lines: Sequence[Line], pool: Mapping[str, Grades]) -> dict[str, list[QueryFigures] | list[Gap]]:
-    """The members `worst` and `gaps`."""
-    groups: dict[str, list[Line]] = defaultdict(list)
-    for line in lines:
-        groups[normalised(line.head.query)].append(line)
-    figures = [_query(group, pool[query]) for query, group in groups.items()]
-    worst = sorted(((_worth(one), one) for one in figures), key=lambda pair: (pair[0], -pair[1].searches))
-    gaps = [gap for group in groups.values() if (gap := _gap(group)) is not None]
-    return {
-        "worst": [one for worth, one in worst if worth < 1][:MOST],
-        "gaps": sorted(gaps, key=lambda gap: -gap.count)[:MOST],
-    }
+def _worst(queries: Iterable[QueryFigures]) -> list[QueryFigures]:
+    ranked = sorted(queries, key=lambda query: (_worth(query), -query.searches))
+    return [query for query in ranked if _worth(query) < 1][:MOST]
 
 
 def _query(group: Sequence[Line], grades: Grades) -> QueryFigures:
-    said = _helpfulness(group)
+    helpful, not_helpful = _said(group)
     means = [ndcg(line.head.ranked, grades, CUT) for line in group] if _has_relevant(grades) else []
     return QueryFigures(
         query=group[0].head.query,
         search_id=group[0].search_id,
         searches=len(group),
         ndcg=math.fsum(means) / len(means) if means else None,
-        helpful=said.helpful,
-        not_helpful=said.not_helpful,
+        helpful=helpful,
+        not_helpful=not_helpful,
         best_score=_best(group),
     )
 
@@ -223,9 +215,13 @@ def _worth(query: QueryFigures) -> float:
     return min(1.0 if query.ndcg is None else query.ndcg, query.helpful / said if said else 1.0)
 
 
-def _gap(group: Sequence[Line]) -> Gap | None:
-    bad = [line for line in group if line.head.kept == 0 or line.feedback.not_helpful > line.feedback.helpful]
-    return Gap(bad[0].head.query, bad[0].search_id, len(bad), _best(bad)) if bad else None
+def _gaps(groups: Iterable[Sequence[Line]]) -> list[Gap]:
+    found = []
+    for group in groups:
+        bad = [one for one in group if one.head.kept == 0 or one.feedback.not_helpful > one.feedback.helpful]
+        if bad:
+            found.append(Gap(bad[0].head.query, bad[0].search_id, len(bad), _best(bad)))
+    return sorted(found, key=lambda gap: -gap.count)[:MOST]
 
 
 def _best(lines: Sequence[Line]) -> float | None:
