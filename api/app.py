@@ -40,6 +40,7 @@ from shared.stores.jobs import JobsStore
 from shared.stores.limits import LimitsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.prompts import PromptsStore
+from shared.stores.searches import SearchesStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
@@ -77,6 +78,7 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.AUDIT] = AuditStore(client, names)
     app[keys.DOCUMENTS] = DocumentsStore(client, names)
     app[keys.INDEXES] = IndexesStore(client, names)
+    app[keys.SEARCHES] = SearchesStore(client, names)
     app[keys.BLOBS] = blobs_of(settings, patience_s=BLOBS_S)
     app[keys.ERASURES] = ErasureStore(client, names)
     app[keys.OUTPUTS] = OutputsStore(client, names)

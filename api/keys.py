@@ -27,6 +27,7 @@ from shared.stores.indexes import IndexesStore
 from shared.stores.jobs import JobsStore
 from shared.stores.outputs import OutputsStore
 from shared.stores.prompts import PromptsStore
+from shared.stores.searches import SearchesStore
 from shared.stores.tenants import TenantsStore
 from shared.stores.tickets import TicketsStore
 from shared.stores.usage import UsageStore
@@ -48,6 +49,7 @@ API_KEYS = web.AppKey("api_keys", ApiKeysStore)
 ACCESS = web.AppKey("access", AccessStore)
 AUDIT = web.AppKey("audit", AuditStore)
 DOCUMENTS = web.AppKey("documents", DocumentsStore)
+SEARCHES = web.AppKey("searches", SearchesStore)
 ERASURES = web.AppKey("erasures", ErasureStore)
 OUTPUTS = web.AppKey("outputs", OutputsStore)
 BLOBS = web.AppKey("blobs", Blobs)

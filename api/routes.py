@@ -14,6 +14,7 @@ from api.prompt_routes import PROMPT_ROUTES
 from api.route import IDEMPOTENCY, LIST, WAIT, Handler, Page, Route
 from api.route import in_header as _h
 from api.route import in_query as _q
+from api.search_routes import SEARCH_ROUTES
 from api.websocket import socket
 from shared.audit import AuditEntry
 from shared.batch import MEDIA_TYPE
@@ -237,6 +238,7 @@ ROUTES: Final[tuple[Route, ...]] = (
                     _q("prompt", "`name` or `name@version`: those of `perPrompt` too")),
     ),
     *PROMPT_ROUTES,
+    *SEARCH_ROUTES,
     Route(
         "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
         {201: ("The tenant.", TenantView)}, body=NewTenant, parameters=(IDEMPOTENCY,),
@@ -324,6 +326,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
     ),
     *PROMPT_ROUTES,
+    *SEARCH_ROUTES,
     Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
     Route(
         "GET", "/readyz", ops.ready, "A job would run", None,

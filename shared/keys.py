@@ -139,6 +139,16 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("calibrations", "hash", "for ever, small", "ingest", "ingest", "model, dimensions and prefixes → what its cosines mean (JSON)"),
     KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the tenant", "ingest", "ingest",
             "hash of a chunk's text → the document and version that have its vector: nothing is embedded twice"),
+    KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
+    KeyKind("searches:{tenantId}", "zset", "as its members", "search_write, search_erase", "API", "search ids of a tenant, score 0"),
+    KeyKind("search:{searchId}", "hash", "until its retention ends", "search_write, search_feedback, search_erase", "API",
+            "a search: record (JSON), head (what filters and figures read of it), rev (grows when something of it is erased), tenant, "
+            "job, mark of its user, docs (ids); helpful, unhelpful, votes: JSON chunk id → `{r, n}`, relevant and not; `by:<hash>`: "
+            "what somebody said of something; after its erasure for a day the tenant alone, so that no late worker writes it again"),
+    KeyKind("searchuser:{tenantId}:{hash}", "zset", "as its members", "search_write, search_erase", "search_erase",
+            "ids of the searches of a user, score 0, so that they can be erased"),
+    KeyKind("searchdoc:{tenantId}:{documentId}", "zset", "as its members", "search_write, search_erase", "search_erase",
+            "ids of the searches that considered a document, score 0"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
@@ -382,6 +392,22 @@ class Keys(msgspec.Struct, frozen=True):
     def chunks(self, tenant: str, marks: str) -> str:
         """Where the vectors of a tenant's texts are."""
         return f"{self.prefix}chunks:{tenant}:{marks}"
+
+    def searches(self, tenant: str) -> str:
+        """The index of a tenant's searches."""
+        return f"{self.prefix}searches:{tenant}"
+
+    def search(self, search_id: str) -> str:
+        """A search and its feedback."""
+        return f"{self.prefix}search:{search_id}"
+
+    def searches_of_user(self, tenant: str, mark: str) -> str:
+        """The searches of a user, who stands here as a hash."""
+        return f"{self.prefix}searchuser:{tenant}:{mark}"
+
+    def searches_of_document(self, tenant: str, document_id: str) -> str:
+        """The searches that considered a document."""
+        return f"{self.prefix}searchdoc:{tenant}:{document_id}"
 
     def events_channel(self, job_id: str) -> str:
         """Where a job's events are published."""

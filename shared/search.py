@@ -14,6 +14,7 @@ from shared.specs import PromptRef, ShortText, Wire
 
 DEFAULT_TOP_K: Final = 10
 MAX_TOP_K: Final = 50
+SEARCH_ID: Final = "srch"  # prefix of the ids of searches
 MAX_COLLECTIONS: Final = 20
 MAX_CANDIDATES: Final = 50  # that the log keeps of one search
 DEFAULT_COLLECTION: Final = "default"  # of documents that name none
@@ -220,11 +221,13 @@ class Feedback(Output, frozen=True, kw_only=True):
 
 
 class NewSearchFeedback(Wire, frozen=True, kw_only=True):
-    """Either `chunkId` and `relevant`, of a chunk that the search considered, or `helpful`, of the whole."""
+    """Either `chunkId` and `relevant`, of a chunk that the search considered, or `helpful`, of the whole. `user` is who
+    says it: what they say later of the same takes the place of what they said; without it each one counts."""
 
     chunk_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     relevant: bool | None = None
     helpful: bool | None = None
+    user: ShortText | None = None
 
     def __post_init__(self) -> None:
         of_chunk = self.chunk_id is not None and self.relevant is not None and self.helpful is None

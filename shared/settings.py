@@ -148,6 +148,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_seconds: Annotated[
         Annotated[float, Meta(ge=1, le=10 * 366 * 86_400)], _doc("How long a job is kept after its end.")
     ] = 7 * 86_400.0
+    search_log_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=10 * 366 * 86_400)],
+        _doc("How long the log keeps a search, with its candidates, answer and feedback; 0: no log is kept."),
+    ] = 30 * 86_400.0
     worker_metrics_port: Annotated[
         Port, _doc("Port on which a worker serves its metrics on loopback; 0 takes a free one and logs it.")
     ] = 0

@@ -81,6 +81,8 @@ local function look(name)
       counts.documents = counts.documents + 1
       take(name)
     end
+  elseif kind == 'search' then
+    if is_ours(name) then take(name) end
   elseif kind == 'key' then
     if is_ours(name) then
       counts.keys = counts.keys + 1
