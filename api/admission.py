@@ -21,6 +21,7 @@ from shared.specs import (
     ExtractTask,
     IngestJob,
     ReindexJob,
+    SearchJob,
     StoredEmbeddingJob,
     Submission,
     type_of,
@@ -37,7 +38,7 @@ def model_of(job: Submission, settings: Settings, of_prompt: str | None = None) 
     """The model that a job asks; `of_prompt` is that of its prompt, for where it names none."""
     if isinstance(job, EmbeddingJob | StoredEmbeddingJob):
         return job.model or job.input.model or settings.embedding_model
-    if isinstance(job, IngestJob | ReindexJob):
+    if isinstance(job, IngestJob | ReindexJob) or (isinstance(job, SearchJob) and not job.input.request["answer"]):
         return job.model or settings.embedding_model
     return job.model or of_prompt or settings.default_model
 
@@ -66,7 +67,7 @@ def record_of(
         "max_attempts": job.max_attempts,
         "grant": job.max_attempts,
         "timeout_ms": round(job.timeout_seconds * 1000),
-        "retention_ms": round(settings.retention_seconds * 1000),
+        "retention_ms": round(_retention_s(job, settings) * 1000),
         "est": (len(spec) + size_bytes + chosen.characters) // CHARACTERS_PER_TOKEN,
         "user": job.user,
         "token_budget": job.token_budget,
@@ -77,6 +78,11 @@ def record_of(
         **prompt_fields(chosen),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _retention_s(job: Submission, settings: Settings) -> float:
+    """How long a job is kept; a search has its line in a log of its own."""
+    return settings.search_job_seconds if isinstance(job, SearchJob) else settings.retention_seconds
 
 
 def prompt_fields(chosen: Chosen) -> dict[str, Any]:

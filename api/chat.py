@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -149,14 +149,20 @@ def named(job_id: str) -> Iterator[None]:
 
 
 async def answer_stream(
-    request: web.Request, job_id: str, grace_ms: int, *, after: int = 0, headers: dict[str, str]
+    request: web.Request,
+    job_id: str,
+    grace_ms: int,
+    *,
+    after: int = 0,
+    headers: dict[str, str],
+    reader: Callable[[str, int], Answer] = Answer,
 ) -> web.StreamResponse:
     """The text of a chat above event `after` as frames, then `[DONE]`. `grace_ms` is that of its job: 0 for one that
-    needs no listener, which is never given up.
+    needs no listener, which is never given up. `reader` says what of its events is sent.
 
     Raises RefusedError when there is nothing to stream: no worker took it, or it failed before its first text.
     """
-    answer = Answer(job_id, after)
+    answer = reader(job_id, after)
     stream = EventStream(request, {**headers, **naming(job_id)})
     with named(job_id), listening(request, job_id, grace_ms) as complete:
         async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:

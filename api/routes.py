@@ -19,7 +19,8 @@ from api.websocket import socket
 from shared.audit import AuditEntry
 from shared.batch import MEDIA_TYPE
 from shared.books import BooksReport
-from shared.documents import DocumentAccepted, DocumentView, NewTextDocument
+from shared.collections import DocumentDeleted
+from shared.documents import DocumentAccepted, DocumentPatch, DocumentSource, DocumentView, NewTextDocument
 from shared.jobs import JobView
 from shared.limit_rows import LimitsView
 from shared.specs import PublicJob
@@ -196,7 +197,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET", "/api/documents", documents.list_documents, "List documents, newest first", Scope.DOCUMENTS,
-        {200: ("One page.", Page(DocumentView))}, parameters=LIST, problems=("invalid_request",),
+        {200: ("One page; with filters it may be short though there are more.", Page(DocumentView))},
+        parameters=(*LIST, _q("collection", "only those of this collection (`default`: of none)"),
+                    _q("status", "pending, ready or rejected"), _q("metadata.NAME", "only those with this value")),
+        problems=("invalid_request",),
     ),
     Route(
         "GET", "/api/documents/{id}", documents.show, "Read a document's record", Scope.DOCUMENTS,
@@ -207,8 +211,25 @@ ROUTES: Final[tuple[Route, ...]] = (
         {200: ("The text into which all offsets point.", "text/plain")}, problems=("not_found", "conflict", "gone"),
     ),
     Route(
-        "DELETE", "/api/documents/{id}", documents.delete, "Delete a document", Scope.DOCUMENTS,
-        {204: ("Record, file and text are removed.", None)}, problems=("not_found",),
+        "PUT", "/api/documents/{id}", documents.replace, "Replace a document's content", Scope.DOCUMENTS,
+        {202: ("Stored; an ingest job reads it. Until that is complete the content before is found.",
+               DocumentAccepted)},
+        body=DocumentSource, upload=True, parameters=(IDEMPOTENCY,),
+        problems=("malformed_request", "too_large", "invalid_request", "idempotency_mismatch", "not_found", "conflict",
+                  "unsupported_media_type", *LIMIT_PROBLEMS),
+    ),
+    Route(
+        "PATCH", "/api/documents/{id}", documents.change, "Change a document's title or metadata", Scope.DOCUMENTS,
+        {200: ("The document; searches show and filter by it at once.", DocumentView)}, body=DocumentPatch,
+        problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found",
+                  "request_timeout"),
+    ),
+    Route(
+        "DELETE", "/api/documents/{id}", documents.delete, "Delete a document, also from search and its log",
+        Scope.DOCUMENTS,
+        {200: ("Record, file, text, chunks and vectors are removed, and what the log of searches says of it.",
+               DocumentDeleted)},
+        problems=("not_found",),
     ),
     Route(
         "GET", "/api/usage", usage.usage, "What was used: tokens and cost by day, model, type, prompt, user, key",

@@ -1,13 +1,16 @@
-"""The part of the URL table that is about the log of searches."""
+"""The part of the URL table that is about search: collections, searches, their log."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from api.handlers import search_log
+from api.handlers import collections, search, search_log
 from api.route import IDEMPOTENCY, LIST, Page, Route
+from api.route import in_header as _h
 from api.route import in_query as _q
-from shared.search import LoggedSearch, NewSearchFeedback
+from shared.collections import CollectionView, Reindex
+from shared.jobs import JobView
+from shared.search import LoggedSearch, NewSearchFeedback, SearchRequest, SearchResult
 from shared.search_log import FeedbackGiven, SearchErased, SearchesErased
 from shared.search_quality import SearchQuality
 from shared.tenants import Scope
@@ -18,8 +21,65 @@ RANGE: Final = (
     _q("collection", "only searches that asked this collection, or looked through it"),
 )
 
+LIMITS: Final = ("queue_full", "rate_limited", "budget_exhausted")
+MODEL: Final = ("cancelled", "upstream_unavailable", "upstream_refused", "upstream_rate_limited", "timeout", "worker_lost",
+                "invalid_input")  # fmt: skip
+BODY: Final = ("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "request_timeout")
+RESUME: Final = _h("Last-Event-ID", "the `id` of the last frame that came: resumes that search, and starts none")
+STREAM: Final = _h("Accept", '`text/event-stream`: `event: sources`, frames `{"text"}`, `event: answer`, `[DONE]`')
+FOUND: Final = (
+    "Sources by `score`, highest first, and the answer from them; null without a source, or with `answer=false`."
+)
+COLLECTION: Final = "/api/collections/{name}"
+
 # Names before `{searchId}`, which would take them for ids.
 SEARCH_ROUTES: Final[tuple[Route, ...]] = (
+    Route(
+        "POST", "/api/search", search.post, "Search documents, and answer from what was found", Scope.SEARCH,
+        {200: (FOUND, SearchResult)}, body=SearchRequest, parameters=(IDEMPOTENCY, STREAM, RESUME),
+        problems=(*BODY, "idempotency_mismatch", *LIMITS, *MODEL, "not_found", "gone"),
+    ),
+    Route(
+        "GET", "/api/search", search.get, "The same by the address", Scope.SEARCH, {200: (FOUND, SearchResult)},
+        parameters=(
+            _q("q", "what to look for"), _q("minScore", "0 to 1: sources below it are left out; by default "
+               "`ERRAND_SEARCH_MIN_SCORE` (0.3)"), _q("topK", "most sources, 1 to 50, default 10"),
+            _q("collection", "one, or several with commas between; default: all"),
+            _q("mode", "`hybrid` (default), `vector` or `keyword`"), _q("answer", "`false`: sources only"),
+            _q("filter", "on metadata, JSON; `filter.NAME=value` too"),
+            _q("rerank", "`true` or `false`; by default as the installation is set"),
+            _q("version", "of the index, in place of the current one; needs `collection`"),
+            _q("log", "`false`: leaves no line in the log"), _q("user", "your end user"), _q("model", "that answers"),
+            IDEMPOTENCY, STREAM, RESUME,
+        ),
+        problems=("invalid_request", "idempotency_mismatch", *LIMITS, *MODEL, "not_found", "gone"), is_stream=True,
+    ),
+    Route(
+        "GET", "/api/collections", collections.list_collections, "List collections, by name", Scope.DOCUMENTS,
+        {200: ("One page.", Page(CollectionView))}, parameters=LIST, problems=("invalid_request",),
+    ),
+    Route(
+        "GET", COLLECTION, collections.show, "Read a collection and the versions of its index", Scope.DOCUMENTS,
+        {200: ("The collection.", CollectionView)}, problems=("not_found",),
+    ),
+    Route(
+        "POST", f"{COLLECTION}/reindex", collections.reindex,
+        "Build a further version of the index, and switch to it when it is whole", Scope.DOCUMENTS,
+        {202: ("A `reindex` job does it; searches are answered from the present version until it is done.", JobView)},
+        body=Reindex, parameters=(IDEMPOTENCY,),
+        problems=(*BODY, "not_found", "idempotency_mismatch", *LIMITS),
+    ),
+    Route(
+        "POST", f"{COLLECTION}/rollback", collections.roll_back, "Go back to the version before", Scope.DOCUMENTS,
+        {200: ("It answers searches from now on.", CollectionView),
+         202: ("A `reindex` job first puts into it what has come since.", JobView)},
+        parameters=(IDEMPOTENCY,), problems=("not_found", "conflict", "idempotency_mismatch", *LIMITS),
+    ),
+    Route(
+        "DELETE", f"{COLLECTION}/versions/{{version}}", collections.drop_version,
+        "Remove a version that does not answer searches", Scope.DOCUMENTS,
+        {200: ("The collection without it.", CollectionView)}, problems=("not_found", "conflict"),
+    ),
     Route(
         "GET", "/api/search/log", search_log.list_searches, "List searches, newest first", Scope.SEARCH,
         {200: ("One page. With filters it may be short though there are more.", Page(LoggedSearch))},

@@ -139,7 +139,6 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("calibrations", "hash", "for ever, small", "ingest", "ingest", "model, dimensions and prefixes → what its cosines mean (JSON)"),
     KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the tenant", "ingest", "ingest",
             "hash of a chunk's text → the document and version that have its vector: nothing is embedded twice"),
-    KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("searches:{tenantId}", "zset", "as its members", "search_write, search_erase", "API", "search ids of a tenant, score 0"),
     KeyKind("search:{searchId}", "hash", "until its retention ends", "search_write, search_feedback, search_erase", "API",
             "a search: record (JSON), head (what filters and figures read of it), rev (grows when something of it is erased), tenant, "

@@ -25,6 +25,7 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
 from shared.stores.indexes import IndexesStore
 from shared.stores.prompts import PromptsStore
+from shared.stores.searches import SearchesStore
 from shared.tokens import TokenCounter
 from worker.context import Deps
 from worker.documents.library import Library
@@ -33,6 +34,7 @@ from worker.execution import Handler
 from worker.model.client import Model
 from worker.search.exact import ExactEngine
 from worker.search.replica import Replicas
+from worker.search.texts import Texts
 from worker.tasks import HANDLERS
 from worker.tools.registry import Toolbox
 
@@ -62,6 +64,8 @@ def build(
         versions=Versions(PromptsStore(client, keys)),
         indexes=indexes,
         engines={exact.name: exact},
+        texts=Texts(blobs),
+        searches=SearchesStore(client, keys),
         replicas=Replicas(indexes, exact, settings.search_memory_mb * 1024 * 1024),
     )
     return Engine(

@@ -24,6 +24,7 @@ from shared.stores.erasure import ErasureStore
 from shared.stores.events import Reservation
 from shared.stores.indexes import IndexesStore
 from shared.stores.jobs import Claimed
+from shared.stores.searches import SearchesStore
 from shared.tokens import TokenCounter
 from worker.documents.library import Library
 from worker.journal import BlockedError, Journal, Step, UnsureError, step_name
@@ -35,6 +36,7 @@ from worker.model.window import Place
 from worker.report import Report
 from worker.search.engines import VectorEngine
 from worker.search.replica import Replicas
+from worker.search.texts import Texts
 from worker.tools.registry import Toolbox
 from worker.wording import Said, Wording
 
@@ -58,6 +60,8 @@ class Deps(msgspec.Struct, frozen=True):
     indexes: IndexesStore
     engines: Mapping[str, VectorEngine]
     replicas: Replicas
+    texts: Texts
+    searches: SearchesStore
 
 
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True):

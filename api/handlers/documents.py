@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -339,13 +339,28 @@ async def list_documents(request: web.Request) -> web.Response:
         after=after,
         fits=fits if collection is not None or status is not None or wanted else None,
     )
-    return page_answer(request, rows, cursor)
+    return page_answer(request, await _counted(request, rows), cursor)
+
+
+async def _counted(request: web.Request, views: Sequence[DocumentView]) -> list[DocumentView]:
+    """The documents with their chunks in search: those of the current version of their collection's index."""
+    tenant, store = request[PRINCIPAL].tenant, request.app[INDEXES]
+    names: dict[str, list[str]] = {}
+    for view in views:
+        names.setdefault(view.collection or DEFAULT_COLLECTION, []).append(view.document_id)
+    chunks: dict[str, int] = {}
+    for name, documents in names.items():
+        if (collection := await store.collection(tenant, name)) is not None:
+            entries = await store.entries(tenant, name, collection.current, documents)
+            chunks |= {document_id: entry.chunks for document_id, entry in entries.items() if entry is not None}
+    return [msgspec.structs.replace(view, chunks=chunks.get(view.document_id, 0)) for view in views]
 
 
 async def show(request: web.Request) -> web.Response:
     """GET /api/documents/{id}."""
     query(request, ())
-    return answer(document_view(await _record(request)))
+    (view,) = await _counted(request, [document_view(await _record(request))])
+    return answer(view)
 
 
 async def _record(request: web.Request) -> dict[str, str]:
@@ -382,7 +397,8 @@ async def change(request: web.Request) -> web.Response:
         fields["metadata"] = msgspec.json.encode(patch.metadata).decode()
     collection = row.get("collection") or DEFAULT_COLLECTION
     await request.app[INDEXES].patch(request[PRINCIPAL].tenant, row["id"], collection, fields)
-    return answer(document_view(await _record(request)))
+    (view,) = await _counted(request, [document_view(await _record(request))])
+    return answer(view)
 
 
 async def delete(request: web.Request) -> web.Response:

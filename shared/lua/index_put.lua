@@ -26,6 +26,7 @@ local had, had_chunks = nil, 0
 if before then
   had, had_chunks = string.match(before, '^(%d+) (%d+) ')
 end
+redis.call('HSET', KEYS[2], 'indexed', 1)
 redis.call('PERSIST', KEYS[6])
 redis.call('PERSIST', KEYS[7])
 redis.call('HSET', KEYS[4], a.document, int(a.revision) .. ' ' .. int(a.chunks) .. ' ' .. a.entry)

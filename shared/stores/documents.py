@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import msgspec
@@ -135,6 +135,25 @@ class DocumentsStore(RecordsStore):
         """Changes fields of a record; False when the document was deleted meanwhile."""
         return await self._update(document_id, fields)
 
+    async def exists(self, tenant: str, document_id: str) -> bool:
+        """Whether the tenant has such a document."""
+        found = await self.client.pipe.execute("HGET", self.keys.document(document_id), "tenant")
+        return bool(found == tenant.encode())
+
+    async def all(self, tenant: str) -> AsyncIterator[Fields]:
+        """The records of all documents of a tenant, newest first."""
+        after, more = None, True
+        while more:
+            ids, more = await self.page(self.keys.documents(tenant), limit=500, after=after)
+            async with self.client.pipeline(transaction=False) as pipe:
+                for document_id in ids:
+                    pipe.hgetall(self.keys.document(document_id))
+                rows = await pipe.execute()
+            for row in rows:
+                if row:
+                    yield {name.decode(): value.decode() for name, value in row.items()}
+            after = ids[-1] if ids else None
+
     async def next_revision(self, document_id: str) -> int:
         """A number for the document's next content; gaps do no harm."""
         return int(await self.client.pipe.execute("HINCRBY", self.keys.document(document_id), "next", 1))
@@ -162,7 +181,7 @@ def document_view(row: Fields) -> DocumentView:
         status=DocumentStatus(row["status"]),
         characters=int(row["characters"]) if ready and "characters" in row else None,
         pages=pages or None,
-        chunks=int(row.get("chunks", "0")),
+        chunks=0,
         items=int(row["items"]) if ready and "items" in row else msgspec.UNSET,
         skipped=msgspec.Raw(row["skipped"].encode()) if ready and "skipped" in row else msgspec.UNSET,
         error=row.get("error") or msgspec.UNSET,

@@ -12,6 +12,7 @@ import msgspec
 from shared.clock import rfc3339
 from shared.errors import RefusedError
 from shared.ids import id_time_ms, is_id, time_part
+from shared.jobs import JobRow, UsageView, usage_of
 from shared.keys import Keys
 from shared.redis import Redis, Scripts, redis_now_ms
 from shared.search import SEARCH_ID, Feedback, LoggedSearch, NewSearchFeedback, SearchRecord
@@ -84,6 +85,12 @@ class SearchesStore:
             if outcome != "gone":
                 return outcome == "ok"
             record = without(record, set(gone))  # the next round names fewer documents
+
+    async def usage(self, job_id: str) -> UsageView:
+        """What the job of a search has used so far."""
+        names = ("tok_in", "tok_out", "tok_embed", "tok_reused", "tok_wasted", "cost_nano", "estimated")
+        values = await self.client.pipe.execute("HMGET", self.keys.job(job_id), *names)
+        return usage_of(JobRow.from_reply(values, names))
 
     # -- reads ---------------------------------------------------------------------------------------------------
 

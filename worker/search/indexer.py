@@ -90,6 +90,11 @@ class Indexer:
             raise InvalidInput(f"There is no vector engine {spec.engine!r} in this release.")
         return found
 
+    @staticmethod
+    def name(collection: Collection, spec: IndexSpec) -> IndexName:
+        """The name of a version of a collection's index."""
+        return name_of(collection, spec)
+
     async def index(self, document: Document, told: Callable[[float, str], None]) -> Indexed:
         """Into the current version of its collection, which is made where there is none. `told` hears the fraction and
         a sentence. Raises JobError, LeaseLostError, and SupersededError when a newer content is there already."""
@@ -143,7 +148,6 @@ class Indexer:
             metadata=document.metadata,
             characters=len(text),
         )
-        fields = None if document.fields is None else {**document.fields, "chunks": str(len(chunks)), "indexed": "1"}
         had = await self._store.put(
             self._context.job,
             self._worker,
@@ -151,7 +155,7 @@ class Indexer:
             version=spec.version,
             document_id=document.document_id,
             entry=entry,
-            fields=fields,
+            fields=document.fields,
             follows=follows,
             has_vectors=spec.engine == EXACT,
         )

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from shared.blobs import BlobMissingError, Blobs
 from shared.clock import monotonic_s
 from shared.collections import EXACT, Calibration, IndexSpec
-from shared.documents import Extracted, page_of
 from shared.errors import InvalidInput, JobError
 from shared.filters import matches
 from shared.search import IndexUsed, Mode, SearchRequest
@@ -31,7 +28,6 @@ from worker.search.terms import query_terms
 MOST_SEARCHED: Final = 200  # collections of one search that names none
 NEIGHBOURS: Final = 300  # that another engine is asked for
 MOST_NEIGHBOURS: Final = 10_000  # with a filter that lets few through
-CACHE_CHARACTERS: Final = 20_000_000  # of documents' texts that a worker keeps
 
 Array = Any
 
@@ -236,34 +232,3 @@ def _used(collection: Collection, spec: IndexSpec, replica: Replica) -> IndexUse
         engine=spec.engine,
         chunks=replica.chunks,
     )
-
-
-class Texts:
-    """The texts of documents, the last used of which a worker keeps."""
-
-    def __init__(self, blobs: Blobs) -> None:
-        self._blobs = blobs
-        self._kept: OrderedDict[str, Extracted] = OrderedDict()
-        self._characters = 0
-
-    async def get(self, blob: str) -> Extracted | None:
-        """A document's text; None when it is gone. Raises BlobsUnavailableError."""
-        if blob in self._kept:
-            self._kept.move_to_end(blob)
-            return self._kept[blob]
-        try:
-            content = await self._blobs.get(blob)
-        except BlobMissingError:
-            return None
-        extracted = msgspec.json.decode(content, type=Extracted)
-        if blob not in self._kept:
-            self._kept[blob] = extracted
-            self._characters += len(extracted.text)
-            while self._characters > CACHE_CHARACTERS and len(self._kept) > 1:
-                self._characters -= len(self._kept.popitem(last=False)[1].text)
-        return extracted
-
-
-def page_at(extracted: Extracted, start: int) -> int | msgspec.UnsetType:
-    """The page on which a place is, where the document has pages."""
-    return page_of(extracted.pages, start) or msgspec.UNSET

@@ -9,6 +9,8 @@ from worker.tasks.chat import chat
 from worker.tasks.embedding import embed_batch
 from worker.tasks.erasure import erase_tenant
 from worker.tasks.ingest import ingest
+from worker.tasks.reindex import reindex
+from worker.tasks.search import search
 
 HANDLERS: dict[str, Handler] = {
     "agent": run_agent,
@@ -16,5 +18,7 @@ HANDLERS: dict[str, Handler] = {
     "chat": chat,
     "document-analysis": analyse_document,
     "ingest": ingest,
+    "reindex": reindex,
+    "search": search,
     "tenant-erasure": erase_tenant,
 }
