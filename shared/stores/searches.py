@@ -111,8 +111,8 @@ class SearchesStore:
         from_ms: int | None = None,
         to_ms: int | None = None,
     ) -> tuple[list[msgspec.Raw], str | None]:
-        """One page, newest first, of searches from `from_ms` on and before `to_ms`, each a LoggedSearch as JSON; and the
-        cursor of the next, None at the end. With filters a page may be short though there are more."""
+        """One page, newest first, of searches from `from_ms` on and before `to_ms`, each a LoggedSearch as JSON; and
+        the cursor of the next, None at the end. With filters a page may be short though there are more."""
         found: list[str] = []
         scanned, cursor = 0, None
         async for lines in self._lines(tenant, after=after, from_ms=from_ms, to_ms=to_ms):
