@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import Final
 
 RESAMPLES: Final = 1_000
-MANY: Final = 2_000  # values from which the mean's own normal distribution is as good as a bootstrap
+MANY: Final = 1_000  # values from which the mean's own normal distribution is as good as a bootstrap
 
 
 def ndcg(ranked_ids: Sequence[str], grades: Mapping[str, float], k: int) -> float:
