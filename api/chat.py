@@ -42,7 +42,7 @@ def parse_place(text: str) -> tuple[str, int]:
 
 def failure_of(error: dict[str, Any]) -> RefusedError:
     """A job's error as a problem."""
-    code = str(error.get("code"))
+    code = str(error.get("code")).replace("invalid_input", "invalid_request")
     limit, wait_ms = error.get("limit"), error.get("retryAfterMs")
     headers = retry_headers(wait_ms / 1000) if wait_ms is not None else {"x-should-retry": "false"} if limit else None
     return RefusedError(

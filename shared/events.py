@@ -19,7 +19,7 @@ EVENT_TYPES: Final[dict[str, str]] = {
     "job.progress": "`fraction` 0..1 or null, `stage`, `message`.",
     "job.step": "`step` is its place, `state` is started, finished or failed; `reused`: it came from the journal.",
     "delta": "`text` that the model has just made.",
-    "search.sources": "What a search found: `searchId`, `query`, `sources`, `minScore`, `mode`, `reranked`, `warnings`.",
+    "search.sources": "What a search found: `searchId`, `query`, `sources`, `minScore`, `mode`, `warnings`.",
     "search.answer": "How it was answered: `searchId`, `answer` (null where there is none), `usage`, `tookMs`.",
     "tool.call": "The agent calls a tool.",
     "tool.result": "What the tool answered.",

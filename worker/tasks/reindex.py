@@ -1,6 +1,6 @@
 """`reindex`: builds a version of a collection's index beside the one that answers, then switches to it in one step.
 
-It may be lost and run again: documents that are in the new version are passed over, vectors that were bought are staged.
+It may be lost and run again: documents that are in the new version are passed over, vectors that were bought staged.
 Documents that come in meanwhile go into the current version, and the switch finds them missing in the new one.
 """
 
@@ -27,8 +27,8 @@ WARNED: Final = 20
 
 
 class ReindexResult(Output, frozen=True, kw_only=True):
-    """`documents` were put into the version by this job; `embedded` of their chunks had to be bought, `failed` could not
-    be indexed and can no more be found. `previous` is the version that a rollback goes back to."""
+    """`documents` were put into the version by this job; `embedded` of their chunks had to be bought, `failed` could
+    not be indexed. `previous` is the version that a rollback goes back to."""
 
     collection: str
     version: int
