@@ -42,7 +42,7 @@ SEARCH_ROUTES: Final[tuple[Route, ...]] = (
         "GET", "/api/search", search.get, "The same by the address", Scope.SEARCH, {200: (FOUND, SearchResult)},
         parameters=(
             _q("q", "what to look for"), _q("minScore", "0 to 1: sources below it are left out; by default "
-               "`ERRAND_SEARCH_MIN_SCORE` (0.3)"), _q("topK", "most sources, 1 to 50, default 10"),
+               "`ERRAND_SEARCH_MIN_SCORE` (0.5)"), _q("topK", "most sources, 1 to 50, default 10"),
             _q("collection", "one, or several with commas between; default: all"),
             _q("mode", "`hybrid` (default), `vector` or `keyword`"), _q("answer", "`false`: sources only"),
             _q("filter", "on metadata, JSON; `filter.NAME=value` too"),

@@ -210,7 +210,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 300_000
     search_min_score: Annotated[
         Annotated[float, Meta(ge=0, le=1)], _doc("`minScore` of a search that states none, on the calibrated scale.")
-    ] = 0.3
+    ] = 0.5
     search_job_seconds: Annotated[
         Annotated[float, Meta(ge=60, le=10 * 366 * 86_400)],
         _doc("How long the job behind a search is kept; its line in the log has a time of its own."),

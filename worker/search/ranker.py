@@ -3,7 +3,8 @@
 The relevance is a logistic function of three things: the cosine on the model's own scale (0: as texts that have nothing
 to do with each other, 1: as questions with their answers), BM25 as a share of what it could be, and the share of the
 query's words, by their weight, that stand in the chunk. Its weights were fitted on questions about this project's own
-documentation, half of them with no answer there: `python -m scripts.bench.search_quality --fit` (docs/search.md).
+documentation, so that 0.5 is where a chunk is as likely one that answers as one of the hundred best that do not:
+`python -m scripts.bench.search_quality --fit` (docs/search.md).
 Sums beat ranks here: Bruch, Gai, Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", 2022.
 """
 
@@ -37,11 +38,10 @@ class Weights(msgspec.Struct, frozen=True):
 
 
 WEIGHTS: Final = {
-    Mode.HYBRID: Weights(-4.0, 4.0, 3.0, 2.0),
-    Mode.VECTOR: Weights(-3.0, 5.0, 0.0, 0.0),
-    Mode.KEYWORD: Weights(-4.0, 0.0, 4.0, 4.0),
+    Mode.HYBRID: Weights(-2.36, 1.94, 5.14, 3.74),
+    Mode.VECTOR: Weights(-1.34, 3.03, 0.0, 0.0),
+    Mode.KEYWORD: Weights(-1.77, 0.0, 12.37, 0.74),
 }
-MIN_SCORE: Final = 0.3  # unless the search says otherwise
 
 
 class Hit(msgspec.Struct, frozen=True):
@@ -130,7 +130,9 @@ def _by_words(segments: Sequence[Segment], terms: Sequence[int]) -> tuple[list[A
     weights = []
     for postings in found:
         in_chunks = sum(int(segment.alive[rows].sum()) for segment, (rows, _) in zip(segments, postings, strict=True))
-        weights.append(math.log(1 + (chunks - in_chunks + 0.5) / (in_chunks + 0.5)))
+        # A word that no chunk has weighs as one that a single chunk has: else few chunks would say too much of it.
+        in_chunks = max(in_chunks, 1)
+        weights.append(math.log(1 + (max(chunks - in_chunks, 0) + 0.5) / (in_chunks + 0.5)))
     whole = sum(weights) or 1.0
     scores, coverages = [], []
     for place, segment in enumerate(segments):
