@@ -32,9 +32,7 @@ SCORES = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0.0, 0.25, 0.5
 GRADES = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 4), max_size=20)
 
 
-def theirs(
-    runs: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]
-) -> dict[tuple[str, str], float]:
+def theirs(runs: Runs, qrels: Qrels, names: Iterable[str]) -> dict[tuple[str, str], float]:
     """What ir-measures says, by query and measure."""
     measures = pytest.importorskip("ir_measures", reason="has no wheel for this machine")
     asked = [measures.parse_measure(name) for name in names]
