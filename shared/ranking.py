@@ -38,8 +38,8 @@ def ordered(scores: Mapping[str, float]) -> list[str]:
 
 
 def ndcg(ranked: Sequence[str], grades: Grades, k: int | None = 10, gain: Gain = "linear") -> float:
-    """Normalised discounted cumulative gain of the first k (None: all), discount 1 / log2(rank + 1) (Järvelin, Kekäläinen
-    2002). `linear` gain is the grade itself, as in trec_eval; `exponential` is 2^grade - 1 (Burges 2005), which makes
+    """Normalised discounted cumulative gain of the first k (None: all), discount 1 / log2(rank + 1) (Järvelin and
+    Kekäläinen 2002). `linear` gain is the grade, as in trec_eval; `exponential` 2^grade - 1 (Burges 2005), which makes
     little of low grades. 0 where nothing is relevant."""
     worth = _linear if gain == "linear" else _exponential
     ideal = sorted((worth(grade) for grade in grades.values()), reverse=True)
