@@ -1,10 +1,10 @@
 """Files of queries and what is relevant to them: JSON Lines, TREC topics, TREC qrels.
 
-A line of JSON Lines is `{"query", "relevant": [...], "id"?, "filter"?, "collection"?}`. Something relevant is a text (the id
-of a document or chunk, a title, or a file name) or an object with one of `documentId`, `chunkId`, `title`, `filename`,
-and with `text` (a passage that must stand in the chunk) and `grade` (1 unless it says otherwise; 0 is judged and not
-relevant). Topics are `<top> <num>… <title>… </top>`, or lines of `id<TAB>query`; their judgements come as qrels, lines of
-`query 0 name grade`.
+A line of JSON Lines is `{"query", "relevant": [...], "id"?, "filter"?, "collection"?}`. Something relevant is a text (the
+id of a document or chunk, a title, or a file name) or an object with one of `documentId`, `chunkId`, `title`,
+`filename`, and with `text` (a passage that must stand in the chunk) and `grade` (1 unless it says otherwise; 0 is judged
+and not relevant). Topics are `<top> <num>… <title>… </top>`, or lines of `id<TAB>query`; their judgements come as qrels,
+lines of `query 0 name grade`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Relevant(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid
     @property
     def references(self) -> dict[str, str]:
         """The references that it has, by their name in JSON; `name` for any."""
-        named = zip(("name", *REFERENCES), (self.name, self.document_id, self.chunk_id, self.title, self.filename))
-        return {key: value for key, value in named if value is not None}
+        values = (self.name, self.document_id, self.chunk_id, self.title, self.filename)
+        return {key: value for key, value in zip(("name", *REFERENCES), values, strict=True) if value is not None}
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,8 +102,8 @@ def read_questions(path: Path, qrels: Path | None = None) -> list[Question]:
 
 
 def read_qrels(path: Path) -> dict[str, list[Relevant]]:
-    """Judgements by query id, of lines `query iteration name grade`; a negative grade counts as 0, as in trec_eval. A name
-    may hold blanks. Raises BadSearchFileError."""
+    """Judgements by query id, of lines `query iteration name grade`; a negative grade counts as 0, as in trec_eval. A
+    name may hold blanks. Raises BadSearchFileError."""
     found: dict[str, dict[str, Relevant]] = {}
     for number, line in _numbered(_text(path)):
         parts = line.split("\t") if line.count("\t") == 3 else line.split()

@@ -13,7 +13,8 @@ from scripts.commands.search_files import Question, Relevant
 
 By = Literal["chunk", "document"]
 Source = dict[str, Any]
-LEAST_SHARE: Final = 0.5  # of a passage that is cut by a chunk's edge
+LEAST_SHARE: Final = 0.5  # of a passage that is cut by a chunk's edge,
+LEAST_CHARACTERS: Final = 20  # and of it so many
 
 
 class Filenames:
@@ -80,7 +81,7 @@ def holds(text: str, passage: str) -> bool:
     have, wanted = _flat(text), _flat(passage)
     if wanted in have:
         return True
-    least = max(1, round(len(wanted) * LEAST_SHARE))
+    least = max(LEAST_CHARACTERS, round(len(wanted) * LEAST_SHARE))
     return any(
         have.endswith(wanted[:length]) or have.startswith(wanted[-length:]) for length in range(least, len(wanted))
     )
@@ -92,7 +93,8 @@ def rankings(
     """The rankings of one query by keys, and the keys' grades.
 
     Each judgement is a key. Judgements that one chunk fits are one key, with the best of their grades, in all runs
-    alike: one chunk with two passages is one find. A further chunk for a key that was found is judged, and worth nothing.
+    alike: one chunk with two passages is one find. A further chunk for a key that was found is judged, and worth
+    nothing.
     """
     parent = list(range(len(relevant)))
 
