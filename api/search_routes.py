@@ -22,7 +22,8 @@ RANGE: Final = (
 )
 
 LIMITS: Final = ("queue_full", "rate_limited", "budget_exhausted")
-MODEL: Final = ("cancelled", "upstream_unavailable", "upstream_refused", "upstream_rate_limited", "timeout", "worker_lost")  # fmt: skip
+MODEL: Final = ("cancelled", "upstream_unavailable", "upstream_refused", "upstream_rate_limited", "timeout",
+                "worker_lost")  # fmt: skip
 BODY: Final = ("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "request_timeout")
 RESUME: Final = _h("Last-Event-ID", "the `id` of the last frame that came: resumes that search, and starts none")
 STREAM: Final = _h("Accept", '`text/event-stream`: `event: sources`, frames `{"text"}`, `event: answer`, `[DONE]`')

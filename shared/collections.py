@@ -28,10 +28,11 @@ class VersionState(StrEnum):
 
 class Calibration(msgspec.Struct, frozen=True, rename="camel"):
     """Mean cosines of texts that have nothing to do with each other, and of questions with their answers, as this model
-    sees them: from them a cosine becomes a relevance (worker.search.calibration)."""
+    sees them: from them a cosine becomes a relevance (worker.search.calibration). `dimensions` of its vectors."""
 
     unrelated: float
     related: float
+    dimensions: int = 0
 
 
 class IndexSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

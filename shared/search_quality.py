@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from shared.jobs import Output
-from shared.ranking import interval, judged, ndcg, recall, reciprocal_rank
+from shared.ranking import Grades, interval, judged, ndcg, recall, reciprocal_rank
 from shared.search import Timings
 from shared.search_log import Line
 
@@ -23,8 +23,6 @@ MAX_SEARCHES: Final = 10_000
 DEFAULT_LOW_SCORE: Final = 0.5
 CUT: Final = 10  # of nDCG and of what was judged
 MOST: Final = 20  # worst queries, and gaps
-
-Grades = Mapping[str, float]
 
 
 class Figure(Output, frozen=True):
@@ -151,7 +149,7 @@ def pooled(lines: Sequence[Line]) -> Mapping[str, Grades]:
         for chunk in line.feedback.chunks:
             if chunk.relevant or chunk.not_relevant:
                 of_query[chunk.chunk_id] += chunk.relevant - chunk.not_relevant
-    return {query: {chunk: float(sum_ > 0) for chunk, sum_ in of.items()} for query, of in votes.items()}
+    return {query: {chunk: int(sum_ > 0) for chunk, sum_ in of.items()} for query, of in votes.items()}
 
 
 def _has_relevant(grades: Grades) -> bool:
@@ -163,10 +161,8 @@ def _share(count: int, of: int) -> float | None:
 
 
 def _figure(values: list[float]) -> Figure:
-    if not values:
-        return Figure(None, None, None)
-    low, high = interval(values)
-    return Figure(math.fsum(values) / len(values), low, high)
+    found = interval(values)
+    return Figure(None, None, None) if found is None else Figure(found.mean, found.low, found.high)
 
 
 def _said(lines: Iterable[Line]) -> tuple[int, int]:

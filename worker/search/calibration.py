@@ -78,4 +78,4 @@ def measure(vectors: Matrix) -> Calibration:
     cosines = vectors[:count] @ vectors[count:].T
     related = float(np.mean(np.diag(cosines)))
     unrelated = float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
-    return Calibration(round(unrelated, 5), round(max(related, unrelated + 0.01), 5))
+    return Calibration(round(unrelated, 5), round(max(related, unrelated + 0.01), 5), vectors.shape[1])

@@ -183,12 +183,12 @@ def matrix_of(rows: Sequence[bytes], dimensions: int) -> Matrix:
     return matrix
 
 
-async def calibrate(context: JobContext, spec: IndexSpec) -> tuple[Calibration, int]:
-    """What this model's cosines mean, measured once for the installation; and its dimensions. Raises JobError."""
+async def calibrate(context: JobContext, spec: IndexSpec) -> Calibration:
+    """What this model's cosines mean, measured once for the installation. Raises JobError."""
     store, marks = context.deps.indexes, spec.query_marks
     known = await store.calibration(marks)
-    if known is not None and spec.dimensions:
-        return known, spec.dimensions
+    if known is not None:
+        return known
     wanted = texts(spec.query_prefix, spec.document_prefix)
     named = {hashlib.blake2b(text.encode(), digest_size=12).digest(): text for text in wanted}
     embedder = Embedder(context, spec, "calibrate")
@@ -199,7 +199,7 @@ async def calibrate(context: JobContext, spec: IndexSpec) -> tuple[Calibration, 
     found = measure(matrix)
     await store.note_calibration(marks, found)
     await store.unstage(context.job.tenant, context.job.job_id, list(named))
-    return found, bought.dimensions
+    return found
 
 
 async def embed_query(context: JobContext, spec: IndexSpec, query: str) -> Matrix:

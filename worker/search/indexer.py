@@ -116,8 +116,8 @@ class Indexer:
         """The same version with its dimensions and calibration, measured now if that was not done. Raises JobError."""
         if spec.calibration is not None and spec.dimensions:
             return spec
-        found, dimensions = await calibrate(self._context, spec)
-        spec = msgspec.structs.replace(spec, calibration=found, dimensions=dimensions)
+        found = await calibrate(self._context, spec)
+        spec = msgspec.structs.replace(spec, calibration=found, dimensions=found.dimensions)
         await self._store.describe(self._tenant, collection.name, spec)
         return spec
 
@@ -202,7 +202,7 @@ class Indexer:
         def progress(done: int) -> None:
             told((reused + done) / len(wanted), f"Embedded {done} of {len(missing)} chunks")
 
-        embedder = Embedder(self._context, spec, f"embed/{document.document_id}")
+        embedder = Embedder(self._context, spec, "embed")
         bought = await embedder.buy({digest: wanted[digest] for digest in missing}, progress)
         if bought.dimensions not in (None, spec.dimensions):
             raise InvalidInput(

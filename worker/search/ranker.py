@@ -93,7 +93,9 @@ def rank(
         found = seen if snapshot.allowed[place] is None else seen & snapshot.allowed[place]
         if mode is Mode.KEYWORD:
             found = found & (coverage[place] > 0)
-        elif mode is Mode.VECTOR or given is not None:
+        elif mode is Mode.VECTOR:
+            found = found & ~np.isnan(_or_nan(cosine, len(segment)))
+        elif given is not None:
             found = found & ((coverage[place] > 0) | ~np.isnan(_or_nan(cosine, len(segment))))
         logits = weights.logit(scaled, words[place], coverage[place])
         logits = np.where(found, logits, -np.inf)

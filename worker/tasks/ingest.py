@@ -4,13 +4,14 @@ lines."""
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from shared.documents import DocumentStatus, Extracted, Skipped
-from shared.errors import DocumentRejected, InvalidInput, ReaderFailed
+from shared.errors import BlobsUnavailableError, DocumentRejected, InvalidInput, ReaderFailed
 from shared.specs import IngestInput, NewContent
 from shared.stores.indexes import SupersededError
 from shared.stores.records import Fields
@@ -165,7 +166,12 @@ async def _replace(document_id: str, row: Fields, content: NewContent, context: 
     if content.metadata is not None:
         fields["metadata"] = msgspec.json.encode(content.metadata).decode()
     title = content.title or row.get("title") or extracted.title or content.filename or row.get("filename")
-    return await _index(document_id, row, extracted, title, content.revision, fields, context)
+    made = await _index(document_id, row, extracted, title, content.revision, fields, context)
+    # On the list of what is to be deleted they are too: for a worker that is lost here, or a store that is away.
+    for old in {row["file_blob"], row.get("text_blob", text_blob)} - {content.blob, text_blob}:
+        with suppress(BlobsUnavailableError):
+            await blobs.delete(old)
+    return made
 
 
 async def _count(document_id: str, context: JobContext) -> IngestResult:

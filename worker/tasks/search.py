@@ -50,7 +50,7 @@ class Ranked(msgspec.Struct):
         return Scores(
             vector=None if hit.vector is None else round(hit.vector, 4),
             keyword=None if hit.keyword is None else round(hit.keyword, 4),
-            rerank=msgspec.UNSET if self.rerank is None else round(self.rerank, 4),
+            rerank=msgspec.UNSET if self.rerank is None else self.rerank,
         )
 
 
@@ -86,7 +86,7 @@ class _Run:
         """The result, which is logged too."""
         request, context = self._request, self._context
         self._retrieved = await Searcher(context, request).retrieve(MAX_CANDIDATES)
-        self._ranked = [Ranked(found, found.hit.score) for found in self._retrieved.found]
+        self._ranked = [Ranked(found, round(found.hit.score, 4)) for found in self._retrieved.found]
         await self._rerank()
         sources = await self._sources()
         warnings = self._retrieved.warnings
@@ -141,7 +141,7 @@ class _Run:
             return
         self._reranker = reranker.name
         for one, score in zip(first, done.scores, strict=True):
-            one.rerank = one.score = score
+            one.rerank = one.score = round(score, 4)
         gone = [one for one in self._ranked if one.rerank is None]
         self._ranked = sorted(first, key=lambda one: -one.score) + gone
 
@@ -240,7 +240,7 @@ def _source(one: Ranked) -> Source:
         collection=found.collection,
         title=held.entry.title,
         text=_text(one),
-        score=round(one.score, 4),
+        score=one.score,
         scores=one.scores,
         start=found.start,
         end=found.end,
@@ -257,7 +257,7 @@ def _candidate(place: int, one: Ranked) -> Candidate:
         document_id=found.hit.held.document_id,
         chunk_id=found.chunk_id,
         title=found.hit.held.entry.title,
-        score=round(one.score, 4),
+        score=one.score,
         scores=one.scores,
         start=found.start,
         end=found.end,
