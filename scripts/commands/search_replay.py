@@ -1,4 +1,4 @@
-"""What the log of searches teaches: logged queries asked again with other settings, and queries without a good source."""
+"""What the log of searches teaches: logged queries asked again, and queries without a good source."""
 
 from __future__ import annotations
 
@@ -155,8 +155,8 @@ def _normalised(query: str) -> str:
 
 
 def _is_bad(row: dict[str, Any]) -> bool:
-    """Whether users said that nothing good was found: not helpful more often than helpful, or chunks called not relevant,
-    and none relevant."""
+    """Whether users said that nothing good was found: not helpful more often than helpful, or chunks called not
+    relevant, and none relevant."""
     said = row["feedback"]
     chunks = said["chunks"]
     if said["notHelpful"] > said["helpful"]:
@@ -166,7 +166,7 @@ def _is_bad(row: dict[str, Any]) -> bool:
 
 async def gaps(client: Client, arguments: argparse.Namespace) -> int:
     """Queries of the log that found no good source, the most frequent first: what your documents do not answer."""
-    rows = await logged(client, since=datetime.now(UTC) - timedelta(days=arguments.days))
+    rows = await logged(client, since=datetime.now(UTC) - timedelta(days=min(arguments.days, 36_500)))
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[_normalised(row["query"])].append(row)
