@@ -33,7 +33,8 @@ def source(document: str, rank: int, score: float, chunk: int = 0) -> dict[str, 
     return {
         "rank": rank, "documentId": document, "chunkId": f"{document}-{chunk}", "collection": "default", "title": title,
         "text": text if chunk == 0 else f"Something else, part {chunk}.", "score": score,
-        "scores": {"vector": score, "keyword": None}, "start": chunk * 100, "end": chunk * 100 + len(text), "metadata": {},
+        "scores": {"vector": score, "keyword": None}, "start": chunk * 100, "end": chunk * 100 + len(text),
+        "metadata": {},
     }  # fmt: skip
 
 
@@ -79,7 +80,7 @@ class Api:
                 "minScore": body.get("minScore", 0.3),
                 "mode": body.get("mode", "hybrid"),
                 "tookMs": 7.0,
-            }  # fmt: skip
+            }
         )
 
     async def document(self, request: web.Request) -> web.Response:
@@ -414,7 +415,7 @@ async def test_gaps_are_grouped_by_their_query(api: Api, errand: Callable[..., A
 
 
 async def test_a_search_is_asked_and_looked_at(api: Api, errand: Callable[..., Any]) -> None:
-    """Given a query, then its sources and its answer are shown; the log, one search, its feedback and the quality too."""
+    """Given a query, then its sources and its answer are shown; so are log, search, feedback and quality."""
     api.rank = lambda _: [source("doc_b", 1, 0.9), {**source("doc_a", 1, 0.8), "page": 3}]
     shown = await errand(
         "query", "what price", "--filter", "lang=en", "--filter", "lang=de", "--top-k", "5", "--rerank"
