@@ -24,6 +24,7 @@ from scripts.commands import (
     experiments,
     jobs,
     prompts,
+    search,
     usage,
 )
 from scripts.commands.parsing import Commands
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="The key is taken from ERRAND_KEY, else from the data directory's admin.key.",
     )
     commands = Commands(top.add_subparsers(dest="group", required=True, metavar="COMMAND"), common)
-    for subject in (asking, embedding, jobs, documents, prompts, experiments, usage, admin, erasure, audit):
+    for subject in (asking, embedding, jobs, documents, prompts, experiments, search, usage, admin, erasure, audit):
         subject.register(commands)
     return top
 

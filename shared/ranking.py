@@ -149,9 +149,11 @@ def _bca(values: Sequence[float], mean: float, means: Sequence[float]) -> Callab
     below = sum(one < mean for one in means) + sum(one == mean for one in means) / 2
     bias = normal.inv_cdf(min(max(below, 0.5), len(means) - 0.5) / len(means))
     # The jackknife of a mean: leaving out a value moves it by that value's distance, over n - 1.
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    cubes, scale = math.fsum((value - mean) ** 3 for value in values), 6 * squares**1.5
-    skew = cubes / scale if scale else 0.0  # values so close that their squares vanish
+    # Scaled, since cubes of tiny distances are 0.
+    most = max(abs(value - mean) for value in values)
+    distances = [(value - mean) / (most or 1) for value in values]
+    squares = math.fsum(one**2 for one in distances)
+    skew = math.fsum(one**3 for one in distances) / (6 * squares**1.5) if squares else 0.0
 
     def place(share: float) -> float:
         shifted = bias + normal.inv_cdf(share)

@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, given: Sequence[str] | None) -> Settings:
-        """From `NAME=VALUE`, the value JSON or else a text. Ends the command with 2 for what is no member of a search."""
+        """From `NAME=VALUE`, the value JSON or else a text. Ends the command with 2 for what no search has."""
         members: dict[str, Any] = {}
         for one in given or ():
             name, sign, text = one.partition("=")
@@ -123,7 +123,7 @@ async def ask(client: Client, body: dict[str, Any]) -> dict[str, Any]:
 def _figures(names: list[str], grades: dict[str, int], k: int, took_ms: float) -> Figures:
     return Figures(
         ndcg(names, grades, 10),
-        reciprocal_rank(names, grades),
+        reciprocal_rank(names, grades, max(k, 10)),
         recall(names, grades, k),
         judged(names, grades, k),
         took_ms,
@@ -141,7 +141,7 @@ def summary(runs: Sequence[Sequence[Run]], k: int) -> list[dict[str, Any]]:
     rows = []
     for member, name in (
         ("ndcg", "nDCG@10"),
-        ("reciprocal_rank", "MRR"),
+        ("reciprocal_rank", f"MRR@{max(k, 10)}"),
         ("recall", f"recall@{k}"),
         ("judged", f"judged@{k}"),
     ):

@@ -1,10 +1,10 @@
 """Files of queries and what is relevant to them: JSON Lines, TREC topics, TREC qrels.
 
-A line of JSON Lines is `{"query", "relevant": [...], "id"?, "filter"?, "collection"?}`. Something relevant is a text (the
-id of a document or chunk, a title, or a file name) or an object with one of `documentId`, `chunkId`, `title`,
-`filename`, and with `text` (a passage that must stand in the chunk) and `grade` (1 unless it says otherwise; 0 is judged
-and not relevant). Topics are `<top> <num>… <title>… </top>`, or lines of `id<TAB>query`; their judgements come as qrels,
-lines of `query 0 name grade`.
+A line of JSON Lines is `{"query", "relevant": [...], "id"?, "filter"?, "collection"?}`. Something relevant is a text
+(the id of a document or chunk, a title, or a file name) or an object with one of `documentId`, `chunkId`, `title`,
+`filename`, and with `text` (a passage that must stand in the chunk) and `grade` (1 unless it says otherwise; 0: judged,
+and not relevant). Topics are `<top> <num>… <title>… </top>`, or lines of `id<TAB>query`; their judgements come as
+qrels, lines of `query 0 name grade`.
 """
 
 from __future__ import annotations
