@@ -26,16 +26,24 @@ class Stack:
     """A Redis with `appendfsync always`, an upstream, an API and a worker, each a process of its own."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, base: str, upstream: str, folder: Path, environment: dict[str, str]
+        self,
+        session: aiohttp.ClientSession,
+        base: str,
+        upstream: str,
+        folder: Path,
+        environment: dict[str, str],
+        lane: str = "batch",
     ) -> None:
+        self._lane = lane
         self.session, self.base, self.upstream, self.folder = session, base, upstream, folder
+        self.redis_url = environment["REDIS_URL"]
         self.api: subprocess.Popen[bytes]
         self.worker: subprocess.Popen[bytes]
         self._environment = environment
 
     def start_worker(self, processes: ExitStack) -> None:
-        """A worker of the lane of all jobs but chats; `worker` is the last that was started."""
-        self.worker = processes.enter_context(running(["worker", "batch"], self._environment))
+        """A worker of the stack's lane; `worker` is the last that was started."""
+        self.worker = processes.enter_context(running(["worker", self._lane], self._environment))
 
     async def limits(self, limits: Limits) -> None:
         """The upstream behaves like this from now on, and counts anew."""
@@ -103,8 +111,8 @@ def seconds(moment: str) -> float:
 
 
 @asynccontextmanager
-async def whole_stack(**settings: str) -> AsyncIterator[tuple[Stack, ExitStack]]:
-    """The stack, ready; what is started later is stopped with it."""
+async def whole_stack(*, lane: str = "batch", **settings: str) -> AsyncIterator[tuple[Stack, ExitStack]]:
+    """The stack, ready, with a worker of this lane; what is started later is stopped with it."""
     _, key = new_api_key(1_700_000_000_000)
     with ExitStack() as processes:
         redis_url = processes.enter_context(durable_redis())
@@ -119,7 +127,7 @@ async def whole_stack(**settings: str) -> AsyncIterator[tuple[Stack, ExitStack]]
         headers = {"Authorization": f"Bearer {key}"}
         endless = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(headers=headers, timeout=endless) as session:
-            stack = Stack(session, base, upstream, Path(folder), environment)
+            stack = Stack(session, base, upstream, Path(folder), environment, lane)
             stack.api = processes.enter_context(running(["api"], environment))
             stack.start_worker(processes)
             for url in (f"{upstream}/bench", f"{base}/readyz"):

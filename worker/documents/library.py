@@ -17,10 +17,13 @@ from shared.errors import DocumentRejected, InvalidInput, ReaderFailed, RefusedE
 from shared.settings import Settings
 from shared.stores.documents import DocumentsStore, ReadyDocument
 from shared.stores.records import Fields
-from worker.documents.extract import Limits
+from worker.documents.extract import Limits, RejectedError, detect, extract
 
 MAX_LISTED: Final = 1_000
 TELL_BYTES: Final = 32 * 1024 * 1024  # of a batch file, between two reports of progress
+PLAIN: Final = frozenset({"text/plain", "text/markdown"})
+PLAIN_BYTES: Final = 1024 * 1024
+FOREIGN: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 PARALLEL: Final = 2  # readers at a time per worker; each may take ERRAND_EXTRACT_MEMORY_MB
 
 
@@ -153,6 +156,8 @@ class Library:
             pages=settings.max_document_pages,
             characters=settings.max_document_characters,
         )
+        if (found := await asyncio.to_thread(_plain, content, limits)) is not None:
+            return found
         async with self._readers:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "worker.documents.extract", msgspec.json.encode(limits).decode(),
@@ -171,6 +176,17 @@ class Library:
                     process.kill()
                     await process.wait()
         return _outcome(process.returncode or 0, output, noise)
+
+
+def _plain(content: bytes, limits: Limits) -> Extracted | None:
+    """The text of a small file that is nothing but text, which no parser of a foreign format has to read; None for all
+    others, which are read in a process of their own."""
+    if len(content) > PLAIN_BYTES or content.startswith(FOREIGN) or b"%PDF-" in content[:1024]:
+        return None
+    try:
+        return extract(content, limits) if detect(content) in PLAIN else None
+    except RejectedError as error:
+        raise DocumentRejected(str(error)) from None
 
 
 def _fault(line: bytes | LineTooLong) -> str:
