@@ -114,6 +114,14 @@ async def search_times(stack: Stack, queries: list[str], mode: str, clients: int
     return times, answers
 
 
+async def stages(stack: Stack) -> str:
+    """What the last searches took at the worker, by the log: medians."""
+    rows = (await stack.call("GET", "/api/search/log?limit=100"))["data"]
+    names = ("queueMs", "embedMs", "retrieveMs", "textsMs", "tookMs")
+    medians = [(name, statistics.median(row["timings"][name] for row in rows)) for name in names]
+    return "at the worker, medians: " + ", ".join(f"{name} {value:.1f}" for name, value in medians)
+
+
 async def bare_times(url: str, queries: list[str], matrix: Any) -> list[float]:
     """Milliseconds of the query's vector and a product with the matrix."""
     times = []
@@ -179,6 +187,7 @@ async def measure(arguments: argparse.Namespace, url: str, chunks: int) -> None:
                 queries = [corpus.words(6) for _ in range(arguments.queries)]
                 times, answers = await search_times(stack, queries, mode, clients)
                 line(f"errand, {mode}, {clients} clients", times)
+                print(f"      {await stages(stack)}")
                 if mode == "vector" and clients == arguments.clients[0]:
                     print(f"      recall@10 {recall(answers, pieces, matrix, embedder):.4f}")
         client.close()

@@ -44,6 +44,7 @@ class Replica:
         self._segments: list[Segment] = []
         self._where: dict[str, tuple[Segment, int]] = {}
         self._turn = asyncio.Lock()
+        self._asked = self._answered = 0  # refreshes
 
     @property
     def segments(self) -> list[Segment]:
@@ -61,11 +62,18 @@ class Replica:
         return sum(segment.size_bytes for segment in self._segments)
 
     async def refresh(self) -> None:
-        """Reads what has changed. Raises a member of OUTAGE."""
+        """Reads what has changed. Searches that come while it is read share the next reading. Raises a member of
+        OUTAGE."""
+        self._asked += 1
+        mine = self._asked
         async with self._turn:
+            if self._answered >= mine:
+                return  # by a reading that began after this was asked
+            began = self._asked
             for _ in range(TRIES):
                 if await self._follow():
-                    return
+                    break
+            self._answered = began
 
     async def _follow(self) -> bool:
         """Whether all that was read is what there is: a document may change again while it is."""

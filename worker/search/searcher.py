@@ -26,6 +26,7 @@ from worker.search.segment import Segment
 from worker.search.terms import query_terms
 
 MOST_SEARCHED: Final = 200  # collections of one search that names none
+INLINE: Final = 15_000  # chunks that are scanned within a millisecond
 NEIGHBOURS: Final = 300  # that another engine is asked for
 MOST_NEIGHBOURS: Final = 10_000  # with a filter that lets few through
 
@@ -82,7 +83,7 @@ class Searcher:
             allowed = [_allowed(segment, self._request.filter) for segment in segments]
             given = await self._given(collection, spec, segments, allowed, query, terms)
             snapshot = Snapshot(segments, spec.calibration or Calibration(0.0, 1.0), allowed)
-            hits = await asyncio.to_thread(rank, snapshot, query, terms, mode, limit, given)
+            hits = await _ranked(snapshot, query, terms, mode, limit, given)
             found += [_found(hit, collection.name) for hit in hits]
         found.sort(key=lambda one: (-one.hit.score, one.chunk_id))
         return Retrieved(
@@ -190,7 +191,7 @@ class Searcher:
     ) -> None:
         """The cosines of chunks that the words alone would put first."""
         snapshot = Snapshot(list(segments), Calibration(0.0, 1.0), [None] * len(segments))
-        hits = await asyncio.to_thread(rank, snapshot, None, terms, Mode.KEYWORD, NEIGHBOURS)
+        hits = await _ranked(snapshot, None, terms, Mode.KEYWORD, NEIGHBOURS)
         places: list[tuple[Place, int, int]] = []
         at = {id(document): place for place, segment in enumerate(segments) for document in segment.held}
         for hit in hits:
@@ -202,6 +203,20 @@ class Searcher:
         for (_, place, row), cosine in zip(places, known, strict=True):
             if cosine is not None:
                 cosines[place][row] = cosine
+
+
+async def _ranked(
+    snapshot: Snapshot,
+    query: Array | None,
+    terms: Sequence[int],
+    mode: Mode,
+    limit: int,
+    given: Given | None = None,
+) -> list[Hit]:
+    """`rank`, in a thread where it takes longer than the change to one."""
+    if sum(map(len, snapshot.segments)) < INLINE:
+        return rank(snapshot, query, terms, mode, limit, given)
+    return await asyncio.to_thread(rank, snapshot, query, terms, mode, limit, given)
 
 
 def _allowed(segment: Segment, wanted: dict[str, Any] | None) -> Array | None:
