@@ -92,17 +92,17 @@ class Client:
         return page
 
     async def upload(self, path: Path, **fields: str) -> Any:
-        """Stores a file as a document."""
+        """Stores a file as a document; see `upload_content`."""
         with path.open("rb") as file:
             return await self.upload_content(file, path.name, **fields)
 
-    async def upload_content(self, content: Any, filename: str, **fields: str) -> Any:
-        """Stores an open file, or pieces of bytes as they come, as a document."""
+    async def upload_content(self, content: Any, filename: str, *, where: str = "", **fields: str) -> Any:
+        """Stores an open file, or pieces of bytes as they come, as a document, or as that at the path `where`."""
         form = aiohttp.FormData()
         for name, value in fields.items():
             form.add_field(name, value)
         form.add_field("file", content, filename=filename)
-        return await self.call("POST", "/api/documents", data=form)
+        return await self.call("PUT" if where else "POST", where or "/api/documents", data=form)
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
         """A job's events to the final one; a broken connection is resumed after the last event seen."""

@@ -76,7 +76,7 @@ class Work:
         """Uploads the document, follows the job, shows the result. Returns the exit code."""
         if self.job_id is None:
             print(f"Document: {self.path} ({self.path.stat().st_size} bytes)", flush=True)
-            document = await client.upload(self.path)
+            document = await client.upload(self.path, index="false")
             source = {"documentId": document["documentId"]}
             tasks = tasks_for(self.path, self.questions)
             body = {"type": "document-analysis", "input": {"document": source, "tasks": tasks}}

@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_volatile: Annotated[bool, _doc("Run on a Redis that is known to lose acknowledged writes.")] = False
 
     default_model: Annotated[str, _doc("Chat model of jobs that name none.")] = "gpt-4o-mini"
-    embedding_model: Annotated[str, _doc("Embedding model.")] = "text-embedding-3-small"
+    embedding_model: Annotated[str, _doc("Embedding model; empty: new collections are searched by words only.")] = "text-embedding-3-small"
     model_connect_seconds: Annotated[Seconds, _doc("Bound of connecting to the model.")] = 5.0
     model_first_token_seconds: Annotated[Seconds, _doc("Bound of the wait for the first byte of an answer.")] = 120.0
     model_between_tokens_seconds: Annotated[Seconds, _doc("Bound of silence within an answer.")] = 60.0

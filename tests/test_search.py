@@ -471,3 +471,12 @@ async def test_a_refused_chunk_is_found_by_its_words(stack: Stack, model: DevMod
     assert documents(result) == [document_id]
     by_meaning = await found(stack, "xyzzy", mode="vector", minScore=0, topK=50)
     assert len(by_meaning["sources"]) == job["result"]["chunks"] - 1
+
+
+async def test_without_an_embedding_model_words_are_searched(make_stack: Any, model: DevModel) -> None:
+    stack: Stack = await make_stack(workers=("both",), embedding_model="")
+    tides = await added(stack, TIDES)
+    assert documents(await found(stack, "gravity of the moon")) == [tides]
+    assert (await model.stats())["calls"] == 0
+    answer = await stack.call("POST", "/api/search", {"q": "gravity", "mode": "vector", "answer": False})
+    assert (answer.status, "no embedding model" in answer.json["detail"]) == (422, True), answer.text

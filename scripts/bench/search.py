@@ -5,9 +5,10 @@
 The stack is that of `scripts/start` (Redis with `appendfsync always`, an API, one worker of both lanes), the embedding
 model is the development model (256 dimensions) in a process of its own; the texts are made of words as rare as those of
 natural language. `ingest` is from the first upload to the last job's end; `bare model` sends texts of the same length
-to the same model, 16 requests at a time, and throws the vectors away. `errand` is `POST /api/search` with `answer:
-false`, from the client's side; `bare` is the query's vector from the same model and a product with the float32 matrix in
-one process: what a search in vector mode cannot be below. Recall is of the ten best by vectors against that product.
+to the same model, 16 requests at a time, and throws the vectors away. `errand` is `POST /api/search` with
+`answer: false`, from the client's side; `bare` is the query's vector from the same model and a product with the float32
+matrix in one process: what a search in vector mode cannot be below. Recall is of the ten best by vectors against that
+product.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ async def agent(client: Client, arguments: argparse.Namespace) -> int:
 
 async def _uploaded(client: Client, path: Path) -> str | None:
     """The id of a file that is stored now and has been read; None when it cannot be read."""
-    document = await client.upload(path)
+    document = await client.upload(path, index="false")
     read = await wait(client, document["jobId"])
     if read["status"] != "complete":
         note(f"{path}: {failure_text(read)}")

@@ -51,7 +51,7 @@ async def jobs_submit(client: Client, arguments: argparse.Namespace) -> int:
         path = Path(arguments.analyse)
         if not path.is_file():
             return usage_error(f"there is no file {path}")
-        document = await client.upload(path)
+        document = await client.upload(path, index="false")
         tasks: list[dict[str, Any]] = [{"kind": "summary"}, {"kind": "keyPoints"}]
         if arguments.question:
             tasks.append({"kind": "questions", "questions": arguments.question})

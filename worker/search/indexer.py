@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from shared.collections import EXACT, Entry, IndexSpec
+from shared.collections import EXACT, Calibration, Entry, IndexSpec
 from shared.documents import Extracted
 from shared.errors import InternalError, InvalidInput, RefusedError
 from shared.search import DEFAULT_COLLECTION
@@ -116,6 +116,8 @@ class Indexer:
         """The same version with its dimensions and calibration, measured now if that was not done. Raises JobError."""
         if spec.calibration is not None and spec.dimensions:
             return spec
+        if not spec.model:  # words only
+            return msgspec.structs.replace(spec, calibration=Calibration(0.0, 1.0, 1), dimensions=1)
         found = await calibrate(self._context, spec)
         spec = msgspec.structs.replace(spec, calibration=found, dimensions=found.dimensions)
         await self._store.describe(self._tenant, collection.name, spec)
@@ -188,6 +190,8 @@ class Indexer:
         """A stored row for each different text: from this document as it was, from others of the tenant, or bought."""
         text = document.extracted.text
         wanted = {chunk.digest: spec.document_prefix + text[chunk.start : chunk.end] for chunk in chunks}
+        if not spec.model:
+            return dict.fromkeys(wanted, b""), 0, 0
         rows: dict[bytes, bytes] = {}
         if before is not None:
             rows |= await self._of(document.document_id, collection, spec, before, wanted)

@@ -74,7 +74,7 @@ def rank(
 ) -> list[Hit]:
     """The `limit` best chunks, best first. `query` is the query's vector (None: no vectors are looked at); `given` are
     cosines that another engine found, by segment. For a thread: it takes milliseconds."""
-    words, coverage = _by_words(snapshot.segments, terms)
+    words, coverage = by_words(snapshot.segments, terms)
     weights = WEIGHTS[mode]
     low, high = snapshot.calibration.unrelated, snapshot.calibration.related
     best: list[tuple[float, int, int]] = []
@@ -123,7 +123,7 @@ def _logistic(logit: float) -> float:
     return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
 
 
-def _by_words(segments: Sequence[Segment], terms: Sequence[int]) -> tuple[list[Array], list[Array]]:
+def by_words(segments: Sequence[Segment], terms: Sequence[int]) -> tuple[list[Array], list[Array]]:
     """BM25 as a share of what it could be, and the weighted share of the words that stand there, by segment."""
     chunks = sum(int(segment.alive.sum()) for segment in segments)
     words = sum(int(segment.lengths[segment.alive].sum()) for segment in segments)

@@ -126,12 +126,16 @@ class Searcher:
         """The query's vector by what it depends on; None when the words alone are to do."""
         if self._request.mode is Mode.KEYWORD:
             return None
+        if specs and not any(spec.model for spec in specs):
+            if self._request.mode is Mode.VECTOR:
+                raise InvalidInput("These collections have no vectors: there is no embedding model.")
+            return None
         started_s = monotonic_s()
         vectors: dict[str, Array] = {}
         try:
             for spec in specs:
                 marks = spec.query_marks
-                if marks not in vectors:
+                if spec.model and marks not in vectors:
                     vectors[marks] = await embed_query(self._context, spec, self._request.q)
         except JobError as error:
             if self._request.mode is Mode.VECTOR:
