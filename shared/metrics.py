@@ -75,6 +75,12 @@ MODEL_TOKENS = Histogram(
     buckets=_TOKENS,
     registry=REGISTRY,
 )
+RERANKS = Counter(
+    "errand_search_reranks",
+    "Searches that asked a re-ranker, by its kind and what came of it: ok, timeout, error, bad_answer.",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
 CITATIONS = Counter(
     "errand_citations",
     "Quotes of the model, by whether they stand in the text.",

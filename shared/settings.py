@@ -61,7 +61,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_volatile: Annotated[bool, _doc("Run on a Redis that is known to lose acknowledged writes.")] = False
 
     default_model: Annotated[str, _doc("Chat model of jobs that name none.")] = "gpt-4o-mini"
-    embedding_model: Annotated[str, _doc("Embedding model; empty: new collections are searched by words only.")] = "text-embedding-3-small"
+    embedding_model: Annotated[str, _doc("Embedding model; empty: new collections are searched by words only.")] = (
+        "text-embedding-3-small"
+    )
     model_connect_seconds: Annotated[Seconds, _doc("Bound of connecting to the model.")] = 5.0
     model_first_token_seconds: Annotated[Seconds, _doc("Bound of the wait for the first byte of an answer.")] = 120.0
     model_between_tokens_seconds: Annotated[Seconds, _doc("Bound of silence within an answer.")] = 60.0
@@ -211,6 +213,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     search_min_score: Annotated[
         Annotated[float, Meta(ge=0, le=1)], _doc("`minScore` of a search that states none, on the calibrated scale.")
     ] = 0.5
+    rerank: Annotated[
+        Literal["none", "http", "model"],
+        _doc("Who looks at the best chunks once more: nobody, an HTTP service, or the chat model in one call."),
+    ] = "none"
+    rerank_url: Annotated[
+        Annotated[str, Meta(pattern=r"^(https?://\S+)?$")],
+        _doc("The re-ranker's endpoint, whole: `https://api.cohere.com/v2/rerank`, `http://tei:8080/rerank`, …"),
+    ] = ""
+    rerank_api_key: Annotated[str, _doc("Its key, sent as a bearer token.")] = ""
+    rerank_model: Annotated[str, _doc("Its model, where it wants one.")] = ""
+    rerank_shape: Annotated[
+        Literal["auto", "cohere", "jina", "vllm", "tei"],
+        _doc("The form of its requests; `auto` asks as Cohere, Jina and vLLM do, and as TEI where that is refused."),
+    ] = "auto"
+    rerank_seconds: Annotated[Seconds, _doc("Its time; after that the order stays as it was.")] = 2.0
+    rerank_model_seconds: Annotated[Seconds, _doc("The same for the chat model.")] = 8.0
+    rerank_characters: Annotated[
+        Annotated[int, Meta(ge=100, le=100_000)], _doc("Most characters of a chunk that it is sent.")
+    ] = 4_000
     search_job_seconds: Annotated[
         Annotated[float, Meta(ge=60, le=10 * 366 * 86_400)],
         _doc("How long the job behind a search is kept; its line in the log has a time of its own."),

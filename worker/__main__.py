@@ -34,6 +34,7 @@ from worker.execution import Handler
 from worker.model.client import Model
 from worker.search.exact import ExactEngine
 from worker.search.replica import Replicas
+from worker.search.rerank import reranker_of
 from worker.search.texts import Texts
 from worker.tasks import HANDLERS
 from worker.tools.registry import Toolbox
@@ -65,6 +66,7 @@ def build(
         indexes=indexes,
         engines={exact.name: exact},
         texts=Texts(blobs),
+        reranker=reranker_of(settings),
         searches=SearchesStore(client, keys),
         replicas=Replicas(indexes, exact, settings.search_memory_mb * 1024 * 1024),
     )

@@ -61,6 +61,7 @@ class Deps(msgspec.Struct, frozen=True):
     engines: Mapping[str, VectorEngine]
     replicas: Replicas
     texts: Texts
+    reranker: Any  # worker.search.rerank.Reranker, which needs this module; None for none
     searches: SearchesStore
 
 

@@ -170,6 +170,8 @@ class Engine(Worker):
         """Closes the connections; arq's own would also write to its queue's keys."""
         await self._deps.tools.close()
         await self._deps.model.close()
+        if self._deps.reranker is not None:
+            await self._deps.reranker.close()
         await self._subscriber_client.aclose()
         await self._client.aclose()
 

@@ -17,6 +17,10 @@ _FOLD = {
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"',
     "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u00a0": " ",
 }  # fmt: skip
+# Not shown by any program, and left out of what a model sees (worker.fencing).
+_UNSEEN = frozenset(
+    map(chr, (0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF))
+)
 _EDGES = re.compile(r"^[\s\"'\u2018\u2019\u201c\u201d\u2026.]+|(?:[\s\"'\u2018\u2019\u201c\u201d\u2026]|\.{2,})+$")
 
 
@@ -41,6 +45,8 @@ class Folded:
         places = array("I")
         blank = True
         for place, character in enumerate(text):
+            if character in _UNSEEN:
+                continue
             if character.isspace():
                 if not blank:
                     characters.append(" ")
@@ -74,18 +80,18 @@ class Prover:
 
     def prove(self, quote: str, item: int | str | None = None) -> Citation | None:
         """The citation of a quote, exact first, then folded; None (and counted) when it does not stand there."""
-        found = self._find(quote)
+        found = self.find(quote)
         CITATIONS.labels("yes" if found else "no").inc()
+        return None if found is None else msgspec.structs.replace(found, item=item)
+
+    def find(self, quote: str) -> Citation | None:
+        """The citation of a quote; None when it does not stand there. Not counted."""
+        found = self._find(quote)
         if found is None:
             return None
         start, end = found
-        return Citation(
-            quote=self._text[start:end],
-            start=self._offset + start,
-            end=self._offset + end,
-            page=page_of(self._pages, self._offset + start),
-            item=item,
-        )
+        page = page_of(self._pages, self._offset + start)
+        return Citation(self._text[start:end], self._offset + start, self._offset + end, page)
 
     def _find(self, quote: str) -> tuple[int, int] | None:
         quote = unicodedata.normalize("NFC", quote)

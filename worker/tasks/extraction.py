@@ -18,7 +18,8 @@ from worker.context import Bounded
 from worker.documents.cite import Citation, Prover
 from worker.fencing import fenced
 from worker.model.calls import ChatCall
-from worker.tasks.notes import Note, parse_object
+from worker.model.objects import parse_object
+from worker.tasks.notes import Note
 
 MIN_CITED_LETTERS = 2
 WRAPPER = "data"

@@ -10,7 +10,8 @@ from worker.context import Bounded
 from worker.documents.cite import Citation
 from worker.fencing import fenced
 from worker.model.calls import ChatCall
-from worker.tasks.notes import Note, object_schema, parse_object
+from worker.model.objects import object_schema, parse_object
+from worker.tasks.notes import Note
 from worker.tasks.side_by_side import side_by_side
 
 MAX_POINTS: Final = 10

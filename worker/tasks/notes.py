@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.errors import BadOutput
 from shared.prompt_names import READ
 from shared.specs import AnalysisTask, ExtractTask, KeyPointsTask, QuestionsTask, SummaryTask
 from worker.context import Bounded
@@ -15,6 +14,7 @@ from worker.documents.chunk import Part
 from worker.documents.cite import Citation, Prover
 from worker.fencing import fenced
 from worker.model.calls import ChatCall
+from worker.model.objects import object_schema, parse_object
 
 POINTS_PER_PART: Final = 6
 QUOTES_PER_SUMMARY: Final = 3
@@ -73,27 +73,6 @@ async def read_part(
     finished = await model.complete(label, call, accept=parse_object)
     answer = parse_object(finished.text)
     return PartNotes(part, [_notes(task, answer.get(f"task{index + 1}"), prover) for index, task in enumerate(tasks)])
-
-
-def parse_object(text: str) -> dict[str, Any]:
-    """The JSON object of an answer, also when a model put it into a code fence. Raises BadOutput."""
-    stripped = text.strip()
-    if stripped.startswith("```"):
-        stripped = stripped.partition("\n")[2].rpartition("```")[0]
-    try:
-        return msgspec.json.decode(stripped, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise BadOutput(f"The model's answer is no JSON object: {error}") from None
-
-
-def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an object with these members, all required and no others: what strict mode asks for."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
 
 
 def _array(items: dict[str, Any], description: str) -> dict[str, Any]:

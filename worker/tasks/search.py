@@ -122,7 +122,7 @@ class _Run:
 
     async def _rerank(self) -> None:
         """A re-ranker's order in place of ours, where one is asked for and answers."""
-        reranker = getattr(self._context.deps, "reranker", None)
+        reranker = self._context.deps.reranker
         wanted = self._request.rerank if self._request.rerank is not None else reranker is not None
         if not wanted or not self._ranked:
             return
