@@ -480,3 +480,22 @@ async def test_without_an_embedding_model_words_are_searched(make_stack: Any, mo
     assert (await model.stats())["calls"] == 0
     answer = await stack.call("POST", "/api/search", {"q": "gravity", "mode": "vector", "answer": False})
     assert (answer.status, "no embedding model" in answer.json["detail"]) == (422, True), answer.text
+
+
+async def test_of_two_new_contents_the_newer_content_stays(stack: Stack, model: DevModel) -> None:
+    """Sent one after the other, done the other way round."""
+    document_id = await added(stack, TIDES)
+    await model.limits(latencySeconds=0.6)
+    first = await stack.call("PUT", f"/api/documents/{document_id}", {"text": prose(30, 4)})
+    while (await model.stats())["open"] == 0:
+        await asyncio.sleep(0.01)
+    await model.limits()
+    second = await stack.call("PUT", f"/api/documents/{document_id}", {"text": BREAD})
+    done = await stack.finished(second.json["jobId"])
+    assert done["status"] == "complete", done
+    late = await stack.finished(first.json["jobId"])
+    assert (late["status"], "newer content" in late["error"]["message"]) == ("failed", True), late
+    assert (await stack.call("GET", f"/api/documents/{document_id}/text")).text == BREAD
+    assert documents(await found(stack, "loaf until the crust is dark")) == [document_id]
+    view = (await stack.call("GET", f"/api/documents/{document_id}")).json
+    assert (view["revision"], view["chunks"]) == (3, 1)

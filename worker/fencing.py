@@ -22,9 +22,8 @@ _ROLE: Final = re.compile(
 
 def fenced(tag: str, text: str) -> str:
     """`text` between tags; a closing tag inside the text cannot end it early."""
-    closing = f"</{tag}"
-    broken = re.sub(rf"<(?=\s*/?\s*{re.escape(tag)}\b)", "< ", text, flags=re.IGNORECASE)
-    return f"<{tag}>\n{broken.replace(closing, '< /' + tag)}\n{closing}>"
+    inside = re.sub(rf"<(?=\s*/?\s*{re.escape(tag)}\b)", "< ", text, flags=re.IGNORECASE)
+    return f"<{tag}>\n{inside}\n</{tag}>"
 
 
 def as_data(text: str) -> str:
