@@ -54,7 +54,7 @@ def mirrors() -> list[str]:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         for line in listed.stdout.splitlines():
-            origin, label, uri = (line.split(" ", 2) + ["", ""])[:3]
+            origin, label, uri = [*line.split(" ", 2), "", ""][:3]
             if (origin, label) == ("Debian", "Debian") and uri.startswith(("http://", "https://")):
                 found.append(uri.rstrip("/"))
     return list(dict.fromkeys([*found, DEFAULT_MIRROR]))
@@ -81,7 +81,7 @@ def signed(content: bytes) -> bool:
 
 
 def packages(mirror: str, architecture: str) -> dict[str, dict[str, str]]:
-    """The suite's packages: their fields by name. Raises FetchError when neither a signature nor TLS vouches for them."""
+    """The suite's packages: fields by name. Raises FetchError when neither a signature nor TLS vouches for them."""
     base = f"{mirror}/dists/{SUITE}"
     release = get(f"{base}/InRelease")
     if not signed(release) and not mirror.startswith("https://"):

@@ -124,6 +124,10 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "`<owner> <name> <label>` of running experiments that have guardrails"),
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
+    KeyKind("vset:{tenantId}:{version}:{collection}", "vectorset", "as the index version", "redis-vset: put, delete", "redis-vset",
+            "vectors of an index version: `<document id>:<revision>:<number>`, eight bits a component (Redis 8)"),
+    KeyKind("vsetempty:{tenantId}:{version}:{collection}", "hash", "while not empty", "redis-vset: put, delete", "redis-vset",
+            "chunks without a vector: `<document id>:<revision>` → their numbers, 32 bits each"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
@@ -330,6 +334,14 @@ class Keys(msgspec.Struct, frozen=True):
     def document(self, document_id: str) -> str:
         """A document's record."""
         return f"{self.prefix}doc:{document_id}"
+
+    def vector_set(self, tenant: str, version: int, collection: str) -> str:
+        """The vectors of a version of a collection's index."""
+        return f"{self.prefix}vset:{tenant}:{version}:{collection}"
+
+    def vector_set_empty(self, tenant: str, version: int, collection: str) -> str:
+        """The chunks of a version of a collection's index that have no vector."""
+        return f"{self.prefix}vsetempty:{tenant}:{version}:{collection}"
 
     def events_channel(self, job_id: str) -> str:
         """Where a job's events are published."""
