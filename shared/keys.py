@@ -133,8 +133,10 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "changes of that index, so that workers follow it: d document id"),
     KeyKind("pack:{tenantId}:{documentId}:{version}:{revision}", "string", "as the entry; a day before it", "ingest", "worker",
             "a document's chunks in an index: offsets, text hashes, terms (MessagePack, packed)"),
-    KeyKind("vectors:{tenantId}:{documentId}:{version}:{revision}", "string", "as the entry; a day before it", "ingest", "worker",
+    KeyKind("vectors:{tenantId}:{documentId}:{version}:{revision}:{name}", "string", "as the entry; a day before it", "ingest", "worker",
             "their vectors: int8 rows, and a scale for each"),
+    KeyKind("vectorsof:{tenantId}:{version}:{name}", "hash", "as the version", "ingest, index_put, index_remove", "worker",
+            "which of the above there are: `<document id>:<revision>`; one whose vectors went by their time goes when it is looked for"),
     KeyKind("staged:{tenantId}:{jobId}", "hash", "a day", "ingest", "ingest", "vectors that a job has bought and not yet put into an index: text hash → int8 row and scale"),
     KeyKind("calibrations", "hash", "for ever, small", "ingest", "ingest", "model, dimensions and prefixes → what its cosines mean (JSON)"),
     KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the tenant", "ingest", "ingest",
@@ -148,6 +150,11 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "ids of the searches of a user, score 0, so that they can be erased"),
     KeyKind("searchdoc:{tenantId}:{documentId}", "zset", "as its members", "search_write, search_erase", "search_erase",
             "ids of the searches that considered a document, score 0"),
+    KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
+    KeyKind("vset:{tenantId}:{version}:{collection}", "vectorset", "as the index version", "redis-vset: put, delete", "redis-vset",
+            "vectors of an index version: `<document id>:<revision>:<number>`, eight bits a component (Redis 8)"),
+    KeyKind("vsetempty:{tenantId}:{version}:{collection}", "hash", "while not empty", "redis-vset: put, delete", "redis-vset",
+            "chunks without a vector: `<document id>:<revision>` → their numbers, 32 bits each"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
@@ -375,9 +382,13 @@ class Keys(msgspec.Struct, frozen=True):
         """The chunks of a revision of a document in a version of its collection's index."""
         return f"{self.prefix}pack:{tenant}:{document_id}:{version}:{revision}"
 
-    def vectors(self, tenant: str, document_id: str, version: int, revision: int) -> str:
-        """The vectors of these chunks."""
-        return f"{self.prefix}vectors:{tenant}:{document_id}:{version}:{revision}"
+    def vectors(self, tenant: str, document_id: str, version: int, revision: int, name: str) -> str:
+        """The vectors of these chunks, in the collection of this name."""
+        return f"{self.prefix}vectors:{tenant}:{document_id}:{version}:{revision}:{name}"
+
+    def vectors_of(self, tenant: str, version: int, name: str) -> str:
+        """Which documents' vectors there are in a version of a collection's index."""
+        return f"{self.prefix}vectorsof:{tenant}:{version}:{name}"
 
     def staged(self, tenant: str, job_id: str) -> str:
         """Vectors that a job has bought."""
@@ -407,6 +418,14 @@ class Keys(msgspec.Struct, frozen=True):
     def searches_of_document(self, tenant: str, document_id: str) -> str:
         """The searches that considered a document."""
         return f"{self.prefix}searchdoc:{tenant}:{document_id}"
+
+    def vector_set(self, tenant: str, version: int, collection: str) -> str:
+        """The vectors of a version of a collection's index."""
+        return f"{self.prefix}vset:{tenant}:{version}:{collection}"
+
+    def vector_set_empty(self, tenant: str, version: int, collection: str) -> str:
+        """The chunks of a version of a collection's index that have no vector."""
+        return f"{self.prefix}vsetempty:{tenant}:{version}:{collection}"
 
     def events_channel(self, job_id: str) -> str:
         """Where a job's events are published."""

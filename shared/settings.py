@@ -274,8 +274,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**values)
 
 
-# Read by scripts/errand and by the scripts, not by the servers.
-CLIENT_NAMES = frozenset({"ERRAND_URL", "ERRAND_KEY", "ERRAND_VENV"})
+# Read by scripts/errand, by the scripts and by the tests, not by the servers.
+CLIENT_NAMES = frozenset({"ERRAND_URL", "ERRAND_KEY", "ERRAND_VENV", "ERRAND_TEST_REDIS8"})
 
 
 def _decode_path(kind: type, value: Any) -> Any:

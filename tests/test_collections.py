@@ -62,7 +62,9 @@ async def test_a_change_of_the_model_is_a_new_version(stack: Stack, model: DevMo
     # What was the version before the last is gone, with all it took.
     assert [one["version"] for one in (await collection(stack))["versions"]] == [3, 2]
     assert not [
-        name for name in await keys_of(stack, tides) if name.startswith(("pack:", "vectors:")) and ":1:" in name
+        name
+        for name in await keys_of(stack, tides)
+        if name.startswith(("pack:", "vectors:")) and name.split(":")[3] == "1"
     ]
 
 
@@ -133,7 +135,11 @@ async def test_a_version_that_nobody_asks_can_be_dropped(stack: Stack) -> None:
     assert [(await stack.call("DELETE", f"{path}/{name}")).status for name in ("7", "x", "01x")] == [404, 404, 404]
     answer = await stack.call("DELETE", f"{path}/1")
     assert (answer.status, [one["version"] for one in answer.json["versions"]]) == (200, [2])
-    assert not [name for name in await keys_of(stack, "") if name.startswith(("pack:", "vectors:")) and ":1:" in name]
+    assert not [
+        name
+        for name in await keys_of(stack, "")
+        if name.startswith(("pack:", "vectors:")) and name.split(":")[3] == "1"
+    ]
     assert (await stack.call("POST", "/api/collections/default/rollback")).status == 409
 
 
@@ -170,3 +176,16 @@ async def test_documents_of_an_earlier_release_are_taken_in(stack: Stack) -> Non
     await reindexed(stack)
     assert documents(await found(stack, "what causes the tides")) == [answer.json["documentId"]]
     assert (await stack.call("DELETE", f"/api/documents/{answer.json['documentId']}")).json["chunks"] == 1
+
+
+async def test_an_engine_that_the_server_has_not_is_told(stack: Stack) -> None:
+    await added(stack, TIDES)
+    answer = await stack.call("POST", "/api/collections/default/reindex", {"engine": "redis-vset"})
+    job = await stack.finished(answer.json["jobId"])
+    if (await stack.client.info("server"))["redis_version"] >= "8":
+        assert job["status"] == "complete"
+        return
+    assert (job["status"], "no vector sets" in job["error"]["message"]) == ("failed", True), job
+    assert documents(await found(stack, "what causes the tides"))
+    refused = await stack.call("POST", "/api/collections/default/reindex", {"engine": "faiss"})
+    assert refused.status == 422

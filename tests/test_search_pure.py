@@ -55,6 +55,14 @@ def test_a_change_leaves_the_chunks_elsewhere_as_they_were() -> None:
         assert len(after - before) <= 0.1 * len(after), len(after - before)
 
 
+def test_paragraphs_that_are_alike_in_length_find_their_cuts_again() -> None:
+    """Counting alone would shift every cut behind the change."""
+    paragraphs = [f"Paragraph {number:04} " + "of the same length as all others " * 9 for number in range(300)]
+    before = {chunk.digest for chunk in cut("\n\n".join(paragraphs), 1_000)}
+    after = {chunk.digest for chunk in cut("\n\n".join(["Paragraph new! " + "x" * 200, *paragraphs]), 1_000)}
+    assert len(after - before) <= 0.1 * len(after), len(after - before)
+
+
 def test_a_heading_goes_with_what_follows_it() -> None:
     text = "\n\n".join(f"# Part {number}\n\n{prose(3, number)}" for number in range(30))
     for chunk in cut(text, 1_200):

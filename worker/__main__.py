@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import start_http_server
 
 from shared.blobs import blobs_of
+from shared.collections import VSET
 from shared.errors import ConfigurationError
 from shared.keys import Keys
 from shared.log import configure, get_logger
@@ -36,6 +37,7 @@ from worker.search.exact import ExactEngine
 from worker.search.replica import Replicas
 from worker.search.rerank import reranker_of
 from worker.search.texts import Texts
+from worker.search.vset import VsetEngine
 from worker.tasks import HANDLERS
 from worker.tools.registry import Toolbox
 
@@ -64,7 +66,7 @@ def build(
         prices=PriceBook(settings.prices, settings.openai_base_url),
         versions=Versions(PromptsStore(client, keys)),
         indexes=indexes,
-        engines={exact.name: exact},
+        engines={exact.name: exact, VSET: VsetEngine(client, keys)},
         texts=Texts(blobs),
         reranker=reranker_of(settings),
         searches=SearchesStore(client, keys),

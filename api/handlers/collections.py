@@ -48,9 +48,11 @@ async def reindex(request: web.Request) -> web.Response:
     wanted, body = await read_json(request, Reindex)
     collection = await _collection(request)
     named = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
-    spec = msgspec.structs.replace(collection.spec, version=0, calibration=None, job_id=None, created_ms=0, **named)
+    spec = msgspec.structs.replace(collection.spec, version=0, job_id=None, created_ms=0, **named)
     if wanted.model is not None and wanted.model != collection.spec.model and wanted.dimensions is None:
         spec = msgspec.structs.replace(spec, dimensions=0)
+    if spec.query_marks != collection.spec.query_marks:
+        spec = msgspec.structs.replace(spec, calibration=None)  # measured anew
     described = msgspec.to_builtins(spec)
     return await _begin(request, collection, ReindexInput(collection=collection.name, spec=described), spec.model, body)
 

@@ -3,12 +3,13 @@
 -- KEYS  1 job record   2 document   3 collection   4 index   5 changes of the index   6 pack   7 vectors
 -- ARGV  prefix, worker, lease, tenant, document, version, revision, entry (JSON), chunks,
 --       fields (map: of the document's record; absent where only another version of the index is made),
---       pack_prefix, vectors_prefix (names of the document's packs and vectors in this version, without the revision),
+--       collection, pack_prefix (name of the document's packs in this version, without the revision),
 --       follows (bool: the version must be the current one), vectors (bool: the document has vectors under KEYS 7)
 -- Returns {'ok'}   {'lost'} the lease is lost   {'gone'} the document was deleted   {'newer'} a newer content of it is there
 --         {'switched', current version} the collection has another version by now   {'no_version'} it was dropped
 --         {'unwritten'} pack or vectors are not there (any more)
 --@include base
+--@include vectors
 local row = redis.call('HMGET', KEYS[1], 'owner', 'lease', 'status')
 if row[1] ~= a.worker or row[2] ~= tostring(a.lease) or (row[3] ~= 'processing' and row[3] ~= 'cancelling') then
   return {'lost'}
@@ -33,7 +34,7 @@ redis.call('HSET', KEYS[4], a.document, int(a.revision) .. ' ' .. int(a.chunks) 
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'd', a.document)
 redis.call('HINCRBY', KEYS[3], 'chunks:' .. int(a.version), int(a.chunks - tonumber(had_chunks)))
 if not before then redis.call('HINCRBY', KEYS[3], 'documents:' .. int(a.version), 1) end
-if had and tonumber(had) ~= a.revision then redis.call('UNLINK', a.pack_prefix .. had, a.vectors_prefix .. had) end
+if had and tonumber(had) ~= a.revision then redis.call('UNLINK', a.pack_prefix .. had, vectors_of(a.tenant, a.document, a.version, had, a.collection)) end
 if a.fields then
   for _, name in ipairs({'file_blob', 'text_blob'}) do
     local old = redis.call('HGET', KEYS[2], name)

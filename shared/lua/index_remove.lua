@@ -4,6 +4,7 @@
 -- ARGV  prefix, tenant, document, collection
 -- Returns {chunks that the current version had, then of each version that had it: version, revision, chunks, engine}
 --@include base
+--@include vectors
 local function of_versions()
   local found = {}
   for version in string.gmatch(table.concat(redis.call('HKEYS', KEYS[3]), ' '), 'v:(%d+)') do
@@ -24,7 +25,7 @@ for _, version in ipairs(of_versions()) do
     redis.call('HINCRBY', KEYS[3], 'chunks:' .. version, int(0 - tonumber(count)))
     redis.call('HINCRBY', KEYS[3], 'documents:' .. version, -1)
     local tail = a.tenant .. ':' .. a.document .. ':' .. version .. ':' .. revision
-    redis.call('UNLINK', P .. 'pack:' .. tail, P .. 'vectors:' .. tail)
+    redis.call('UNLINK', P .. 'pack:' .. tail, vectors_of(a.tenant, a.document, version, revision, a.collection))
     if version == current then chunks = tonumber(count) end
     for _, part in ipairs({version, revision, count, redis.call('HGET', KEYS[3], 'v:' .. version)}) do
       removed[#removed + 1] = part

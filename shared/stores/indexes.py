@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from shared.clock import rfc3339
-from shared.collections import Calibration, CollectionView, Entry, IndexSpec, IndexView, VersionState
+from shared.collections import VSET, Calibration, CollectionView, Entry, IndexSpec, IndexView, VersionState
 from shared.errors import InternalError, InvalidInput, LeaseLostError
 from shared.keys import Keys
 from shared.redis import Redis, Scripts
@@ -219,13 +219,14 @@ class IndexesStore:
         """Removes a version: all documents' chunks and vectors in it, then its record. May be repeated."""
         index = self.keys.index(tenant, version, name)
         async for page in self._scan(index):
-            doomed = [
-                key(tenant, document_id, version, int(value.split(b" ", 1)[0]))
-                for document_id, value in page
-                for key in (self.keys.pack, self.keys.vectors)
-            ]
+            doomed: list[str] = []
+            for document_id, value in page:
+                key = (tenant, document_id, version, int(value.split(b" ", 1)[0]))
+                doomed += [self.keys.pack(*key), self.keys.vectors(*key, name)]
             await self.client.pipe.execute("UNLINK", *doomed)
-        await self.client.pipe.execute("UNLINK", index, self.keys.changes(tenant, version, name))
+        of = (tenant, version, name)
+        sets = (self.keys.vector_set(*of), self.keys.vector_set_empty(*of))
+        await self.client.pipe.execute("UNLINK", index, self.keys.changes(*of), self.keys.vectors_of(*of), *sets)
         await self._scripts.run("index_forget", [self.keys.collection(tenant, name)], version=version)
 
     async def _scan(self, index: str) -> AsyncIterator[list[tuple[str, bytes]]]:
@@ -276,7 +277,7 @@ class IndexesStore:
                 self.keys.index(tenant, version, collection),
                 self.keys.changes(tenant, version, collection),
                 self.keys.pack(*key, entry.revision),
-                self.keys.vectors(*key, entry.revision),
+                self.keys.vectors(*key, entry.revision, collection),
             ],
             worker=worker,
             lease=claimed.lease,
@@ -288,7 +289,7 @@ class IndexesStore:
             chunks=entry.chunks,
             fields=dict(fields) if fields is not None else None,
             pack_prefix=f"{self.keys.prefix}pack:{tenant}:{document_id}:{version}:",
-            vectors_prefix=f"{self.keys.prefix}vectors:{tenant}:{document_id}:{version}:",
+            collection=collection,
             follows=follows,
             vectors=has_vectors,
         )
@@ -374,7 +375,20 @@ class IndexesStore:
         ]
         for marks, digests in homes.items():
             await self.forget_homes(tenant, marks, list(digests))
+        for one in removed:
+            if one.spec.engine == VSET:
+                await self._remove_from_set(tenant, document_id, collection, one)
         return int(reply[0]), removed
+
+    async def _remove_from_set(self, tenant: str, document_id: str, collection: str, removed: Removed) -> None:
+        """A document's elements in a vector set (worker.search.vset names them): no search finds them any more, but
+        they are what was in the document."""
+        name = (tenant, removed.spec.version, collection)
+        for number in range(removed.chunks):
+            element = f"{document_id}:{removed.revision}:{number}"
+            await self.client.pipe.execute("VREM", self.keys.vector_set(*name), element)
+        field = f"{document_id}:{removed.revision}"
+        await self.client.pipe.execute("HDEL", self.keys.vector_set_empty(*name), field)
 
     async def _homes_of(self, tenant: str, document_id: str, collection: str) -> dict[str, set[bytes]]:
         """The texts that the document has in any version, by the marks of their vectors."""

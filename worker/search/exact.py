@@ -29,18 +29,23 @@ class ExactEngine:
         self._keys = keys
 
     def _key(self, index: IndexName, document_id: str, revision: int) -> str:
-        return self._keys.vectors(index.tenant, document_id, index.version, revision)
+        return self._keys.vectors(index.tenant, document_id, index.version, revision, index.collection)
+
+    def _list(self, index: IndexName) -> str:
+        return self._keys.vectors_of(index.tenant, index.version, index.collection)
 
     async def put(self, index: IndexName, document_id: str, revision: int, vectors: Matrix) -> None:
         """See VectorEngine. They go after a day, unless the document is put into the index."""
         content = await asyncio.to_thread(to_bytes, vectors)
         # One that is there is the same: a revision and a version never change.
         key = self._key(index, document_id, revision)
+        await self._client.pipe.execute("HSET", self._list(index), f"{document_id}:{revision}", "")
         await self._client.pipe.execute("SET", key, content, "EX", STAGED_S, "NX")
 
     async def delete(self, index: IndexName, document_id: str, revision: int, count: int) -> None:
         """See VectorEngine."""
         await self._client.pipe.execute("UNLINK", self._key(index, document_id, revision))
+        await self._client.pipe.execute("HDEL", self._list(index), f"{document_id}:{revision}")
 
     async def vectors(self, index: IndexName, document_id: str, revision: int, count: int) -> Matrix | None:
         """See VectorEngine."""
@@ -92,17 +97,22 @@ class ExactEngine:
     async def drop(self, index: IndexName) -> None:
         """See VectorEngine."""
         async for document_id, revision, _ in self._all(index):
-            await self.delete(index, document_id, revision, 0)
+            await self._client.pipe.execute("UNLINK", self._key(index, document_id, revision))
+        await self._client.pipe.execute("UNLINK", self._list(index))
 
     async def _all(self, index: IndexName) -> Any:
-        """(document, revision, stored vectors) of all that the index names."""
+        """(document, revision, stored vectors) of all that there is."""
         cursor: bytes = b"0"
-        name = self._keys.index(index.tenant, index.version, index.collection)
+        seen: set[tuple[str, int]] = set()
         while True:
-            cursor, flat = await self._client.pipe.execute("HSCAN", name, cursor, "COUNT", PAGE)
-            pairs = [(flat[at].decode(), int(flat[at + 1].split(b" ", 1)[0])) for at in range(0, len(flat), 2)]
+            cursor, flat = await self._client.pipe.execute("HSCAN", self._list(index), cursor, "COUNT", PAGE)
+            names = [name.decode().rpartition(":") for name in flat[::2]]
+            pairs = [pair for name, _, revision in names if (pair := (name, int(revision))) not in seen]
+            seen.update(pairs)
             for (document_id, revision), content in zip(pairs, await self.many(index, pairs), strict=True):
                 if content is not None:
                     yield document_id, revision, content
+                else:
+                    await self._client.pipe.execute("HDEL", self._list(index), f"{document_id}:{revision}")
             if cursor == b"0":
                 return

@@ -17,6 +17,7 @@ from shared.stores.indexes import SupersededError
 from shared.stores.records import Fields
 from worker.context import JobContext
 from worker.journal import Step
+from worker.search.growth import look
 from worker.search.indexer import Document, Indexer, collection_of
 
 READ: Final = 0.1
@@ -84,6 +85,12 @@ async def _index(
         made = await Indexer(context, context.worker).index(document, told)
     except SupersededError:
         raise InvalidInput("A newer content of the document was indexed meanwhile; this one is not needed.") from None
+    if (moving := await look(context, document.collection)) is not None:
+        context.report.event(
+            "job.warning",
+            code="collection_moves",
+            message=f"The collection has grown: {moving} moves it to a vector set.",
+        )
     new = f", {made.embedded} of them embedded now" if made.embedded != made.chunks else ""
     context.report.progress(1.0, "index", f"Indexed {made.chunks} chunks{new}")
     return IngestResult(document_id, made.chunks, extracted.skipped, made.embedded)

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from shared.collections import IndexSpec
+from shared.collections import VSET, IndexSpec
 from shared.documents import DocumentStatus
 from shared.errors import InternalError, InvalidInput, JobError, RefusedError
 from shared.jobs import Output
@@ -20,6 +20,7 @@ from shared.stores.indexes import Collection, SupersededError, Switched
 from shared.stores.records import Fields
 from worker.context import JobContext
 from worker.search.indexer import Document, Indexer, collection_of, default_spec
+from worker.search.vset import has_vector_sets
 
 AT_ONCE: Final = 8  # documents that are worked on at a time
 ROUNDS: Final = 100  # of documents that came in meanwhile
@@ -99,6 +100,10 @@ class _Run:
                 raise InvalidInput(f"The collection {name!r} has no version {self._spec.version} (any more).")
             return found, found.specs[self._spec.version]
         wanted = msgspec.convert({"version": 0, **(self._spec.spec or {})}, IndexSpec)
+        if wanted.engine == VSET and not await has_vector_sets(self._store.client):
+            raise InvalidInput(
+                "This Redis has no vector sets: they come with Redis 8. The engine redis-exact needs none."
+            )
         try:
             await self._store.open(tenant, name, default_spec(self._context.deps.settings))
             opened = await self._store.open(tenant, name, wanted, job=self._context.job.job_id, building=True)
