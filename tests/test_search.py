@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from shared.errors import LeaseLostError
 from shared.stores.indexes import IndexesStore
@@ -520,3 +521,76 @@ async def test_a_worker_that_lost_its_lease_indexes_nothing(stack: Stack) -> Non
             entry=msgspec.structs.replace(entry, title="stolen"), fields={}, follows=True, has_vectors=True,
         )  # fmt: skip
     assert (await found(stack, "what causes the tides"))["sources"][0]["title"] is None
+
+
+async def test_a_tenant_is_erased_with_all_that_it_searched(stack: Stack) -> None:
+    tenant, key = await stack.tenant()
+    for collection in ("default", "other:place, with space"):
+        answer = await stack.call(
+            "POST", "/api/documents", {"text": TIDES + collection, "collection": collection}, key=key
+        )
+        await stack.finished(answer.json["jobId"], key=key)
+    search = {"q": "what causes the tides", "user": "somebody"}
+    assert (await stack.call("POST", "/api/search", search, key=key)).json["sources"]
+    again = await stack.call("POST", "/api/collections/default/reindex", {"dimensions": 32}, key=key)
+    await stack.finished(again.json["jobId"], key=key)
+    mine = await added(stack, TIDES)
+    gone = await stack.call("DELETE", f"/api/admin/tenants/{tenant}")
+    job = await stack.finished(gone.json["jobId"])
+    assert (job["status"], job["result"]["remaining"]) == ("complete", 0), job
+    # Its receipt and the audit log name it; nothing else does.
+    left = [name for name in await keys_of(stack, tenant) if not name.startswith(("audit", "job:", "log:", "journal:"))]
+    assert left == []
+    assert documents(await found(stack, "what causes the tides")) == [mine]
+
+
+async def test_a_document_may_be_given_by_its_url(make_stack: Any) -> None:
+    served = {"text": f"<html><title>Sea</title><body><p>{TIDES}</p></body></html>", "status": 200}
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=str(served["text"]), content_type="text/html", status=int(served["status"]))
+
+    app = web.Application()
+    app.router.add_get("/page", page)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    try:
+        stack: Stack = await make_stack(
+            workers=("both",), embedding_model="errand-dev-embedding", fetch_enabled=True,
+            fetch_private_hosts=f"127.0.0.1:{port}",
+        )  # fmt: skip
+        url = f"http://127.0.0.1:{port}/page"
+        answer = await stack.call("POST", "/api/documents", {"url": url})
+        assert answer.status == 202, answer.text
+        assert (await stack.finished(answer.json["jobId"]))["status"] == "complete"
+        document_id = answer.json["documentId"]
+        result = await found(stack, "what causes the tides")
+        assert (documents(result), result["sources"][0]["title"]) == ([document_id], "Sea")
+        view = (await stack.call("GET", f"/api/documents/{document_id}")).json
+        assert (view["url"], view["mediaType"], view["sizeBytes"]) == (url, "text/html", len(str(served["text"])))
+        # Fetched anew: the same page costs nothing, another one replaces it.
+        served["text"] = f"<html><body><p>{BREAD}</p></body></html>"
+        answer = await stack.call("PUT", f"/api/documents/{document_id}", {"url": url})
+        assert (await stack.finished(answer.json["jobId"]))["status"] == "complete"
+        assert documents(await found(stack, "loaf until the crust is dark")) == [document_id]
+        served["status"] = 404
+        answer = await stack.call("PUT", f"/api/documents/{document_id}", {"url": url})
+        job = await stack.finished(answer.json["jobId"])
+        assert (job["status"], job["error"]["code"]) == ("failed", "document_rejected")
+        assert documents(await found(stack, "loaf until the crust is dark")) == [document_id]
+        refused = await stack.call("POST", "/api/documents", {"url": f"http://localhost:{port + 1}/x"})
+        job = await stack.finished(refused.json["jobId"])
+        assert (job["status"], job["error"]["code"]) == ("failed", "document_rejected"), job
+        rejected = (await stack.call("GET", f"/api/documents/{refused.json['documentId']}")).json
+        assert (rejected["status"], rejected["sizeBytes"]) == ("rejected", None)
+    finally:
+        await runner.cleanup()
+
+
+async def test_urls_are_off_unless_the_operator_says_so(edge: Stack) -> None:
+    answer = await edge.call("POST", "/api/documents", {"url": "https://example.org/"})
+    assert (answer.status, "switched off" in answer.json["detail"]) == (422, True)
+    both = await edge.call("POST", "/api/documents", {"url": "https://example.org/", "text": "x"})
+    assert both.status == 422
