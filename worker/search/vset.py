@@ -1,8 +1,8 @@
 """Vectors in vector sets of Redis 8: an HNSW graph for each version of an index, with components of eight bits.
 
-Nothing runs in Redis's background threads: no `CAS`, and `NOTHREAD` with every VSIM. Releases before 8.4.6 and 8.10.1
-use freed memory when a VREM comes while a thread searches (redis/redis#15661), and this Redis is the queue as well. So
-each command holds up Redis for as long as it takes, and writes go in small batches.
+Nothing runs in its background threads: no `CAS`, and `NOTHREAD` with every VSIM. Releases before August 2026 (8.2.9,
+8.4.6, 8.6.6, 8.8.2, 8.10.1) use freed memory when a VREM comes while a thread searches (redis/redis#15669), and this
+Redis is the queue as well. So each command holds up Redis for as long as it takes, and writes go in small batches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shared.keys import Keys
 from shared.redis import OUTAGE, Redis, as_outage, shielded
 from worker.search.engines import EngineStats, IndexName, Matrix, Neighbour, Place
 
-SEARCH_EF: Final = 200  # candidates that a search keeps; recall@10 is .999 at 10,000 x 256
+SEARCH_EF: Final = 200  # candidates that a search keeps; recall@10 is .99 at 10,000 x 256
 EXACT_UP_TO: Final = 5_000  # elements; above, the graph is faster
 MAX_LIMIT: Final = 100_000  # of neighbours
 WRITE_BATCH: Final = 4  # commands on the way at a time, up to a millisecond each: Redis does them in one go
@@ -97,7 +97,7 @@ class VsetEngine:
         await self._run([*commands, ("HDEL", self._empty_key(index), _field(document_id, revision))], WRITE_BATCH)
 
     async def vectors(self, index: IndexName, document_id: str, revision: int, count: int) -> Matrix | None:
-        """A revision's vectors, each component within a 254th of the largest one's double."""
+        """A revision's vectors, each component within a 254th of the row's largest."""
         names = [_element(document_id, revision, number) for number in range(count)]
         there, stored = await self._read(self._key(index), names, index.dimensions)
         if there.all():
