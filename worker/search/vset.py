@@ -1,8 +1,8 @@
 """Vectors in vector sets of Redis 8: an HNSW graph for each version of an index, with components of eight bits.
 
-Nothing runs in Redis's background threads: no `CAS`, and `NOTHREAD` with every VSIM. Releases before 8.4.6 and 8.10.1
-use freed memory when a VREM comes while a thread searches (redis/redis#15661), and this Redis is the queue as well. So
-a command holds up Redis for as long as it takes; other clients are served between the commands of a batch.
+Nothing runs in its background threads: no `CAS`, and `NOTHREAD` with every VSIM. Releases before August 2026 (8.2.9,
+8.4.6, 8.6.6, 8.8.2, 8.10.1) use freed memory when a VREM comes while a thread searches (redis/redis#15669), and this
+Redis is the queue as well. So each command holds up Redis for as long as it takes, and writes go in small batches.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from shared.keys import Keys
 from shared.redis import OUTAGE, Redis, as_outage, shielded
 from worker.search.engines import EngineStats, IndexName, Matrix, Neighbour, Place
 
-SEARCH_EF: Final = 200  # candidates that a search keeps; recall@10 is .999 at 10,000 x 256
+SEARCH_EF: Final = 200  # candidates that a search keeps; recall@10 is .99 at 10,000 x 256
+EXACT_UP_TO: Final = 5_000  # elements; above, the graph is faster
 MAX_LIMIT: Final = 100_000  # of neighbours
-WRITE_BATCH: Final = 64  # commands on the way at a time; each changes the graph
+WRITE_BATCH: Final = 4  # commands on the way at a time, up to a millisecond each: Redis does them in one go
 READ_BATCH: Final = 512
 LEVELS: Final = 127.0  # of a component: -127..127 stand for -range..range
 NODE_BYTES: Final = 800  # of an element beside its components, where MEMORY USAGE is refused
@@ -96,7 +97,7 @@ class VsetEngine:
         await self._run([*commands, ("HDEL", self._empty_key(index), _field(document_id, revision))], WRITE_BATCH)
 
     async def vectors(self, index: IndexName, document_id: str, revision: int, count: int) -> Matrix | None:
-        """A revision's vectors, each component within a 254th of the largest one's double."""
+        """A revision's vectors, each component within a 254th of the row's largest."""
         names = [_element(document_id, revision, number) for number in range(count)]
         there, stored = await self._read(self._key(index), names, index.dimensions)
         if there.all():
@@ -107,17 +108,22 @@ class VsetEngine:
         return stored if there.all() else None
 
     async def search(self, index: IndexName, query: Matrix, limit: int) -> list[Neighbour]:
-        """The nearest, approximately. A query of zeros finds nothing."""
+        """The nearest, approximately in a large index. A query of zeros finds nothing."""
         wanted = np.ascontiguousarray(query, dtype="<f4").reshape(-1)
         if limit < 1 or not wanted.any():
             return []
-        limit = min(limit, MAX_LIMIT)
+        limit, key = min(limit, MAX_LIMIT), self._key(index)
+        count = int(await shielded(self._client.execute_command("VCARD", key)))
+        if count == 0:
+            return []
+        # A graph does not reach every element, least of all equal ones; looking at each takes no longer for a few.
+        every = count <= max(EXACT_UP_TO, 10 * limit)
+        how = ("TRUTH",) if every else ("EF", max(SEARCH_EF, limit))
         found = await shielded(
             self._client.execute_command(
-                "VSIM", self._key(index), "FP32", wanted.tobytes(), "WITHSCORES",
-                "COUNT", limit, "EF", max(SEARCH_EF, limit), "NOTHREAD",
+                "VSIM", key, "FP32", wanted.tobytes(), "WITHSCORES", "COUNT", limit, *how, "NOTHREAD"
             )
-        )  # fmt: skip
+        )
         pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
         # A score is (1 + cosine) / 2.
         return [Neighbour(_place(name), min(1.0, max(-1.0, 2.0 * float(score) - 1.0))) for name, score in pairs]
