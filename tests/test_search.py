@@ -594,3 +594,31 @@ async def test_urls_are_off_unless_the_operator_says_so(edge: Stack) -> None:
     assert (answer.status, "switched off" in answer.json["detail"]) == (422, True)
     both = await edge.call("POST", "/api/documents", {"url": "https://example.org/", "text": "x"})
     assert both.status == 422
+
+
+async def test_a_replayed_search_that_was_erased_is_gone(stack: Stack) -> None:
+    document_id = await added(stack, TIDES)
+    body = {"q": "what causes the tides", "answer": False}
+    headers = {"Idempotency-Key": "once"}
+    first = await stack.call("POST", "/api/search", body, headers=headers)
+    again = await stack.call("POST", "/api/search", body, headers=headers)
+    assert (again.json["searchId"], again.headers["Idempotent-Replayed"]) == (first.json["searchId"], "true")
+    assert (await stack.call("POST", "/api/search", {**body, "topK": 3}, headers=headers)).status == 422
+    await stack.call("DELETE", f"/api/documents/{document_id}")
+    gone = await stack.call("POST", "/api/search", body, headers=headers)
+    assert (gone.status, gone.json["code"]) == (410, "gone"), gone.text
+
+
+async def test_a_worker_that_missed_more_changes_than_are_told_reads_all_anew(stack: Stack) -> None:
+    first = await added(stack, TIDES)
+    assert documents(await found(stack, "what causes the tides")) == [first]
+    second = await added(stack, BREAD)
+    name = stack.keys.changes(DEFAULT_TENANT, 1, "default")
+    for _ in range(2):
+        await stack.client.xadd(name, {"d": "doc_X"})
+    await stack.client.xtrim(name, maxlen=1, approximate=False)
+    assert documents(await found(stack, "loaf until the crust is dark")) == [second]
+    await stack.call("DELETE", f"/api/documents/{first}")
+    await stack.client.xadd(name, {"d": "doc_X"})
+    await stack.client.xtrim(name, maxlen=1, approximate=False)
+    assert first not in documents(await found(stack, "what causes the tides", minScore=0))

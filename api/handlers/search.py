@@ -108,7 +108,10 @@ async def _search(request: web.Request, wanted: SearchRequest, body: bytes) -> w
     if asks_for_stream(request):
         return await answer_stream(request, admitted.job_id, grace_ms, headers=headers, reader=SearchReader)
     row = await whole_answer(request, admitted.job_id, grace_ms)
-    found = _result(row.raw("result") or b"null")
+    result = row.raw("result")
+    if result is None:
+        raise RefusedError("gone", "What this search found was erased.", headers=naming(admitted.job_id))
+    found = _result(result)
     found = msgspec.structs.replace(found, job_id=admitted.job_id, usage=usage_of(row))
     return answer(found, headers={**headers, **naming(admitted.job_id)})
 

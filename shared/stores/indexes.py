@@ -21,6 +21,7 @@ from shared.stores.records import being_deleted
 STAGED_S: Final = 86_400  # what was written and never put into an index goes after a day
 HASH_BYTES: Final = 12  # of a chunk's text
 PAGE: Final = 500
+MOST_CHANGES: Final = 10_000  # that an index's stream tells; index_put and index_remove trim it to no less
 
 _spec: Final = msgspec.json.Decoder(IndexSpec).decode
 _entry: Final = msgspec.json.Decoder(Entry).decode
@@ -336,8 +337,8 @@ class IndexesStore:
         """The documents that have changed after a place in the index's changes, and the place now; None: so many that
         the changes do not tell them all any more."""
         key = self.keys.changes(tenant, version, collection)
-        rows = await self.client.pipe.execute("XRANGE", key, f"({after}" if after != "0" else "-", "+", "COUNT", 10_001)
-        if len(rows) > 10_000:
+        rows = await self.client.pipe.execute("XRANGE", key, f"({after}" if after != "0" else "-", "+", "COUNT", MOST_CHANGES)
+        if len(rows) >= MOST_CHANGES:
             return after, None
         if not rows:
             return after, []
