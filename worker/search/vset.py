@@ -18,7 +18,7 @@ from shared.redis import OUTAGE, Redis, as_outage, shielded
 from worker.search.engines import EngineStats, IndexName, Matrix, Neighbour, Place
 
 # Candidates that a write and a search keep. 20,000 x 256: recall@10 .96 where the neighbours are hardly nearer than the
-# rest, .99 (eight bits allow no more) in clusters. Redis's default for writes, 200, takes twice as long for one hundredth.
+# rest, .99 (eight bits allow no more) in clusters. Redis's default of 200 for writes takes twice as long for .01 of it.
 BUILD_EF: Final = 100
 SEARCH_EF: Final = 400
 EXACT_UP_TO: Final = 10_000  # elements: a millisecond; above, the graph is faster
