@@ -20,7 +20,9 @@ local function let_go(job_id, whole)
     return
   end
   redis.call('HDEL', key, 'result')
-  redis.call('UNLINK', P .. 'log:' .. job_id, P .. 'journal:' .. job_id)
+  -- The last event, which holds no text, stays: readers learn by it that nothing follows.
+  redis.call('XTRIM', P .. 'log:' .. job_id, 'MAXLEN', 1)
+  redis.call('UNLINK', P .. 'journal:' .. job_id)
   -- The query and the user stand in its record: that goes at the next sweep.
   if whole then redis.call('ZADD', KEYS[2], 'XX', NOW, job_id) end
 end

@@ -337,7 +337,8 @@ class IndexesStore:
         """The documents that have changed after a place in the index's changes, and the place now; None: so many that
         the changes do not tell them all any more."""
         key = self.keys.changes(tenant, version, collection)
-        rows = await self.client.pipe.execute("XRANGE", key, f"({after}" if after != "0" else "-", "+", "COUNT", MOST_CHANGES)
+        since = f"({after}" if after != "0" else "-"
+        rows = await self.client.pipe.execute("XRANGE", key, since, "+", "COUNT", MOST_CHANGES)
         if len(rows) >= MOST_CHANGES:
             return after, None
         if not rows:
