@@ -385,9 +385,9 @@ MUTANTS = (
     Mutant("address-shown", "worker/search/marks.py", "return _bare(address) in self._addresses or", "return True or", "test_search_attacks", "attacks_stay"),
     Mutant("label-forged", "worker/fencing.py", 'text = _LABEL.sub(', '_LABEL.sub(', "test_search_attacks", "attacks_stay"),
     Mutant("role-forged", "worker/fencing.py", "return _ROLE.sub(lambda match: match[0] + \" \", text)", "return text", "test_search_attacks", "attacks_stay"),
+    Mutant("rerank-fatal", "worker/search/rerank.py", "except RerankError as error:", "except ZeroDivisionError as error:", "test_search_rerank", "broken_service"),
+    Mutant("rerank-endless", "worker/search/rerank.py", "asyncio.timeout(seconds)", "asyncio.timeout(None)", "test_search_rerank", "broken_service"),
     Mutant("unseen-shown", "worker/fencing.py", 'text = UNSEEN.sub("", text)', "pass", "test_search_attacks", "attacks_stay"),
-    Mutant("rerank-fatal", "worker/search/rerank.py", "except BadRerankError as error:", "except ZeroDivisionError as error:", "test_rerank", "broken_service"),
-    Mutant("rerank-endless", "worker/search/rerank.py", "asyncio.timeout(reranker.seconds)", "asyncio.timeout(None)", "test_rerank", "broken_service"),
 )  # fmt: skip
 
 

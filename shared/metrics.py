@@ -75,12 +75,10 @@ MODEL_TOKENS = Histogram(
     buckets=_TOKENS,
     registry=REGISTRY,
 )
-RERANKS = Counter(
-    "errand_search_reranks",
-    "Searches that asked a re-ranker, by its kind and what came of it: ok, timeout, error, bad_answer.",
-    ["kind", "outcome"],
+RERANK_SECONDS = Histogram(
+    "errand_rerank_seconds", "Time of re-ranking a search, by what came of it.", ["kind", "outcome"], buckets=_FAST,
     registry=REGISTRY,
-)
+)  # fmt: skip
 CITATIONS = Counter(
     "errand_citations",
     "Quotes of the model, by whether they stand in the text.",

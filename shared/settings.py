@@ -215,22 +215,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.5
     rerank: Annotated[
         Literal["none", "http", "model"],
-        _doc("Who looks at the best chunks once more: nobody, an HTTP service, or the chat model in one call."),
+        _doc("Who takes a second look at what was found: nobody, a server (`ERRAND_RERANK_URL`), or the chat model."),
     ] = "none"
     rerank_url: Annotated[
-        Annotated[str, Meta(pattern=r"^(https?://\S+)?$")],
-        _doc("The re-ranker's endpoint, whole: `https://api.cohere.com/v2/rerank`, `http://tei:8080/rerank`, …"),
+        Annotated[str, Meta(pattern=r"^(https?://[^\s/?#@]+(/[^\s#]*)?)?$")],
+        _doc(
+            "Full URL of the re-ranker, e.g. `https://api.cohere.com/v2/rerank`, `https://api.jina.ai/v1/rerank`, "
+            "`http://tei:8080/rerank`, `http://vllm:8000/v1/rerank`."
+        ),
     ] = ""
-    rerank_api_key: Annotated[str, _doc("Its key, sent as a bearer token.")] = ""
-    rerank_model: Annotated[str, _doc("Its model, where it wants one.")] = ""
+    rerank_api_key: Annotated[str, _doc("Its key, sent as a bearer token; servers of your own may need none.")] = ""
+    rerank_model: Annotated[
+        Annotated[str, Meta(max_length=200)], _doc("Its model, where it has several. Not for `ERRAND_RERANK=model`.")
+    ] = ""
     rerank_shape: Annotated[
-        Literal["auto", "cohere", "jina", "vllm", "tei"],
-        _doc("The form of its requests; `auto` asks as Cohere, Jina and vLLM do, and as TEI where that is refused."),
+        Literal["auto", "cohere", "jina", "tei", "vllm"],
+        _doc("The form of its requests; `auto` goes by the URL, and by what the server takes."),
     ] = "auto"
-    rerank_seconds: Annotated[Seconds, _doc("Its time; after that the order stays as it was.")] = 2.0
-    rerank_model_seconds: Annotated[Seconds, _doc("The same for the chat model.")] = 8.0
+    rerank_seconds: Annotated[
+        Seconds | None,
+        _doc("A search waits so long for its re-ranker, then keeps its order; unset: 2 for `http`, 8 for `model`."),
+    ] = None
     rerank_characters: Annotated[
-        Annotated[int, Meta(ge=100, le=100_000)], _doc("Most characters of a chunk that it is sent.")
+        Annotated[int, Meta(ge=100, le=1_000_000)], _doc("Most characters of a text that the re-ranker gets.")
     ] = 4_000
     search_job_seconds: Annotated[
         Annotated[float, Meta(ge=60, le=10 * 366 * 86_400)],
@@ -271,6 +278,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigurationError(f"{name} is not a setting of Errand; see docs/reference/settings.md")
         parse_servers(values.get("mcp_servers", ""))
         parse_prices(values.get("prices", ""))
+        if values.get("rerank") == "http" and not values.get("rerank_url"):
+            raise ConfigurationError("ERRAND_RERANK=http needs ERRAND_RERANK_URL, the full URL of the re-ranker")
         return cls(**values)
 
 

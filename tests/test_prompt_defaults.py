@@ -51,7 +51,9 @@ async def test_every_installation_has_the_shipped_prompts(edge: Stack) -> None:
     for content in DEFAULTS.values():
         assert problems_of(content, is_built_in=True) == []
     told = (await edge.call("GET", "/api/admin/audit?tenant=shared")).json["data"]
-    assert sorted(entry["action"] for entry in told) == ["prompt.created"] * 5 + ["prompt.label_moved"] * 5
+    assert sorted(entry["action"] for entry in told) == ["prompt.created"] * len(DEFAULTS) + [
+        "prompt.label_moved"
+    ] * len(DEFAULTS)
 
 
 async def test_a_changed_default_moves_what_nobody_touched(edge: Stack) -> None:

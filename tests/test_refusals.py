@@ -263,3 +263,17 @@ def test_a_limit_that_frees_in_ages_can_be_told() -> None:
     assert "There is room in" in sentence_of(far)
     assert detail_of(far).limit == 1
     assert isinstance(detail_of(far).used, int)
+
+
+async def test_a_chat_that_a_rate_kept_from_beginning_is_no_failure_of_its_prompt(stack: Stack) -> None:
+    tenant, key = await stack.tenant(tokensPerMinute=300, tokensBurst=100)
+    prompt = {"name": "brief", "labels": ["production"], "messages": [{"role": "system", "content": "Be brief."}]}
+    assert (await stack.call("POST", "/api/prompts", prompt, key=key)).status == 201
+    body = {**BODY, "prompt": {"name": "brief"}}
+    await owe(stack, tenant, 12, 300)
+    assert (await stack.call("POST", "/api/chat", body, key=key)).status == 429
+    assert (await stack.call("GET", "/api/prompts/brief/stats", key=key)).json["data"] == []
+    await owe(stack, tenant, 0, 300)
+    assert (await stack.call("POST", "/api/chat", body, key=key)).status == 200
+    (row,) = (await stack.call("GET", "/api/prompts/brief/stats", key=key)).json["data"]
+    assert row["version"] == 1

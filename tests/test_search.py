@@ -622,3 +622,17 @@ async def test_a_worker_that_missed_more_changes_than_are_told_reads_all_anew(st
     await stack.client.xadd(name, {"d": "doc_X"})
     await stack.client.xtrim(name, maxlen=1, approximate=False)
     assert first not in documents(await found(stack, "what causes the tides", minScore=0))
+
+
+async def test_a_search_whose_client_goes_is_cancelled_and_logged(stack: Stack, model: DevModel) -> None:
+    tides = await added(stack, TIDES)
+    await model.pace(tokensPerSecond=3, firstTokenSeconds=0, tokensPerChunk=1)
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}", "Accept": "text/event-stream"}
+    body = {"q": "what causes the tides"}
+    async with stack.session.post(stack.base + "/api/search", json=body, headers=headers) as answer:
+        job_id = answer.headers["X-Job-Id"]
+        assert (await answer.content.readline()).startswith(b"id: ")
+    assert (await stack.call("DELETE", f"/api/jobs/{job_id}?wait=5")).json["status"] == "cancelled"
+    (logged,) = (await stack.call("GET", "/api/search/log")).json["data"]
+    assert (logged["error"], logged["answer"], logged["kept"]) == ("cancelled", None, 1)
+    assert logged["candidates"][0]["documentId"] == tides

@@ -171,7 +171,7 @@ class Engine(Worker):
         await self._deps.tools.close()
         await self._deps.model.close()
         if self._deps.reranker is not None:
-            await self._deps.reranker.close()
+            await self._deps.reranker.aclose()
         await self._subscriber_client.aclose()
         await self._client.aclose()
 

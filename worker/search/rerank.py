@@ -1,139 +1,148 @@
-"""Re-ranking: a second look at the best chunks, by an HTTP service or by the chat model. It may be slow, broken or
-absent: then the order stays as it was, and the search says so.
+"""Re-ranking what a search has found, as an option: a second, closer look at its best candidates.
+
+It never costs a search its result. A re-ranker that is slow, away, refuses, or answers nonsense leaves the order as it
+was, with a warning. What passes through is not of its making: a lost lease, a cancellation, Redis out of reach, and the
+limits of the job and its tenant. Those hold for this call of a model as for any other: the job waits (OverLimit) or
+ends (BudgetExhausted), since an order that depends on what was left of a budget would be one nobody could rely on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from shared.clock import monotonic_s
-from shared.errors import BudgetExhausted, ConfigurationError, JobError
+from shared.errors import (
+    BadOutput,
+    BudgetExhausted,
+    JobError,
+    LeaseLostError,
+    NeedsInput,
+    OverLimit,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
 from shared.log import get_logger
-from shared.metrics import RERANKS
-from shared.prompt_names import RERANK
+from shared.metrics import RERANK_SECONDS
+from shared.redis import OUTAGE
 from shared.settings import Settings
 from worker.context import JobContext
-from worker.fencing import as_data, fenced
-from worker.model.calls import ChatCall
-from worker.model.objects import object_schema, parse_object
-from worker.search.rerank_http import BadRerankError, HttpReranker
+from worker.search.rerank_http import HttpReranker
+from worker.search.rerank_model import ModelReranker
+from worker.search.rerank_scores import Outcome, RerankError, bad_answer
 
 log = get_logger()
 
-TOP: Final = 10  # the model's best grade
-SEEN_CHARACTERS: Final = 1_500  # of a passage that the chat model sees
+SECONDS: Final = {"http": 2.0, "model": 8.0}  # unless ERRAND_RERANK_SECONDS says otherwise
+KEPT: Final = "The sources stand in the order in which the search found them."
+PASSED_ON: Final = (LeaseLostError, OverLimit, NeedsInput, BudgetExhausted, *OUTAGE)
 
 
 class Reranker(Protocol):
-    """Gives each text a relevance from 0 to 1. `seconds` bounds a call; `kind` is http or model."""
+    """Rates texts against a query. `name` begins with its kind, `http` or `model`, and is kept in the search log."""
 
-    name: str
-    kind: str
-    seconds: float
-
-    async def rank(self, query: str, texts: Sequence[str], context: JobContext) -> list[float]:
-        """A relevance for each text, in their order. Raises whatever went wrong."""
+    @property
+    def name(self) -> str:
+        """Its kind, and after a colon its model where that is its own."""
         ...
 
-    async def close(self) -> None:
-        """Lets go of connections."""
+    async def rank(self, query: str, texts: Sequence[str], context: JobContext) -> list[float]:
+        """The relevance (0..1) of each text, in the order of the texts. Raises RerankError, JobError, and the rest of
+        what `rerank` lets pass."""
+        ...
+
+    async def aclose(self) -> None:
+        """Closes what it holds open; it may be used again."""
         ...
 
 
 class Reranked(msgspec.Struct, frozen=True):
-    """What came of it: relevances, or why the order stays as it was; milliseconds."""
+    """The relevance (0..1) of each text, or None: the order stays, and `warning` says why. `ms` is what it took."""
 
     scores: list[float] | None
     warning: str | None
     ms: float
 
 
-class ModelReranker:
-    """The chat model, which sees all passages in one call and names those that help (listwise)."""
-
-    kind = "model"
-
-    def __init__(self, seconds: float) -> None:
-        self.name = "model"
-        self.seconds = seconds
-
-    async def rank(self, query: str, texts: Sequence[str], context: JobContext) -> list[float]:
-        """See Reranker. A passage that the answer leaves out has 0. Raises JobError, BadRerankError."""
-        said = await context.wording.of(RERANK)
-        passages = "\n\n".join(f"[{number}] {as_data(text[:SEEN_CHARACTERS])}" for number, text in enumerate(texts, 1))
-        entry = object_schema({
-            "passage": {"type": "integer", "description": "the number of a passage"},
-            "relevance": {"type": "integer", "description": "1 to 10"},
-        })  # fmt: skip
-        call = ChatCall(
-            messages=[
-                *said.messages,
-                {"role": "user", "content": f"{fenced('passages', passages)}\n\nQuestion: {query}"},
-            ],
-            schema=object_schema({"ranking": {"type": "array", "items": entry}}),
-            strict=True,
-            temperature=said.temperature(0.0),
-        )
-        finished = await context.complete("rerank", call, accept=parse_object)
-        return grades(parse_object(finished.text), len(texts))
-
-    async def close(self) -> None:
-        """See Reranker."""
-
-
-def grades(answer: Any, count: int) -> list[float]:
-    """Relevances from the model's JSON: what names no passage is passed over, the first grade of each counts. Raises
-    BadRerankError when there is nothing to be used."""
-    ranking = answer.get("ranking") if isinstance(answer, dict) else None
-    if not isinstance(ranking, list):
-        raise BadRerankError("the answer has no ranking")
-    found: dict[int, float] = {}
-    for entry in ranking:
-        number, grade = (entry.get("passage"), entry.get("relevance")) if isinstance(entry, dict) else (None, None)
-        if isinstance(number, int) and isinstance(grade, int | float) and 1 <= number <= count:
-            found.setdefault(number, min(max(float(grade) / TOP, 0.0), 1.0))
-    if ranking and not found:
-        raise BadRerankError("the answer names none of the passages")
-    return [found.get(number, 0.0) for number in range(1, count + 1)]
-
-
 def reranker_of(settings: Settings) -> Reranker | None:
-    """The re-ranker that the settings name; None for none. Raises ConfigurationError."""
-    if settings.rerank == "none":
-        return None
+    """The re-ranker of this installation; None when it has none."""
+    if settings.rerank == "http":
+        return HttpReranker(settings, seconds_of(settings))
     if settings.rerank == "model":
-        return ModelReranker(settings.rerank_model_seconds)
-    if not settings.rerank_url:
-        raise ConfigurationError("ERRAND_RERANK=http needs ERRAND_RERANK_URL: the whole address of the endpoint")
-    return HttpReranker(settings)
+        return ModelReranker(settings)
+    return None
 
 
-async def rerank(reranker: Reranker, query: str, texts: Sequence[str], context: JobContext) -> Reranked:
-    """Relevances within the re-ranker's time, or a warning. Raises LeaseLostError, BudgetExhausted, OverLimit and a
-    member of OUTAGE, which are no faults of the re-ranker."""
+def seconds_of(settings: Settings) -> float:
+    """How long a search waits for its re-ranker."""
+    return SECONDS.get(settings.rerank, 0.0) if settings.rerank_seconds is None else settings.rerank_seconds
+
+
+async def rerank(reranker: Reranker, query: str, texts: Sequence[str], context: JobContext, seconds: float) -> Reranked:
+    """Asks for at most `seconds`. Raises nothing that the re-ranker did or did not do; what it does raise says the
+    head of this module."""
+    if not texts:
+        return Reranked([], None, 0.0)
+    kind = "model" if reranker.name.partition(":")[0] == "model" else "http"
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task is not None else 0
     started_s = monotonic_s()
-    outcome, warning = "ok", None
-    scores: list[float] | None = None
+    scores, failed = None, None
+    defect: Exception | None = None
     try:
-        async with asyncio.timeout(reranker.seconds) as bound:
-            scores = await reranker.rank(query, texts, context)
-    except TimeoutError:
-        if not bound.expired():
-            raise
-        outcome, warning = "timeout", f"took longer than {reranker.seconds:g} s"
-    except BudgetExhausted:
+        async with asyncio.timeout(seconds):
+            scores = _checked(await reranker.rank(query, texts, context), len(texts))
+    except PASSED_ON:
         raise
-    except BadRerankError as error:
-        outcome, warning = "bad_answer", str(error)
+    except TimeoutError:
+        failed = RerankError(Outcome.TIMEOUT, f"The re-ranker did not answer within {seconds:g} s.", "too slow")
+    except RerankError as error:
+        failed = error
     except JobError as error:
-        outcome, warning = ("bad_answer" if error.code == "bad_output" else "error"), error.message
-    ms = (monotonic_s() - started_s) * 1000
-    RERANKS.labels(reranker.kind, outcome).inc()
-    if warning is None:
+        failed = _of_model(error)
+    except Exception as error:
+        failed = RerankError(Outcome.ERROR, "The re-ranker could not be asked.", type(error).__name__)
+        defect = error
+    if task is not None and task.cancelling() > cancels:
+        # The job was cancelled in the moment in which the re-ranker failed: the failure must not outlive it.
+        raise asyncio.CancelledError
+    seconds_taken = monotonic_s() - started_s
+    outcome = Outcome.OK if failed is None else failed.outcome
+    RERANK_SECONDS.labels(kind, outcome.value).observe(seconds_taken)
+    ms = round(seconds_taken * 1000, 1)
+    if failed is None:
         return Reranked(scores, None, ms)
-    log.warning("search.not_reranked", kind=reranker.kind, outcome=outcome, job=context.job.job_id, ms=round(ms))
-    return Reranked(None, f"The re-ranker failed, so the order is ours: {warning}", ms)
+    log.warning(
+        "search.rerank_failed",
+        job=context.job.job_id,
+        kind=kind,
+        outcome=outcome.value,
+        reason=failed.reason,
+        texts=len(texts),
+        ms=ms,
+        **({"exc_info": defect} if defect is not None else {}),
+    )
+    return Reranked(None, f"{failed.sentence} {KEPT}", ms)
+
+
+def _checked(scores: list[float], count: int) -> list[float]:
+    if len(scores) != count or not all(math.isfinite(score) and 0 <= score <= 1 for score in scores):
+        raise bad_answer("not a relevance for each text")
+    return scores
+
+
+def _of_model(error: JobError) -> RerankError:
+    """A failed call of the model. Its own words are not repeated: a provider's error may quote what it was sent."""
+    if isinstance(error, BadOutput):
+        return RerankError(Outcome.BAD_ANSWER, "The model's ranking makes no sense.", error.code)
+    if isinstance(error, UpstreamRateLimited):
+        sentence = "The model that re-ranks takes no more requests just now."
+    elif isinstance(error, UpstreamUnavailable):
+        sentence = "The model that re-ranks cannot be reached."
+    else:
+        sentence = "The model refused to re-rank."
+    return RerankError(Outcome.ERROR, sentence, error.code)

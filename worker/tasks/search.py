@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -26,10 +28,11 @@ from shared.search import (
 from shared.specs import SearchInput
 from worker.context import JobContext
 from worker.search.answering import Answered, Cited, answer
-from worker.search.rerank import rerank
+from worker.search.rerank import rerank, seconds_of
 from worker.search.searcher import Found, Retrieved, Searcher
 from worker.search.texts import page_at
 
+LOG_S: Final = 2.0  # that a cancelled search waits for its line in the log
 RERANKED: Final = 50  # chunks that a re-ranker sees
 
 
@@ -62,6 +65,12 @@ async def search(spec: SearchInput, context: JobContext) -> SearchResult:
     except (JobError, OverLimit) as error:
         run.error = error.code if isinstance(error, JobError) else "rate_limited"
         await run.log()
+        raise
+    except asyncio.CancelledError:
+        run.error = "cancelled"
+        with suppress(Exception):  # it ends as it is; the log is the lesser matter
+            async with asyncio.timeout(LOG_S):
+                await asyncio.shield(run.log())
         raise
 
 
@@ -134,7 +143,9 @@ class _Run:
         first = [one for one in first if one.extracted is not None]
         if not first:
             return
-        done = await rerank(reranker, self._request.q, [_text(one) for one in first], self._context)
+        texts = [_text(one) for one in first]
+        seconds = seconds_of(self._context.deps.settings)
+        done = await rerank(reranker, self._request.q, texts, self._context, seconds)
         self._rerank_ms = done.ms
         if done.scores is None:
             self._retrieved.warnings.append(done.warning or "The re-ranker did not answer; the order is ours.")

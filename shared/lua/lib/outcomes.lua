@@ -57,6 +57,8 @@ end
 
 -- A job with a prompt has ended as complete or failed. What an earlier run of it has told is not told again.
 local function outcome(key, row, status, data)
+  -- What a limit kept from beginning says nothing of its prompt.
+  if status == 'failed' and redis.call('HGET', key, 'not_begun') then return end
   local values = redis.call('HMGET', key, unpack(OUTCOME))
   local job = {}
   for place, name in ipairs(OUTCOME) do job[name] = values[place] end
