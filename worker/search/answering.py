@@ -22,7 +22,7 @@ from worker.search.marks import Cite, Marks
 
 MOST_CITATIONS: Final = 50
 LEAST_LETTERS: Final = 12  # of a sentence that is its own proof
-SENTENCE: Final = re.compile(r"[^.!?…\n]+(?:[.!?…]+[\"'”’)\]]*|\n|\Z)")
+SENTENCE: Final = re.compile(r"[^\s][^\n]*?(?:[.!?…]+[\"'”’)\]]*(?=\s|\Z)|(?=\n)|\Z)")
 _QUOTED: Final = re.compile(r"“([^“”]{12,2000})”|\"([^\"\n]{12,2000})\"|«([^«»]{12,2000})»|„([^„“”]{12,2000})[“”]")
 _NUMBER: Final = re.compile(r"\s?\[\d{1,3}\]")
 
