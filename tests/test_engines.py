@@ -23,6 +23,7 @@ from tests import redis8
 from tests.conftest import RedisServer
 from worker.search.engines import IndexName, Place
 from worker.search.vset import VsetEngine, has_vector_sets
+from worker.steady import steady
 
 
 class Kind(NamedTuple):
@@ -438,6 +439,7 @@ async def test_a_put_that_redis_cut_short_is_repeated(kind: Kind, own_server: Re
     own_server.start()
     if put.exception() is not None:
         assert isinstance(put.exception(), OUTAGE)
+    engine = steady(engine)  # as workers have it: a connection of before the kill is found out by its use
     await engine.put(index, "doc_a", 1, vectors)
     assert np.allclose(await engine.vectors(index, "doc_a", 1, 3_000), vectors, atol=COMPONENT)
     assert len(await all_of(engine, index, 5_000)) == 2_970

@@ -10,6 +10,7 @@ import pytest
 from yarl import URL
 
 from api.handlers import prompt_lists
+from shared.prompt_defaults import DEFAULTS
 from shared.prompts import MAX_LABELS, MAX_PROMPTS, MAX_VERSIONS
 from shared.redis import connect
 from tests.conftest import ADMIN_KEY, Answer, Stack
@@ -682,7 +683,7 @@ async def test_a_tenants_own_prompt_goes_before_the_shared_one(edge: Stack) -> N
     assert (await edge.call("GET", f"{agent}?shared=true", key=key)).json == shared
     assert (await edge.call("GET", agent)).json["shared"] is True
     rows = {row["name"]: row["shared"] for row in (await edge.call("GET", "/api/prompts", key=key)).json["data"]}
-    assert (rows["errand/agent"], rows["errand/agent/last"], len(rows)) == (False, True, 5)
+    assert (rows["errand/agent"], rows["errand/agent/last"], len(rows)) == (False, True, len(DEFAULTS))
     rows = {
         row["name"]: row["shared"] for row in (await edge.call("GET", "/api/prompts?shared=true", key=key)).json["data"]
     }

@@ -15,7 +15,7 @@ from shared.errors import LeaseLostError
 from shared.stores.indexes import IndexesStore
 from shared.stores.jobs import Claimed
 from shared.stores.tenants import DEFAULT_TENANT
-from tests.conftest import ADMIN_KEY, DevModel, Stack
+from tests.conftest import ADMIN_KEY, DevModel, RedisServer, Stack
 from tests.test_embedding import embedded
 from tests.test_search_pure import prose
 
@@ -636,3 +636,35 @@ async def test_a_search_whose_client_goes_is_cancelled_and_logged(stack: Stack, 
     (logged,) = (await stack.call("GET", "/api/search/log")).json["data"]
     assert (logged["error"], logged["answer"], logged["kept"]) == ("cancelled", None, 1)
     assert logged["candidates"][0]["documentId"] == tides
+
+
+async def test_redis_killed_in_the_middle_of_an_ingest_loses_nothing(
+    make_stack: Any, own_redis: RedisServer, model: DevModel
+) -> None:
+    stack: Stack = await make_stack(
+        workers=("both",), redis_url=own_redis.url, embedding_model="errand-dev-embedding", embedding_items=16,
+        model_max_in_flight=2,
+    )  # fmt: skip
+    await added(stack, TIDES)
+    await model.reset()
+    await model.limits(latencySeconds=0.1)
+    answer = await stack.call("POST", "/api/documents", {"text": prose(400)})
+    for bought in (40, 90, 10_000):
+        async with asyncio.timeout(30):
+            while len(await embedded(model)) < bought and not (bought == 10_000 and await ended(stack, answer)):
+                await asyncio.sleep(0.02)
+        if bought != 10_000:
+            own_redis.kill()
+            await asyncio.sleep(0.5)
+            own_redis.start()
+    job = await stack.finished(answer.json["jobId"])
+    assert (job["status"], job["attempt"]) == ("complete", 1), job
+    bought_texts = await embedded(model)
+    assert len(bought_texts) == len(set(bought_texts)) == job["result"]["embedded"]
+    result = await found(stack, "tide moon", minScore=0, topK=50)
+    assert len(result["sources"]) == 50
+
+
+async def ended(stack: Stack, answer: Any) -> bool:
+    view = (await stack.call("GET", f"/api/jobs/{answer.json['jobId']}")).json
+    return view.get("finishedAt") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -61,6 +62,15 @@ def test_paragraphs_that_are_alike_in_length_find_their_cuts_again() -> None:
     before = {chunk.digest for chunk in cut("\n\n".join(paragraphs), 1_000)}
     after = {chunk.digest for chunk in cut("\n\n".join(["Paragraph new! " + "x" * 200, *paragraphs]), 1_000)}
     assert len(after - before) <= 0.1 * len(after), len(after - before)
+
+
+@pytest.mark.parametrize("text", ["x" * 3_000_000, "lorem ipsum " * 250_000, "." * 3_000_000, "\n   a" * 600_000])
+def test_cutting_takes_time_in_proportion(text: str) -> None:
+    """A splitter that looks back and forth would take minutes here, and hold the worker up."""
+    started = time.monotonic()
+    chunks = cut(text, 1_200)
+    assert time.monotonic() - started < 10
+    assert sum(chunk.end - chunk.start for chunk in chunks) > len(text) / 6
 
 
 def test_a_heading_goes_with_what_follows_it() -> None:

@@ -38,6 +38,7 @@ from worker.search.replica import Replicas
 from worker.search.rerank import reranker_of
 from worker.search.texts import Texts
 from worker.search.vset import VsetEngine
+from worker.steady import steady
 from worker.tasks import HANDLERS
 from worker.tools.registry import Toolbox
 
@@ -51,9 +52,9 @@ def build(
     client = connect(settings.redis_url)
     blobs = blobs_of(settings)
     keys = Keys(settings.redis_prefix)
-    documents = DocumentsStore(client, keys)
+    documents = steady(DocumentsStore(client, keys))
     library = Library(settings, documents, blobs)
-    indexes, exact = IndexesStore(client, keys), ExactEngine(client, keys)
+    indexes, exact = steady(IndexesStore(client, keys)), steady(ExactEngine(client, keys))
     deps = Deps(
         settings=settings,
         model=Model(settings),
@@ -66,10 +67,10 @@ def build(
         prices=PriceBook(settings.prices, settings.openai_base_url),
         versions=Versions(PromptsStore(client, keys)),
         indexes=indexes,
-        engines={exact.name: exact, VSET: VsetEngine(client, keys)},
+        engines={exact.name: exact, VSET: steady(VsetEngine(client, keys))},
         texts=Texts(blobs),
         reranker=reranker_of(settings),
-        searches=SearchesStore(client, keys),
+        searches=steady(SearchesStore(client, keys)),
         replicas=Replicas(indexes, exact, settings.search_memory_mb * 1024 * 1024),
     )
     return Engine(

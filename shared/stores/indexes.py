@@ -14,7 +14,7 @@ from shared.clock import rfc3339
 from shared.collections import VSET, Calibration, CollectionView, Entry, IndexSpec, IndexView, VersionState
 from shared.errors import InternalError, InvalidInput, LeaseLostError
 from shared.keys import Keys
-from shared.redis import Redis, Scripts
+from shared.redis import Redis, Scripts, shielded
 from shared.stores.jobs import Claimed
 from shared.stores.records import being_deleted
 
@@ -245,7 +245,8 @@ class IndexesStore:
         """A document's chunks, before `put` makes them part of the index; else they go after a day."""
         key = self.keys.pack(tenant, document_id, version, revision)
         # One that is there is the same: a revision and a version never change.
-        await self.client.pipe.execute("SET", key, content, "EX", STAGED_S, "NX")
+        # Not on the shared connection: leases would wait behind megabytes.
+        await shielded(self.client.execute_command("SET", key, content, "EX", STAGED_S, "NX"))
 
     async def put(
         self,
@@ -330,7 +331,9 @@ class IndexesStore:
     async def packs(self, tenant: str, version: int, wanted: Sequence[tuple[str, int]]) -> list[bytes | None]:
         """The chunks of these (document, revision), None for what is not there any more."""
         keys = [self.keys.pack(tenant, document_id, version, revision) for document_id, revision in wanted]
-        found: list[bytes | None] = list(await self.client.pipe.execute("MGET", *keys)) if keys else []
+        found: list[bytes | None] = []
+        if keys:
+            found = list(await shielded(self.client.execute_command("MGET", *keys)))
         return found
 
     async def changed(self, tenant: str, collection: str, version: int, after: str) -> tuple[str, list[str] | None]:

@@ -12,17 +12,18 @@ import hashlib
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
-from semantic_text_splitter import TextSplitter
 
 from shared.stores.indexes import HASH_BYTES
 
 ONE_IN: Final = 3  # paragraphs that end a chunk which is half full
 HEADING_SHARE: Final = 0.25  # of the size, from which a heading begins a new chunk
 
-_PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
+_BETWEEN = re.compile(r"\n\s*\n")  # paragraphs
+_SENTENCE = re.compile(r"[^.!?…。！？\n]*(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)\s*|[.!?…。！？]+|\n+|$)")
 _HEADING = re.compile(r"#{1,6}\s")
 
 
@@ -91,14 +92,35 @@ def _spans(text: str, size: int) -> list[tuple[int, int]]:
 
 def _paragraphs(text: str, size: int) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
-    for match in _PARAGRAPH.finditer(text):
-        start, end = match.start(), match.start() + len(match[0].rstrip())
-        if end - start <= size:
-            found.append((start, end))
-            continue
-        for at, piece in TextSplitter(size).chunk_indices(text[start:end]):
-            inner = piece.strip()
-            if inner:
-                first = start + at + piece.index(inner)
-                found.append((first, first + len(inner)))
+    begin = 0
+    for gap in (*(match.span() for match in _BETWEEN.finditer(text)), (len(text), len(text))):
+        piece = text[begin : gap[0]]
+        inner = piece.strip()
+        if inner:
+            start = begin + len(piece) - len(piece.lstrip())
+            found += _pieces(text, start, start + len(inner), size)
+        begin = gap[1]
     return found
+
+
+def _pieces(text: str, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """A paragraph, or the sentences of one that is longer than a chunk; parts of a sentence that is. Takes time in
+    proportion to the length, whatever the text."""
+    if end - start <= size:
+        yield start, end
+        return
+    for match in _SENTENCE.finditer(text, start, end):
+        first, last = match.start(), match.end()
+        while last - first > size:
+            blank = max(
+                text.rfind(" ", first + size // 2, first + size), text.rfind("\n", first + size // 2, first + size)
+            )
+            cut_at = blank if blank > 0 else first + size
+            if inner := text[first:cut_at].strip():
+                begin = first + text[first:cut_at].index(inner[0])
+                yield begin, begin + len(inner)
+            first = cut_at
+        piece = text[first:last]
+        if inner := piece.strip():
+            begin = first + len(piece) - len(piece.lstrip())
+            yield begin, begin + len(inner)

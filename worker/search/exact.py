@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.collections import EXACT
 from shared.keys import Keys
-from shared.redis import Redis
+from shared.redis import Redis, shielded
 from shared.stores.indexes import STAGED_S
 from worker.search.engines import EngineStats, IndexName, Matrix, Neighbour, Place
 from worker.search.quantised import SCALE_BYTES, from_bytes, to_bytes
@@ -40,7 +40,7 @@ class ExactEngine:
         # One that is there is the same: a revision and a version never change.
         key = self._key(index, document_id, revision)
         await self._client.pipe.execute("HSET", self._list(index), f"{document_id}:{revision}", "")
-        await self._client.pipe.execute("SET", key, content, "EX", STAGED_S, "NX")
+        await shielded(self._client.execute_command("SET", key, content, "EX", STAGED_S, "NX"))
 
     async def delete(self, index: IndexName, document_id: str, revision: int, count: int) -> None:
         """See VectorEngine."""
@@ -49,7 +49,7 @@ class ExactEngine:
 
     async def vectors(self, index: IndexName, document_id: str, revision: int, count: int) -> Matrix | None:
         """See VectorEngine."""
-        content = await self._client.pipe.execute("GET", self._key(index, document_id, revision))
+        content = await shielded(self._client.execute_command("GET", self._key(index, document_id, revision)))
         if content is None or len(content) != count * (index.dimensions + SCALE_BYTES):
             return None
         return from_bytes(content, index.dimensions)
@@ -58,10 +58,9 @@ class ExactEngine:
         """The stored vectors of these (document, revision)."""
         if not wanted:
             return []
-        found: list[bytes | None] = await self._client.pipe.execute(
-            "MGET", *[self._key(index, document_id, revision) for document_id, revision in wanted]
-        )
-        return found
+        keys = [self._key(index, document_id, revision) for document_id, revision in wanted]
+        # Not on the shared connection: leases would wait behind megabytes.
+        return list(await shielded(self._client.execute_command("MGET", *keys)))
 
     async def search(self, index: IndexName, query: Matrix, limit: int) -> list[Neighbour]:
         """See VectorEngine."""

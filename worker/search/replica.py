@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +24,8 @@ from worker.search.segment import Segment, build, merge
 
 log = get_logger()
 
-PAGE: Final = 200  # documents that are read at a time
+PAGE: Final = 200  # documents that are read at a time,
+PAGE_CHUNKS: Final = 4_000  # and about so many chunks
 MOST_SEGMENTS: Final = 8
 TRIES: Final = 3  # of reading a document that changes while it is read
 DEAD_SHARE: Final = 0.3  # of the chunks, from which on they are cleared away
@@ -111,8 +112,7 @@ class Replica:
         fresh = [(name, entry) for name, entry in differing.items() if entry is not None and entry.chunks]
         parts: list[tuple[str, Entry, Pack]] = []
         matrices: list[Array] = []
-        for first in range(0, len(fresh), PAGE):
-            page = fresh[first : first + PAGE]
+        for page in _pages(fresh):
             for (name, entry), pack, matrix in zip(page, *await self._read(page), strict=True):
                 if pack is not None:
                     parts.append((name, entry, pack))
@@ -168,6 +168,20 @@ class Replica:
             found.append(pack)
             matrices.append(matrix)
         return found, matrices
+
+
+def _pages(documents: Sequence[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:
+    """The documents in portions that are read at a time."""
+    page: list[tuple[str, Entry]] = []
+    chunks = 0
+    for document in documents:
+        if page and (len(page) == PAGE or chunks + document[1].chunks > PAGE_CHUNKS):
+            yield page
+            page, chunks = [], 0
+        page.append(document)
+        chunks += document[1].chunks
+    if page:
+        yield page
 
 
 def _tidied(segments: list[Segment]) -> list[Segment]:

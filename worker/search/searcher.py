@@ -68,7 +68,8 @@ class Searcher:
         model's errors in mode `vector`; `hybrid` goes on with the words alone, and says so."""
         started_s = monotonic_s()
         targets = await self._targets()
-        replicas = [(collection, spec, await self._replica(collection, spec)) for collection, spec in targets]
+        held = await asyncio.gather(*(self._replica(collection, spec) for collection, spec in targets))
+        replicas = [(collection, spec, replica) for (collection, spec), replica in zip(targets, held, strict=True)]
         queries = await self._vectors([spec for _, spec, replica in replicas if replica.chunks])
         mode = self._request.mode
         if mode is Mode.HYBRID and queries is None:
@@ -106,8 +107,8 @@ class Searcher:
                 f"Only the first {MOST_SEARCHED} collections were searched; name those that you mean."
             )
         found = []
-        for name in names:
-            collection = await store.collection(self._tenant, name)
+        collections = await asyncio.gather(*(store.collection(self._tenant, name) for name in names))
+        for name, collection in zip(names, collections, strict=True):
             if collection is None:
                 self._warnings.append(f"There is no collection {name!r}, or nothing in it yet.")
                 continue

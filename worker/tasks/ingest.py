@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from shared.documents import DocumentStatus, Extracted, Skipped
 from shared.errors import BlobsUnavailableError, DocumentRejected, InvalidInput, ReaderFailed
+from shared.redis import OUTAGE
 from shared.specs import IngestInput, NewContent
 from shared.stores.indexes import SupersededError
 from shared.stores.records import Fields
@@ -85,7 +86,10 @@ async def _index(
         made = await Indexer(context, context.worker).index(document, told)
     except SupersededError:
         raise InvalidInput("A newer content of the document was indexed meanwhile; this one is not needed.") from None
-    if (moving := await look(context, document.collection)) is not None:
+    moving = None
+    with suppress(*OUTAGE):  # the next document asks again
+        moving = await look(context, document.collection)
+    if moving is not None:
         context.report.event(
             "job.warning",
             code="collection_moves",
