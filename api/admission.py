@@ -30,6 +30,7 @@ from shared.stores.jobs import CLASS, Admitted
 from shared.toolnames import DEFAULTS, SEPARATOR, problem
 
 NO_MESSAGES: Final = "at least one message is needed, or a `prompt`"
+UNLOGGED_S: Final = 60.0  # a search without a line in the log: no erasure finds its texts by it
 START_S: Final = 10.0  # a chat whose client waits: no worker takes it by then, 503
 CHARACTERS_PER_TOKEN: Final = 4  # first guess of a job's size, for fairness only; corrected by real tokens at settle
 
@@ -82,7 +83,9 @@ def record_of(
 
 def _retention_s(job: Submission, settings: Settings) -> float:
     """How long a job is kept; a search has its line in a log of its own."""
-    return settings.search_job_seconds if isinstance(job, SearchJob) else settings.retention_seconds
+    if not isinstance(job, SearchJob):
+        return settings.retention_seconds
+    return settings.search_job_seconds if job.input.request["log"] else min(UNLOGGED_S, settings.search_job_seconds)
 
 
 def prompt_fields(chosen: Chosen) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 MAX_DEPTH: Final = 8
 MAX_CONDITIONS: Final = 100
+MAX_TEXT: Final = 512  # characters, as of metadata
+MAX_NUMBER: Final = 2**53
 COMPARISONS: Final = ("gt", "gte", "lt", "lte")
 OPERATORS: Final = ("eq", "ne", "in", "nin", *COMPARISONS, "exists")
 
@@ -72,7 +74,9 @@ def _condition_problem(name: str, value: Any) -> str | None:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not (isinstance(value, float) and not math.isfinite(value))
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT
+    return isinstance(value, int | float) and abs(value) <= MAX_NUMBER
 
 
 def matches(wanted: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:

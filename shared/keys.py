@@ -137,7 +137,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "their vectors: int8 rows, and a scale for each"),
     KeyKind("vectorsof:{tenantId}:{version}:{name}", "hash", "as the version", "ingest, index_put, index_remove", "worker",
             "which of the above there are: `<document id>:<revision>`; one whose vectors went by their time goes when it is looked for"),
-    KeyKind("staged:{tenantId}:{jobId}", "hash", "a day", "ingest", "ingest", "vectors that a job has bought and not yet put into an index: text hash → int8 row and scale"),
+    KeyKind("staged:{tenantId}:{jobId}:{marks of model and prefix}", "hash", "a day", "ingest", "ingest", "vectors that a job has bought and not yet put into an index: text hash → int8 row and scale"),
     KeyKind("calibrations", "hash", "for ever, small", "ingest", "ingest", "model, dimensions and prefixes → what its cosines mean (JSON)"),
     KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the tenant", "ingest", "ingest",
             "hash of a chunk's text → the document and version that have its vector: nothing is embedded twice"),
@@ -390,9 +390,9 @@ class Keys(msgspec.Struct, frozen=True):
         """Which documents' vectors there are in a version of a collection's index."""
         return f"{self.prefix}vectorsof:{tenant}:{version}:{name}"
 
-    def staged(self, tenant: str, job_id: str) -> str:
+    def staged(self, tenant: str, job_id: str, marks: str) -> str:
         """Vectors that a job has bought."""
-        return f"{self.prefix}staged:{tenant}:{job_id}"
+        return f"{self.prefix}staged:{tenant}:{job_id}:{marks}"
 
     @property
     def calibrations(self) -> str:

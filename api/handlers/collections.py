@@ -64,7 +64,13 @@ async def roll_back(request: web.Request) -> web.Response:
     collection = await _collection(request)
     if not collection.previous or collection.previous not in collection.specs:
         raise RefusedError("conflict", f"The collection {collection.name!r} has no version to go back to.")
-    switched = await request.app[INDEXES].switch(collection, collection.previous)
+    tenant, (digest, body_hash) = request[PRINCIPAL].tenant, idempotency(request, b"")
+    if digest is not None and await request.app[JOBS].was_answered(tenant, digest, body_hash):
+        # Sent again: the job that it began, whatever is current by now.
+        wanted = ReindexInput(collection=collection.name, version=collection.previous)
+        return await _begin(request, collection, wanted, collection.spec.model, b"")
+    once = None if digest is None else f"{digest[:-7]}-switch"
+    switched = await request.app[INDEXES].switch(collection, collection.previous, once=once)
     if switched.done:
         return answer((await _collection(request)).view)
     spec = collection.specs[collection.previous]
@@ -99,6 +105,17 @@ async def _begin(
     return answer(await first_view(request, job, admitted, NOTHING), status=202, headers=headers)
 
 
+async def _is_built(request: web.Request, collection: Collection) -> bool:
+    """Whether the job that builds a version is still at it."""
+    if collection.builder is None:
+        return False
+    try:
+        row = await request.app[JOBS].view(request[PRINCIPAL].tenant, collection.builder)
+    except RefusedError:
+        return False
+    return not row.is_final
+
+
 async def drop_version(request: web.Request) -> web.Response:
     """DELETE /api/collections/{name}/versions/{version}: frees what a version takes; not that of the current one."""
     query(request, ())
@@ -107,7 +124,7 @@ async def drop_version(request: web.Request) -> web.Response:
     version = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if version not in collection.specs:
         raise RefusedError("not_found", f"The collection has no version {text[:20]!r}.")
-    if version in (collection.current, collection.building):
+    if version == collection.current or (version == collection.building and await _is_built(request, collection)):
         raise RefusedError("conflict", "The version answers searches, or is being built (cancel that job).")
     await request.app[INDEXES].drop(request[PRINCIPAL].tenant, collection.name, version)
     return answer((await _collection(request)).view)

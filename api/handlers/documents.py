@@ -36,6 +36,7 @@ from shared.stores.documents import document_view
 from shared.stores.jobs import Admitted, Companion
 
 MAX_FIELD_BYTES = 64 * 1024
+MOST_CONTENTS = 20  # of a document that may be waiting at a time, when it is deleted
 MOST_ESTIMATED = 4 * 1024 * 1024  # bytes of a file that count for its job's size: much of a PDF is no text
 TEXT_FIELDS = ("title", "collection", "metadata", "index")
 
@@ -410,6 +411,10 @@ async def delete(request: web.Request) -> web.Response:
     chunks, _ = await request.app[INDEXES].remove(tenant, row["id"], collection)
     searches = await request.app[SEARCHES].erase_document(tenant, row["id"])
     # By its known name: the record may have been read just before the text was there.
-    for blob in {f"texts/{tenant}/{row['id']}", row["file_blob"], row.get("text_blob", "")} - {""}:
+    named = {f"texts/{tenant}/{row['id']}", row["file_blob"], row.get("text_blob", "")} - {""}
+    newest = int(row.get("next", "0"))
+    for number in range(max(2, newest - MOST_CONTENTS), newest + 1):  # contents that were sent and never read
+        named |= {f"{kind}/{tenant}/{row['id']}.{number}" for kind in ("files", "texts")}
+    for blob in named:
         await _discard(request, blob)
     return answer(DocumentDeleted(document_id=row["id"], deleted=True, chunks=chunks, searches=searches))

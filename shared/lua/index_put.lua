@@ -30,7 +30,12 @@ end
 redis.call('HSET', KEYS[2], 'indexed', 1)
 redis.call('PERSIST', KEYS[6])
 redis.call('PERSIST', KEYS[7])
-redis.call('HSET', KEYS[4], a.document, int(a.revision) .. ' ' .. int(a.chunks) .. ' ' .. a.entry)
+-- Title and metadata may have been changed while it was made ready.
+local entry = cjson.decode(a.entry)
+local shown = redis.call('HMGET', KEYS[2], 'title', 'metadata')
+if shown[1] and shown[1] ~= '' and not (a.fields and a.fields.title) then entry.title = shown[1] end
+if shown[2] and shown[2] ~= '' and not (a.fields and a.fields.metadata) then entry.metadata = cjson.decode(shown[2]) end
+redis.call('HSET', KEYS[4], a.document, int(a.revision) .. ' ' .. int(a.chunks) .. ' ' .. cjson.encode(entry))
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'd', a.document)
 redis.call('HINCRBY', KEYS[3], 'chunks:' .. int(a.version), int(a.chunks - tonumber(had_chunks)))
 if not before then redis.call('HINCRBY', KEYS[3], 'documents:' .. int(a.version), 1) end

@@ -1,8 +1,8 @@
 -- index_switch: makes a version of an index the current one, when it has every document of the current one in its present
 -- content; what was current becomes the previous one, and what was that is dropped. Safe to repeat.
--- KEYS  1 collection   2 index of the current version   3 index of the other
+-- KEYS  1 collection   2 index of the current version   3 index of the other   4 idempotency key (any name without one)
 -- ARGV  prefix, current (the version that KEYS 2 belongs to), version (of KEYS 3), worker, lease, job (its id; absent: the
---       API asks, and none builds)
+--       API asks, and none builds), idem_body (absent: no key)
 -- Returns {'ok', version that is to be dropped or ''}   {'missing', document ids … (at most 500)}
 --         {'moved', current version} another is current by now   {'no_version'}   {'lost'}
 --@include base
@@ -12,6 +12,8 @@ if a.job then
     return {'lost'}
   end
 end
+local again = replay(KEYS[4])
+if again then return again end
 local row = redis.call('HMGET', KEYS[1], 'current', 'previous', 'building', 'v:' .. int(a.version))
 if not row[4] then return {'no_version'} end
 if row[1] == int(a.version) then return {'ok', ''} end
@@ -30,4 +32,6 @@ redis.call('HSET', KEYS[1], 'current', int(a.version), 'previous', row[1])
 if row[3] == int(a.version) then redis.call('HDEL', KEYS[1], 'building', 'builder') end
 local drop = row[2]
 if not drop or drop == int(a.version) then drop = '' end
-return {'ok', drop}
+local reply = {'ok', drop}
+remember(KEYS[4], reply)
+return reply

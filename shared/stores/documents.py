@@ -107,11 +107,13 @@ class DocumentsStore(RecordsStore):
             after = ids[-1] if ids else None
         return found, more
 
-    async def set_ready(self, document_id: str, extracted: Extracted, text_blob: str) -> bool:
-        """The document was read; False when it was deleted meanwhile."""
-        return await self._update(
-            document_id,
-            {
+    async def set_ready(self, document_id: str, extracted: Extracted, text_blob: str, revision: int) -> bool | None:
+        """This content of the document was read; False when it was deleted meanwhile, None when it has a newer one."""
+        reply = await self.scripts.run(
+            "update",
+            [self.keys.document(document_id)],
+            revision=revision,
+            fields={
                 "status": DocumentStatus.READY,
                 "media_type": extracted.media_type,
                 "characters": str(len(extracted.text)),
@@ -122,6 +124,7 @@ class DocumentsStore(RecordsStore):
                 **({"found_title": extracted.title} if extracted.title else {}),
             },
         )
+        return None if int(reply) == 2 else int(reply) == 1
 
     async def set_batch_ready(self, document_id: str, items: int) -> bool:
         """The batch file was read and has so many lines; False when it was deleted meanwhile."""

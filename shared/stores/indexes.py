@@ -187,9 +187,16 @@ class IndexesStore:
         )
 
     async def switch(
-        self, collection: Collection, version: int, claimed: Claimed | None = None, worker: str | None = None
+        self,
+        collection: Collection,
+        version: int,
+        claimed: Claimed | None = None,
+        worker: str | None = None,
+        *,
+        once: str | None = None,
     ) -> Switched:
-        """Makes a version the current one, if nothing is missing in it. Raises LeaseLostError, and InvalidInput when
+        """Makes a version the current one, if nothing is missing in it; with `once` (the digest of an idempotency key)
+        not again. Raises LeaseLostError, and InvalidInput when
         there is no such version (any more)."""
         tenant, name = collection.tenant, collection.name
         reply = await self._scripts.run(
@@ -198,7 +205,9 @@ class IndexesStore:
                 self.keys.collection(tenant, name),
                 self.keys.index(tenant, collection.current, name),
                 self.keys.index(tenant, version, name),
+                self.keys.idem(tenant, once or "-"),
             ],
+            idem_body="switch" if once else None,
             current=collection.current,
             version=version,
             worker=worker,
@@ -379,7 +388,7 @@ class IndexesStore:
             Removed(_spec(parts[at + 3]), int(parts[at + 1]), int(parts[at + 2])) for at in range(0, len(parts), 4)
         ]
         for marks, digests in homes.items():
-            await self.forget_homes(tenant, marks, list(digests))
+            await self.forget_homes(tenant, marks, list(digests), document_id)
         for one in removed:
             if one.spec.engine == VSET:
                 await self._remove_from_set(tenant, document_id, collection, one)
@@ -421,26 +430,24 @@ class IndexesStore:
 
     # -- nothing is embedded twice -------------------------------------------------------------------------------
 
-    async def stage(self, tenant: str, job_id: str, vectors: Mapping[bytes, bytes]) -> None:
+    async def stage(self, tenant: str, job_id: str, marks: str, vectors: Mapping[bytes, bytes]) -> None:
         """Keeps vectors that a job has bought until it has put them into an index; by hash of their text."""
-        key = self.keys.staged(tenant, job_id)
+        key = self.keys.staged(tenant, job_id, marks)
         flat = [part for pair in vectors.items() for part in pair]
         await self.client.pipe.execute("HSET", key, *flat)
         await self.client.pipe.execute("EXPIRE", key, STAGED_S)
 
-    async def staged(self, tenant: str, job_id: str, hashes: Sequence[bytes]) -> list[bytes | None]:
+    async def staged(self, tenant: str, job_id: str, marks: str, hashes: Sequence[bytes]) -> list[bytes | None]:
         """The vectors of these texts, where the job has bought them."""
+        key = self.keys.staged(tenant, job_id, marks)
         found: list[bytes | None] = []
         for first in range(0, len(hashes), PAGE):
-            found += await self.client.pipe.execute(
-                "HMGET", self.keys.staged(tenant, job_id), *hashes[first : first + PAGE]
-            )
+            found += await self.client.pipe.execute("HMGET", key, *hashes[first : first + PAGE])
         return found
 
-    async def unstage(self, tenant: str, job_id: str, hashes: Sequence[bytes]) -> None:
-        """They are in an index now."""
-        for first in range(0, len(hashes), PAGE):
-            await self.client.pipe.execute("HDEL", self.keys.staged(tenant, job_id), *hashes[first : first + PAGE])
+    async def unstage(self, tenant: str, job_id: str, marks: str) -> None:
+        """All of them are in an index now."""
+        await self.client.pipe.execute("UNLINK", self.keys.staged(tenant, job_id, marks))
 
     async def calibration(self, marks: str) -> Calibration | None:
         """What the cosines of a model mean; None when that was not measured yet."""
@@ -467,16 +474,24 @@ class IndexesStore:
     async def note_homes(
         self, tenant: str, marks: str, hashes: Sequence[bytes], document_id: str, collection: str, version: int
     ) -> None:
-        """These texts' vectors are with that document."""
+        """These texts' vectors are with that document too; who had them first stays the one that is asked."""
         key, home = self.keys.chunks(tenant, marks), f"{document_id} {version} {collection}".encode()
         for first in range(0, len(hashes), PAGE):
-            flat = [part for name in hashes[first : first + PAGE] for part in (name, home)]
-            await self.client.pipe.execute("HSET", key, *flat)
+            page = hashes[first : first + PAGE]
+            known = await self.client.pipe.execute("HMGET", key, *page)
+            flat = [part for name, had in zip(page, known, strict=True) if had is None for part in (name, home)]
+            if flat:
+                await self.client.pipe.execute("HSET", key, *flat)
 
-    async def forget_homes(self, tenant: str, marks: str, hashes: Sequence[bytes]) -> None:
-        """Nothing of these texts is kept any more."""
+    async def forget_homes(self, tenant: str, marks: str, hashes: Sequence[bytes], document_id: str) -> None:
+        """That document has these texts no more; what others have of them is theirs."""
+        key, mark = self.keys.chunks(tenant, marks), f"{document_id} ".encode()
         for first in range(0, len(hashes), PAGE):
-            await self.client.pipe.execute("HDEL", self.keys.chunks(tenant, marks), *hashes[first : first + PAGE])
+            page = hashes[first : first + PAGE]
+            known = await self.client.pipe.execute("HMGET", key, *page)
+            own = [name for name, home in zip(page, known, strict=True) if home is not None and home.startswith(mark)]
+            if own:
+                await self.client.pipe.execute("HDEL", key, *own)
 
 
 def read_entry(raw: bytes) -> Entry:

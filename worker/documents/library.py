@@ -59,7 +59,7 @@ class Library:
             if "text_blob" in row:
                 extracted = msgspec.json.decode(await self._blobs.get(row["text_blob"]), type=Extracted)
             else:
-                extracted = await self._read(tenant, document_id, row["file_blob"])
+                extracted = await self._read(tenant, row)
         except RefusedError as error:
             raise InvalidInput(error.detail) from None
         except BlobMissingError:
@@ -131,8 +131,9 @@ class Library:
         """The collection of a document. Raises InvalidInput when there is no such document."""
         return (await self._record(tenant, document_id)).get("collection")
 
-    async def _read(self, tenant: str, document_id: str, file_blob: str) -> Extracted:
-        content = await self._blobs.get(file_blob)
+    async def _read(self, tenant: str, row: Fields) -> Extracted:
+        document_id = row["id"]
+        content = await self._blobs.get(row["file_blob"])
         try:
             extracted = await self.extract(content)
         except ReaderFailed:
@@ -142,9 +143,11 @@ class Library:
             raise
         text_blob = f"texts/{tenant}/{document_id}"
         await self._blobs.put(text_blob, msgspec.json.encode(extracted))
-        if not await self._documents.set_ready(document_id, extracted, text_blob):
+        kept = await self._documents.set_ready(document_id, extracted, text_blob, int(row.get("revision", "0")))
+        if not kept:
             await self._blobs.delete(text_blob)
-            raise InvalidInput(f"The document {document_id} was deleted while it was read.")
+            what = "was deleted" if kept is False else "was given a newer content"
+            raise InvalidInput(f"The document {document_id} {what} while it was read.")
         return extracted
 
     async def extract(self, content: bytes) -> Extracted:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from shared.collections import Calibration, IndexSpec
-from shared.errors import BadOutput, JobError, UpstreamRefused
+from shared.errors import BadOutput, JobError
 from shared.specs import EmbeddingOptions
 from shared.stores.events import Reservation
 from worker.batch.asking import Asking, Verdict
@@ -91,12 +91,11 @@ class Embedder:
         rows |= {name: row or b"" for name, row in zip(missing, found, strict=True)}
         if dimensions is None and any(rows.values()):
             dimensions = len(next(row for row in rows.values() if row)) - 4
-        if missing and len(refused) == len(missing) == len(wanted):
-            raise UpstreamRefused(f"The embedding model refused every text; the first: {next(iter(refused.values()))}")
         return Bought(rows, dimensions, refused)
 
     async def _staged(self, hashes: Sequence[bytes]) -> list[bytes | None]:
-        return await self._store.staged(self._context.job.tenant, self._context.job.job_id, hashes)
+        job = self._context.job
+        return await self._store.staged(job.tenant, job.job_id, self._spec.marks, hashes)
 
     def _batches(self, missing: Sequence[bytes], wanted: Mapping[bytes, str]) -> list[list[bytes]]:
         settings = self._context.deps.settings
@@ -137,7 +136,7 @@ class Embedder:
                 refused = {at: one.message for at, one in enumerate(found) if isinstance(one, Failure)}
                 rows = await asyncio.to_thread(_rows, batch, found)
                 if rows:
-                    await self._store.stage(context.job.tenant, context.job.job_id, rows)
+                    await self._store.stage(context.job.tenant, context.job.job_id, self._spec.marks, rows)
                 return msgspec.json.encode(_Made(asking.dimensions, refused))
 
             reserve = Reservation(model, requests.reserved, True, price=context.deps.prices.price(model), waits=True)
@@ -198,7 +197,7 @@ async def calibrate(context: JobContext, spec: IndexSpec) -> Calibration:
     matrix = matrix_of([bought.rows[name] for name in named], bought.dimensions)
     found = measure(matrix)
     await store.note_calibration(marks, found)
-    await store.unstage(context.job.tenant, context.job.job_id, list(named))
+    await store.unstage(context.job.tenant, context.job.job_id, spec.marks)
     return found
 
 

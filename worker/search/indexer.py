@@ -82,6 +82,7 @@ class Indexer:
         self._worker = worker
         self._store = context.deps.indexes
         self._tenant = context.job.tenant
+        self._marks: set[str] = set()  # of the vectors that were bought
 
     def engine(self, spec: IndexSpec) -> VectorEngine:
         """The engine of a version. Raises InvalidInput when this worker has none of its name."""
@@ -111,6 +112,11 @@ class Indexer:
             except VersionSwitchedError:
                 continue
         raise InternalError("The index of the collection was switched again and again meanwhile.")
+
+    async def finish(self) -> None:
+        """Lets go of what was staged: all of it is in an index."""
+        for marks in self._marks:
+            await self._store.unstage(self._tenant, self._context.job.job_id, marks)
 
     async def prepared(self, collection: Collection, spec: IndexSpec) -> IndexSpec:
         """The same version with its dimensions and calibration, measured now if that was not done. Raises JobError."""
@@ -163,9 +169,10 @@ class Indexer:
         )
         new = {chunk.digest for chunk in chunks}
         marks = spec.marks
-        await self._store.forget_homes(self._tenant, marks, [digest for digest in old if digest not in new])
+        gone = [digest for digest in old if digest not in new]
+        await self._store.forget_homes(self._tenant, marks, gone, document.document_id)
         await self._store.note_homes(self._tenant, marks, [*new], document.document_id, collection.name, spec.version)
-        await self._store.unstage(self._tenant, self._context.job.job_id, [*new])
+        self._marks.add(marks)
         if had is not None and had != document.revision and before is not None:
             await engine.delete(name, document.document_id, had, before.chunks)
         return Indexed(len(chunks), embedded, refused)

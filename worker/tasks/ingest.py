@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from shared.blobs import BlobMissingError
 from shared.documents import DocumentStatus, Extracted, Skipped
 from shared.errors import BlobsUnavailableError, DocumentRejected, InvalidInput, ReaderFailed
 from shared.redis import OUTAGE
@@ -40,7 +41,12 @@ async def ingest(spec: IngestInput, context: JobContext) -> IngestResult:
     """Extracts the text and indexes it. When the job is complete, searches find it. Raises DocumentRejected, and then
     marks the document so."""
     tenant, library = context.job.tenant, context.deps.library
-    row = await library.record(tenant, spec.document_id)
+    try:
+        row = await library.record(tenant, spec.document_id)
+    except InvalidInput:
+        if spec.content is not None:
+            await _forget(spec.content, context)
+        raise
     if library.is_batch_file(row):
         return await _count(spec.document_id, context)
     if spec.content is not None:
@@ -83,7 +89,9 @@ async def _index(
         fields={**fields, "revision": str(revision), "error": ""},
     )
     try:
-        made = await Indexer(context, context.worker).index(document, told)
+        indexer = Indexer(context, context.worker)
+        made = await indexer.index(document, told)
+        await indexer.finish()
     except SupersededError:
         raise InvalidInput("A newer content of the document was indexed meanwhile; this one is not needed.") from None
     moving = None
@@ -140,6 +148,7 @@ async def _replace(document_id: str, row: Fields, content: NewContent, context: 
     document is as it was, and its record says why."""
     library, blobs = context.deps.library, context.deps.blobs
     if int(row.get("revision", "0")) > content.revision:
+        await _forget(content, context)
         raise InvalidInput("A newer content of the document was indexed meanwhile; this one is not needed.")
     size, digest = content.size_bytes, content.sha256
     try:
@@ -148,6 +157,8 @@ async def _replace(document_id: str, row: Fields, content: NewContent, context: 
             size, digest = await _fetched(content.url, content.blob, context)
         context.report.progress(None, "extract", "Reading the document")
         extracted = await library.extract(await blobs.get(content.blob))
+    except BlobMissingError:
+        raise InvalidInput(f"The document {document_id} was deleted.") from None
     except ReaderFailed:
         raise
     except DocumentRejected as error:
@@ -156,7 +167,7 @@ async def _replace(document_id: str, row: Fields, content: NewContent, context: 
             await context.deps.documents.change(document_id, {"error": reason})
             await blobs.delete(content.blob)
         raise
-    text_blob = f"{content.blob.replace('files/', 'texts/', 1)}"
+    text_blob = content.blob.replace("files/", "texts/", 1)
     await blobs.put(text_blob, msgspec.json.encode(extracted))
     fields: Fields = {
         "status": DocumentStatus.READY,
@@ -177,12 +188,23 @@ async def _replace(document_id: str, row: Fields, content: NewContent, context: 
     if content.metadata is not None:
         fields["metadata"] = msgspec.json.encode(content.metadata).decode()
     title = content.title or row.get("title") or extracted.title or content.filename or row.get("filename")
-    made = await _index(document_id, row, extracted, title, content.revision, fields, context)
+    try:
+        made = await _index(document_id, row, extracted, title, content.revision, fields, context)
+    except InvalidInput:
+        # Deleted, or a newer content is there: this one is nobody's any more.
+        await _forget(content, context)
+        raise
     # On the list of what is to be deleted they are too: for a worker that is lost here, or a store that is away.
     for old in {row["file_blob"], row.get("text_blob", text_blob)} - {content.blob, text_blob}:
         with suppress(BlobsUnavailableError):
             await blobs.delete(old)
     return made
+
+
+async def _forget(content: NewContent, context: JobContext) -> None:
+    for blob in (content.blob, content.blob.replace("files/", "texts/", 1)):
+        with suppress(BlobsUnavailableError):
+            await context.deps.blobs.delete(blob)
 
 
 async def _count(document_id: str, context: JobContext) -> IngestResult:

@@ -79,6 +79,7 @@ class _Run:
             raise InternalError("Documents come in faster than they are indexed; the version was not switched.")
         if switched.drop:
             await self._drop(collection, switched.drop)
+        await self._indexer.finish()
         now = await self._store.collection(self._tenant, collection.name)
         self._context.report.progress(1.0, "done", f"Version {target.version} answers searches")
         return ReindexResult(
@@ -99,6 +100,11 @@ class _Run:
             if found is None or self._spec.version not in found.specs:
                 raise InvalidInput(f"The collection {name!r} has no version {self._spec.version} (any more).")
             return found, found.specs[self._spec.version]
+        before = await self._store.collection(tenant, name)
+        for spec in before.specs.values() if before is not None else ():
+            # Its worker was lost: it goes on, or had switched to it.
+            if before is not None and spec.job_id == self._context.job.job_id:
+                return before, spec
         wanted = msgspec.convert({"version": 0, **(self._spec.spec or {})}, IndexSpec)
         if wanted.engine == VSET and not await has_vector_sets(self._store.client):
             raise InvalidInput(
@@ -111,9 +117,8 @@ class _Run:
             raise InvalidInput(error.detail) from None
         if isinstance(opened, str):
             raise InvalidInput(f"The job {opened} builds a version of this collection already.")
-        if not opened.building:
-            # This job had switched to it before its worker was lost.
-            return opened, opened.spec
+        for number in opened.specs.keys() - {opened.current, opened.previous, opened.building}:
+            await self._drop(opened, number)  # of a build that was given up
         return opened, opened.specs[opened.building]
 
     async def _missing(self, collection: Collection, target: IndexSpec) -> list[str]:
