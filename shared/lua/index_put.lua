@@ -5,7 +5,7 @@
 --       fields (map: of the document's record; absent where only another version of the index is made),
 --       collection, pack_prefix (name of the document's packs in this version, without the revision),
 --       follows (bool: the version must be the current one), vectors (bool: the document has vectors under KEYS 7)
--- Returns {'ok'}   {'lost'} the lease is lost   {'gone'} the document was deleted   {'newer'} a newer content of it is there
+-- Returns {'ok', revision that was there before or '', blobs that nobody needs any more …}   {'lost'} the lease is lost   {'gone'} the document was deleted   {'newer'} a newer content of it is there
 --         {'switched', current version} the collection has another version by now   {'no_version'} it was dropped
 --         {'unwritten'} pack or vectors are not there (any more)
 --@include base
@@ -40,11 +40,15 @@ redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'd', a.document)
 redis.call('HINCRBY', KEYS[3], 'chunks:' .. int(a.version), int(a.chunks - tonumber(had_chunks)))
 if not before then redis.call('HINCRBY', KEYS[3], 'documents:' .. int(a.version), 1) end
 if had and tonumber(had) ~= a.revision then redis.call('UNLINK', a.pack_prefix .. had, vectors_of(a.tenant, a.document, a.version, had, a.collection)) end
+local reply = {'ok', had or ''}
 if a.fields then
   for _, name in ipairs({'file_blob', 'text_blob'}) do
     local old = redis.call('HGET', KEYS[2], name)
-    if old and a.fields[name] and a.fields[name] ~= old then redis.call('SADD', P .. 'trash', old) end
+    if old and a.fields[name] and a.fields[name] ~= old then
+      redis.call('SADD', P .. 'trash', old)
+      reply[#reply + 1] = old
+    end
   end
   for field, value in pairs(a.fields) do redis.call('HSET', KEYS[2], field, value) end
 end
-return {'ok', had or ''}
+return reply

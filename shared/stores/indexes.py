@@ -102,6 +102,14 @@ class Collection(msgspec.Struct, frozen=True):
         )
 
 
+class Put(msgspec.Struct, frozen=True):
+    """What a document's new chunks came in place of: the revision before, and blobs that nobody needs any more (they
+    are on the list of what is to be deleted, too)."""
+
+    before: int | None
+    blobs: tuple[str, ...]
+
+
 class Removed(msgspec.Struct, frozen=True):
     """What a version had of a document that was removed."""
 
@@ -269,10 +277,9 @@ class IndexesStore:
         fields: Mapping[str, str] | None,
         follows: bool,
         has_vectors: bool,
-    ) -> int | None:
-        """Makes the chunks that were written part of the index, in one step with the `fields` of the document's record;
-        the revision that was there before. With `follows` the version must be the current one; `has_vectors`: they are
-        in Redis under a name of their own.
+    ) -> Put:
+        """Makes the chunks that were written part of the index, in one step with the `fields` of the document's record.
+        With `follows` the version must be the current one; `has_vectors`: they are in Redis under a name of their own.
 
         Raises LeaseLostError, InvalidInput when the document or the version is gone, SupersededError,
         VersionSwitchedError, and InternalError when what was written is gone.
@@ -306,7 +313,7 @@ class IndexesStore:
         )
         match reply[0]:
             case b"ok":
-                return int(reply[1]) if reply[1] else None
+                return Put(int(reply[1]) if reply[1] else None, tuple(blob.decode() for blob in reply[2:]))
             case b"lost":
                 raise LeaseLostError(claimed.job_id)
             case b"newer":

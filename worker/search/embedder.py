@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from shared.collections import Calibration, IndexSpec
-from shared.errors import BadOutput, JobError
+from shared.errors import BadOutput, JobError, LeaseLostError, OverLimit
 from shared.specs import EmbeddingOptions
 from shared.stores.events import Reservation
 from worker.batch.asking import Asking, Verdict
@@ -72,7 +72,8 @@ class Embedder:
         async def one(batch: list[bytes]) -> None:
             nonlocal dimensions, done
             async with self._slots:
-                made = await self._batch(batch, [wanted[name] for name in batch])
+                made, bought = await self._batch(batch, [wanted[name] for name in batch])
+            rows.update(bought)
             if made.dimensions is not None:
                 if dimensions not in (None, made.dimensions):
                     raise BadOutput(f"The model changed its dimensions from {dimensions} to {made.dimensions}.")
@@ -85,10 +86,9 @@ class Embedder:
             async with asyncio.TaskGroup() as group:
                 for batch in self._batches(missing, wanted):
                     group.create_task(one(batch))
-        except* JobError as failed:
-            raise _first(failed) from None
-        found = await self._staged(missing)
-        rows |= {name: row or b"" for name, row in zip(missing, found, strict=True)}
+        except* (JobError, LeaseLostError, OverLimit) as failed:
+            raise first_of(failed) from None
+        rows |= dict.fromkeys(refused, b"")
         if dimensions is None and any(rows.values()):
             dimensions = len(next(row for row in rows.values() if row)) - 4
         return Bought(rows, dimensions, refused)
@@ -116,8 +116,9 @@ class Embedder:
             tokens += needs
         return batches
 
-    async def _batch(self, batch: Sequence[bytes], wanted: Sequence[str]) -> _Made:
-        """A journaled step; its vectors are staged before it is, and looked for after."""
+    async def _batch(self, batch: Sequence[bytes], wanted: Sequence[str]) -> tuple[_Made, dict[bytes, bytes]]:
+        """A journaled step, and its vectors, which are staged before it is. They are not read back: whoever shares a
+        text with this batch may have put it into the index and unstaged it meanwhile."""
         context, model = self._context, self._spec.model
         identity = hashlib.sha256(msgspec.json.encode([model, self._spec.dimensions, wanted])).digest()
         label = f"{self._label}/{hashlib.sha256(b''.join(batch)).hexdigest()[:8]}"
@@ -125,8 +126,11 @@ class Embedder:
         while True:
             requests = Requests(sum(tokens.values()))
             asking = Asking(context, self._options, self._verdict, requests, tokens, lambda: None, model)
+            rows: dict[bytes, bytes] = {}
 
-            async def make(step: Step, _: Any, requests: Requests = requests, asking: Asking = asking) -> bytes:
+            async def make(
+                step: Step, _: Any, requests: Requests = requests, asking: Asking = asking, rows: Any = rows
+            ) -> bytes:
                 try:
                     found = await asking.vectors(list(wanted))
                 finally:
@@ -134,7 +138,7 @@ class Embedder:
                     if requests.requests == 1:
                         step.input_bytes = sum(len(text.encode("utf-8", "replace")) for text in wanted)
                 refused = {at: one.message for at, one in enumerate(found) if isinstance(one, Failure)}
-                rows = await asyncio.to_thread(_rows, batch, found)
+                rows.update(await asyncio.to_thread(_rows, batch, found))
                 if rows:
                     await self._store.stage(context.job.tenant, context.job.job_id, self._spec.marks, rows)
                 return msgspec.json.encode(_Made(asking.dimensions, refused))
@@ -146,19 +150,21 @@ class Embedder:
                 error.step = error.step or label
                 raise
             made = msgspec.json.decode(journaled, type=_Made)
+            if not reused:
+                return made, rows
             good = [name for at, name in enumerate(batch) if at not in made.refused]
-            if not reused or all(await self._staged(good)):
-                return made
+            there = {name: row for name, row in zip(good, await self._staged(good), strict=True) if row}
+            if len(there) == len(good):
+                return made, there
             # It was journaled, but what it bought is gone (staged for a day only): it is bought again.
             label += "/again"
 
 
-def _first(failed: BaseExceptionGroup[JobError]) -> JobError:
-    error: BaseException = failed
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, JobError)
-    return error
+def first_of(failed: BaseException) -> BaseException:
+    """The first of the errors of a group of tasks."""
+    while isinstance(failed, BaseExceptionGroup):
+        failed = failed.exceptions[0]
+    return failed
 
 
 def _floats(found: Sequence[bytes]) -> Matrix:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,7 @@ import numpy as np
 
 from shared.collections import EXACT, Calibration, Entry, IndexSpec
 from shared.documents import Extracted
-from shared.errors import InternalError, InvalidInput, RefusedError
+from shared.errors import BlobsUnavailableError, InternalError, InvalidInput, RefusedError, UpstreamRefused
 from shared.search import DEFAULT_COLLECTION
 from shared.settings import Settings
 from shared.stores.indexes import Collection, VersionSwitchedError, digests_of
@@ -143,6 +144,8 @@ class Indexer:
         chunks = await asyncio.to_thread(cut, text, spec.chunk_characters)
         before = await self._store.entry(self._tenant, collection.name, spec.version, document.document_id)
         rows, embedded, refused = await self._vectors(document, collection, spec, chunks, before, told)
+        if follows and rows and spec.model and refused == len(rows):
+            raise UpstreamRefused("The embedding model refused every text of the document; the job's events say why.")
         matrix = await asyncio.to_thread(matrix_of, [rows[chunk.digest] for chunk in chunks], spec.dimensions)
         await engine.put(name, document.document_id, document.revision, matrix)
         packed = await asyncio.to_thread(pack, text, chunks)
@@ -156,7 +159,7 @@ class Indexer:
             metadata=document.metadata,
             characters=len(text),
         )
-        had = await self._store.put(
+        done = await self._store.put(
             self._context.job,
             self._worker,
             collection=collection.name,
@@ -173,8 +176,12 @@ class Indexer:
         await self._store.forget_homes(self._tenant, marks, gone, document.document_id)
         await self._store.note_homes(self._tenant, marks, [*new], document.document_id, collection.name, spec.version)
         self._marks.add(marks)
+        had = done.before
         if had is not None and had != document.revision and before is not None:
             await engine.delete(name, document.document_id, had, before.chunks)
+        for blob in done.blobs:
+            with suppress(BlobsUnavailableError):
+                await self._context.deps.blobs.delete(blob)
         return Indexed(len(chunks), embedded, refused)
 
     async def _digests(self, document: Document, spec: IndexSpec, before: Entry | None) -> list[bytes]:

@@ -194,10 +194,6 @@ async def _replace(document_id: str, row: Fields, content: NewContent, context: 
         # Deleted, or a newer content is there: this one is nobody's any more.
         await _forget(content, context)
         raise
-    # On the list of what is to be deleted they are too: for a worker that is lost here, or a store that is away.
-    for old in {row["file_blob"], row.get("text_blob", text_blob)} - {content.blob, text_blob}:
-        with suppress(BlobsUnavailableError):
-            await blobs.delete(old)
     return made
 
 

@@ -13,12 +13,13 @@ import msgspec
 
 from shared.collections import VSET, IndexSpec
 from shared.documents import DocumentStatus
-from shared.errors import InternalError, InvalidInput, JobError, RefusedError
+from shared.errors import InternalError, InvalidInput, JobError, LeaseLostError, OverLimit, RefusedError
 from shared.jobs import Output
 from shared.specs import ReindexInput
 from shared.stores.indexes import Collection, SupersededError, Switched
 from shared.stores.records import Fields
 from worker.context import JobContext
+from worker.search.embedder import first_of
 from worker.search.indexer import Document, Indexer, collection_of, default_spec
 from worker.search.vset import has_vector_sets
 
@@ -145,11 +146,8 @@ class _Run:
             async with asyncio.TaskGroup() as group:
                 for document_id in wanted:
                     group.create_task(one(document_id))
-        except* JobError as failed:
-            error: BaseException = failed
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
+        except* (JobError, LeaseLostError, OverLimit) as failed:
+            raise first_of(failed) from None
 
     async def _one(self, document_id: str, collection: Collection, target: IndexSpec) -> None:
         library = self._context.deps.library
