@@ -36,11 +36,13 @@ class Calibration(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class IndexSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """How one version of an index is made; it never changes. `dimensions` 0: what the model gives."""
+    """How one version of an index is made; it never changes. `dimensions` 0: what the model gives, not yet measured;
+    `asked` of the model, 0 where it is not told (many models refuse to be told)."""
 
     version: int
     model: str
     dimensions: int = 0
+    asked: int = 0
     chunk_characters: int
     document_prefix: str = ""
     query_prefix: str = ""

@@ -48,6 +48,8 @@ async def reindex(request: web.Request) -> web.Response:
     wanted, body = await read_json(request, Reindex)
     collection = await _collection(request)
     named = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+    asked = collection.spec.asked if wanted.model in (None, collection.spec.model) else 0
+    named["asked"] = wanted.dimensions or asked
     spec = msgspec.structs.replace(collection.spec, version=0, job_id=None, created_ms=0, **named)
     if wanted.model is not None and wanted.model != collection.spec.model and wanted.dimensions is None:
         spec = msgspec.structs.replace(spec, dimensions=0)

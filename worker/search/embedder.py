@@ -54,7 +54,7 @@ class Embedder:
         self._label = label
         self._store = context.deps.indexes
         self._verdict = Verdict()
-        self._options = EmbeddingOptions(dimensions=spec.dimensions or None, encoding="base64")
+        self._options = EmbeddingOptions(dimensions=spec.asked or None, encoding="base64")
         self._slots = asyncio.Semaphore(BATCHES)
 
     async def buy(self, wanted: Mapping[bytes, str], told: Callable[[int], None] = lambda done: None) -> Bought:
@@ -210,7 +210,7 @@ async def calibrate(context: JobContext, spec: IndexSpec) -> Calibration:
 async def embed_query(context: JobContext, spec: IndexSpec, query: str) -> Matrix:
     """The vector of a query, of length one: a journaled step. Raises JobError, BudgetExhausted and OverLimit."""
     text, model = spec.query_prefix + query, spec.model
-    call = EmbeddingCall([text], spec.dimensions or None, "base64")
+    call = EmbeddingCall([text], spec.asked or None, "base64")
     (tokens,) = await context.deps.counter.texts(model, [text])
     tries = context.deps.model.discipline.tries(model, alone=True)
     identity = hashlib.sha256(msgspec.json.encode([model, spec.dimensions, text])).digest()
@@ -231,8 +231,12 @@ async def embed_query(context: JobContext, spec: IndexSpec, query: str) -> Matri
         try:
             label = f"embed/{model}"
             journaled, _ = await context.step(label, identity, reserve, make, progress=requests)
-            return _floats([journaled])[0]
+            break
         except JobError as error:
             error.step = error.step or label
             if not await context.try_again(tries, error):
                 raise
+    vector = _floats([journaled])[0]
+    if len(vector) != spec.dimensions:
+        raise BadOutput(f"The model {model} gives {len(vector)} dimensions now; the index has {spec.dimensions}.")
+    return vector

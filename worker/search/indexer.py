@@ -64,6 +64,7 @@ def default_spec(settings: Settings) -> IndexSpec:
         version=0,
         model=settings.embedding_model,
         dimensions=settings.embedding_dimensions,
+        asked=settings.embedding_dimensions,
         chunk_characters=settings.search_chunk_characters,
         document_prefix=settings.search_document_prefix,
         query_prefix=settings.search_query_prefix,
@@ -71,8 +72,8 @@ def default_spec(settings: Settings) -> IndexSpec:
 
 
 def name_of(collection: Collection, spec: IndexSpec) -> IndexName:
-    """The name of a version of a collection's index."""
-    return IndexName(collection.tenant, collection.name, spec.version, spec.dimensions)
+    """The name of a version of a collection's index. Without a model the stored rows have one number, a zero."""
+    return IndexName(collection.tenant, collection.name, spec.version, spec.dimensions or int(not spec.model))
 
 
 class Indexer:
