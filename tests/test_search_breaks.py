@@ -150,7 +150,7 @@ async def test_a_text_that_documents_share_has_its_vector_in_each(make_stack: An
     await model.limits()
     answer = await stack.call("GET", f"/api/documents/{long}")
     assert answer.json["chunks"] >= chunks
-    (key,) = [name for name in await keys_of(stack, long) if name.startswith(f"vectors:") and ":2:" in name]
+    (key,) = [name for name in await keys_of(stack, long) if name.startswith("vectors:") and ":2:" in name]
     content = await stack.client.get(stack.settings.redis_prefix + key)
     count = answer.json["chunks"]
     assert len(content) == count * 68
