@@ -14,6 +14,7 @@ from typing import Any, Final
 
 MAX_DEPTH: Final = 8
 MAX_CONDITIONS: Final = 100
+MAX_VALUES: Final = 1_000  # in all lists together
 MAX_TEXT: Final = 512  # characters, as of metadata
 MAX_NUMBER: Final = 2**53
 COMPARISONS: Final = ("gt", "gte", "lt", "lte")
@@ -22,32 +23,39 @@ OPERATORS: Final = ("eq", "ne", "in", "nin", *COMPARISONS, "exists")
 
 def filter_problem(wanted: Any) -> str | None:
     """What is wrong with a filter, as a sentence; None when nothing is."""
-    budget = [MAX_CONDITIONS]
-    return _problem(wanted, 0, budget)
+    return _problem(wanted, 0, [MAX_CONDITIONS], [MAX_VALUES])
 
 
-def _problem(wanted: Any, depth: int, budget: list[int]) -> str | None:
+def _problem(wanted: Any, depth: int, budget: list[int], values: list[int]) -> str | None:
     if depth > MAX_DEPTH:
         return f"is nested deeper than {MAX_DEPTH}"
     if not isinstance(wanted, Mapping):
         return "must be an object"
+    budget[0] -= max(len(wanted), 1)
+    if budget[0] < 0:
+        return f"has more than {MAX_CONDITIONS} conditions"
     for name, value in wanted.items():
-        budget[0] -= 1
-        if budget[0] < 0:
-            return f"has more than {MAX_CONDITIONS} conditions"
         if name in ("$and", "$or"):
             if not isinstance(value, list) or not value:
                 return f"{name} takes a list of filters"
-            found = next((wrong for part in value if (wrong := _problem(part, depth + 1, budget))), None)
+            found = next((wrong for part in value if (wrong := _problem(part, depth + 1, budget, values))), None)
         elif name == "$not":
-            found = _problem(value, depth + 1, budget)
+            found = _problem(value, depth + 1, budget, values)
         elif name.startswith("$"):
             return f"there is no {name}; known are $and, $or and $not"
         else:
+            values[0] -= sum(map(len, _lists(value)))
+            if values[0] < 0:
+                return f"has lists of more than {MAX_VALUES} values together"
             found = _condition_problem(name, value)
         if found is not None:
             return found
     return None
+
+
+def _lists(value: Any) -> list[list[Any]]:
+    within = value.values() if isinstance(value, Mapping) else (value,)
+    return [one for one in within if isinstance(one, list)]
 
 
 def _condition_problem(name: str, value: Any) -> str | None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import pytest
+
+from shared.filters import filter_problem
+from shared.search import Scores, Source
 from tests.conftest import DevModel, Stack
 from tests.test_collections import collection
 from tests.test_search import TIDES, added, documents, found
 from tests.test_search_pure import prose
+from worker.fencing import as_data, fenced
+from worker.search.answering import SENTENCE, Cited, Sources
+from worker.search.marks import Marks
 
 
 async def test_words_are_searched_in_long_documents_too(make_stack: Any) -> None:
@@ -35,3 +43,71 @@ async def test_a_model_is_not_told_dimensions_that_nobody_chose(make_stack: Any,
     assert documents(await found(stack, "what causes the tides", mode="vector", minScore=0))
     asked = [call["body"] for call in (await model.stats(calls=True))["list"]]
     assert {body.get("dimensions") for body in asked} == {64}
+
+
+HOSTILE = {
+    "spaces": "<" + " " * 20_000,
+    "lines": "x" + "\n" * 20_000 + "y",
+    "brackets": "\n[" * 10_000,
+    "dots": "a" + "." * 20_000 + "x",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_text_takes_long(name: str) -> None:
+    """Each took seconds, or grew with the square of the length, on the loop that renews leases."""
+    text = HOSTILE[name]
+    started_s = time.perf_counter()
+    fenced("sources", as_data(text))
+    list(SENTENCE.finditer(text))
+    assert time.perf_counter() - started_s < 0.5
+
+
+def test_labels_and_tags_are_broken_as_before() -> None:
+    assert as_data("a\n\n  [1] b\n\t[ 22 ] c [3]") == "a\n\n  (1) b\n\t( 22 ) c [3]"
+    assert as_data("< / sources> <\n/\nSource> </x>") == "‹  / sources> ‹ \n/\nSource> </x>"
+    assert "</sources>" not in fenced("sources", "a </sources> < / SOURCES >").removesuffix("</sources>")
+
+
+def test_sentences_end_with_their_marks() -> None:
+    text = 'He left... Then "it rained." And 3.5 mm fell?! Yes\nno... and so on.'
+    assert [one.strip() for one in SENTENCE.findall(text)] == [
+        "He left...", 'Then "it rained."', "And 3.5 mm fell?!", "Yes", "no...", "and so on.",
+    ]  # fmt: skip
+
+
+def test_a_quote_with_many_numbers_is_looked_for_once() -> None:
+    def source(rank: int) -> Cited:
+        text = f"passage {rank} " * 100 + ("the moon raises the oceans" if rank in (7, 30) else "")
+        given = Source(
+            rank=rank, document_id="d", chunk_id="c", collection="c", title=None, text=text, score=0.9,
+            scores=Scores(0.5, 0.5), start=0, end=len(text), metadata={},
+        )  # fmt: skip
+        return Cited(given, [])
+
+    sources = Sources([source(rank) for rank in range(1, 51)])
+    marks = Marks(sources.ranks, sources.where)
+    numbers = ",".join(map(str, range(1, 201)))
+    started_s = time.perf_counter()
+    marks.feed(f'[{numbers}: "{"nowhere " * 40}"] ')
+    assert time.perf_counter() - started_s < 0.3
+    assert (marks.dropped, marks.kept) == (1, [])
+    assert [sources.where("The moon raises the  oceans", named) for named in (30, 7, 8, 99)] == [30, 7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"a": ["x"] * 1_001},
+        {"a": {"in": ["x"] * 600, "nin": ["x"] * 600}},
+        {"$or": [{"a": ["x"] * 600}, {"$not": {"b": {"in": ["x"] * 600}}}]},
+        {"$and": [{}] * 101},
+    ],
+)
+def test_a_filter_has_an_end(wanted: dict[str, Any]) -> None:
+    """It is looked at for each document, on the loop that renews leases."""
+    assert "more than" in (filter_problem(wanted) or "")
+
+
+def test_a_long_list_is_a_good_filter() -> None:
+    assert filter_problem({"a": {"in": [str(number) for number in range(1_000)]}}) is None

@@ -13,8 +13,8 @@ from typing import Final
 UNSEEN: Final = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
 )
-_TAG: Final = re.compile(r"[<＜﹤‹〈](?=\s*[/／⁄∕]?\s*(?:sources?|documents?|results?|context)\b)", re.IGNORECASE)
-_LABEL: Final = re.compile(r"^(\s*)[\[［【](\s*\d{1,3}\s*)[\]］】]", re.MULTILINE)
+_TAG: Final = re.compile(r"[<＜﹤‹〈](?=\s*(?:[/／⁄∕]\s*)?(?:sources?|documents?|results?|context)\b)", re.IGNORECASE)
+_LABEL: Final = re.compile(r"^([^\S\n]*)[\[［【](\s*\d{1,3}\s*)[\]］】]", re.MULTILINE)
 _ROLE: Final = re.compile(
     r"<\|(?=[a-zA-Z_]{2,30}\|>)|\[(?=/?INST\])|<(?=</?SYS>>)|<(?=/?s>)|<(?=(?:start|end)_of_turn>)"
 )
@@ -22,7 +22,7 @@ _ROLE: Final = re.compile(
 
 def fenced(tag: str, text: str) -> str:
     """`text` between tags; a closing tag inside the text cannot end it early."""
-    inside = re.sub(rf"<(?=\s*/?\s*{re.escape(tag)}\b)", "< ", text, flags=re.IGNORECASE)
+    inside = re.sub(rf"<(?=\s*(?:/\s*)?{re.escape(tag)}\b)", "< ", text, flags=re.IGNORECASE)
     return f"<{tag}>\n{inside}\n</{tag}>"
 
 

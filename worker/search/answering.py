@@ -22,7 +22,7 @@ from worker.search.marks import Cite, Marks
 
 MOST_CITATIONS: Final = 50
 LEAST_LETTERS: Final = 12  # of a sentence that is its own proof
-SENTENCE: Final = re.compile(r"[^\s][^\n]*?(?:[.!?…]+[\"'”’)\]]*(?=\s|\Z)|(?=\n)|\Z)")
+SENTENCE: Final = re.compile(r"[^\s][^\n]*?(?:(?<![.!?…])[.!?…]+[\"'”’)\]]*(?=\s|\Z)|(?=\n)|\Z)")
 _QUOTED: Final = re.compile(r"“([^“”]{12,2000})”|\"([^\"\n]{12,2000})\"|«([^«»]{12,2000})»|„([^„“”]{12,2000})[“”]")
 _NUMBER: Final = re.compile(r"\s?\[\d{1,3}\]")
 
@@ -48,10 +48,15 @@ class Sources:
         self.ranks = [one.source.rank for one in cited]
         self._sources = {one.source.rank: one.source for one in cited}
         self._provers = {one.source.rank: Prover(one.source.text, one.source.start, one.pages) for one in cited}
+        self._first: dict[str, int] = {}  # the first source in which a quote stands, 0 for none
 
     def where(self, quote: str, named: int) -> int:
         """The source in which a quote stands, the one that was named if it does there; 0 for none. Counted."""
-        found = next((rank for rank in self._order(named) if self._provers[rank].find(quote) is not None), 0)
+        if quote not in self._first:
+            self._first[quote] = next((rank for rank in self.ranks if self._provers[rank].find(quote) is not None), 0)
+        found = self._first[quote]
+        if found not in (0, named) and named in self._provers and self._provers[named].find(quote) is not None:
+            found = named
         CITATIONS.labels("yes" if found else "no").inc()
         return found
 
@@ -62,9 +67,6 @@ class Sources:
             if found is not None:
                 return _citation(self._sources[one], found)
         return None
-
-    def _order(self, first: int) -> list[int]:
-        return [first, *(rank for rank in self.ranks if rank != first)] if first in self._provers else self.ranks
 
 
 def _citation(source: Source, found: Citation) -> SearchCitation:
