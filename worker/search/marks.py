@@ -17,16 +17,19 @@ import msgspec
 HELD: Final = 1_200  # characters of what may become a mark; longer ones are none
 REMOVED: Final = "(link removed)"
 
-_NUMBERS = r"(?:sources?|quellen?|docs?|documents?|passages?)?\s{0,2}#?(\d{1,3}(?:\s*[,;&]\s*\d{1,3})*)"
+_NUMBERS = r"(?:sources?|quellen?|docs?|documents?|passages?)?\s{0,2}#?(\d{1,3}(?:\s*[-–,;&]\s*\d{1,3})*)"
 _MARK: Final = re.compile(
     rf"[\[【]\s{{0,2}}{_NUMBERS}\s{{0,2}}(?:[:,;†]\s*[\"“”„«‘’'](.+?)[\"“”»‘’']\s{{0,2}})?[\]】]",
     re.IGNORECASE | re.DOTALL,
 )
 # What a mark is before it is whole: its head, or its head and the beginning of a quote.
-_HEAD: Final = re.compile(r"[\[【]\s{0,2}(?:[a-z]{0,9}\s{0,2}#?)?(?:\d[\d\s,;&]*)?", re.IGNORECASE)
+_HEAD: Final = re.compile(r"[\[【]\s{0,2}(?:[a-z]{0,9}\s{0,2}#?)?(?:\d[-–\d\s,;&]*)?", re.IGNORECASE)
 _QUOTING: Final = re.compile(rf"[\[【]\s{{0,2}}{_NUMBERS}\s{{0,2}}[:,;†]\s*(?:[\"“”„«‘’']|\Z)", re.IGNORECASE)
-_LINK: Final = re.compile(r"\[([^\[\]\n]{0,300})\](?:\(([^()\n]{0,800})\)|:[ \t]*(https?://\S{1,800})(?=\s))")
-_LINKING: Final = re.compile(r"\[[^\[\]\n]{0,300}(?:\Z|\](?:\Z|\([^()\n]{0,800}\Z|:[ \t]{0,3}(?:\Z|h\S{0,800}\Z)))")
+_LINK: Final = re.compile(r"\[([^\[\]\n]{0,300})\]\(([^()\n]{0,800})\)")
+_LINKING: Final = re.compile(r"\[[^\[\]\n]{0,300}(?:\Z|\](?:\Z|\([^()\n]{0,800}\Z))")
+# At the beginning of a line: what `[text]` elsewhere leads to.
+_DEFINED: Final = re.compile(r"\[([^\[\]\n]{0,300})\]:[ \t]*\n?[ \t]*(\S{0,800}[/.:<]\S{0,800})(?=\s|\Z)")
+_DEFINING: Final = re.compile(r"\[[^\[\]\n]{0,300}(?:\Z|\](?:\Z|:[ \t]*(?:\Z|\n?[ \t]*\S{0,800}\Z)))")
 _IMAGE: Final = re.compile(r"!\[([^\[\]]{0,300})\](?:\([^()\n]{0,800}\)|\[[^\[\]\n]{0,100}\])")
 _IMAGING: Final = re.compile(r"!(?:\Z|\[[^\[\]]{0,300}(?:\Z|\](?:\Z|\([^()\n]{0,800}\Z|\[[^\[\]\n]{0,100}\Z)))")
 _ADDRESS: Final = re.compile(
@@ -34,7 +37,16 @@ _ADDRESS: Final = re.compile(
 )
 _SCHEMES: Final = ("http://", "https://", "ftp://", "data:")
 _ENDED: Final = re.compile(r"[\s<>\"'`]")
-_SPECIAL: Final = re.compile(r"[\[【!` hfdHFD]")
+_TAG: Final = re.compile(r"</?([a-zA-Z][a-zA-Z0-9-]{0,20})(?![a-zA-Z0-9-])")
+_TAGGING: Final = re.compile(r"</?(?:[a-zA-Z][a-zA-Z0-9-]{0,20})?\Z")
+# What a page would load, follow, run, or style itself by.
+_LOADING: Final = frozenset(
+    (
+        "a applet area audio base body button embed form frame frameset iframe image img input ins isindex link math "
+        "meta object param picture portal script source style svg table td template track use video xml"
+    ).split()
+)
+_SPECIAL: Final = re.compile(r"[\[【!` <hfdHFD]")
 _AFTER_ADDRESS: Final = ".,;:!?)…"
 
 
@@ -61,6 +73,7 @@ class Marks:
         self._blanks = ""  # before what may be dropped
         self._in_code = False
         self._length = 0
+        self._last = ""  # character that was shown
 
     def feed(self, piece: str) -> str:
         """What can be shown with this piece."""
@@ -96,6 +109,7 @@ class Marks:
         shown = self._blanks + text
         self._blanks = ""
         self._length += len(shown)
+        self._last = shown[-1:] or self._last
         out.append(shown)
 
     def _special(self, text: str, is_whole: bool, out: list[str]) -> int:
@@ -114,11 +128,13 @@ class Marks:
             return used
         if first in "hfdHFD":
             return self._address(text, is_whole, out)
+        if first == "<":
+            return self._tag(text, is_whole, out)
+        if first == "!":  # in code too: what is code is for a page to say
+            return self._replaced(_IMAGE, _IMAGING, text, is_whole, out)
         if self._in_code:
             self._show(first, out)
             return 1
-        if first == "!":
-            return self._replaced(_IMAGE, _IMAGING, text, is_whole, out)
         match = _MARK.match(text)
         if match is not None and not any(map(int, re.findall(r"\d+", match[1]))):
             match = None  # [0]: an index
@@ -130,6 +146,12 @@ class Marks:
             return 0
         if match is None and not is_whole and _may_be_mark(text):
             return 0
+        if self._last in ("", "\n"):
+            if not is_whole and _DEFINING.match(text):
+                return 0
+            if (defined := _DEFINED.match(text)) is not None and not self._may_show(defined[2].strip("<>")):
+                self._show(defined[1], out)
+                return defined.end()
         return self._replaced(_LINK, _LINKING, text, is_whole, out)
 
     def _mark(self, match: re.Match[str], out: list[str]) -> None:
@@ -157,10 +179,11 @@ class Marks:
         if match is None:
             if not is_whole and part.match(text):
                 return 0
-            self._show(text[0], out)
+            # Too long to be looked at, but perhaps an image all the same: with a blank in it it is none.
+            self._show("! " if text.startswith("![") else text[0], out)
             return 1
-        address = next((group for group in match.groups()[1:] if group), None)
-        if whole is _LINK and address is not None and self._may_show(address.split()[0] if address.split() else ""):
+        address = match[2] if whole is _LINK else None
+        if address is not None and self._may_show(address.split()[0] if address.split() else ""):
             self._show(match[0], out)
         else:
             self._show(match[1], out)
@@ -182,6 +205,17 @@ class Marks:
         address = _bare(match[0])
         self._show(address if self._may_show(address) else REMOVED, out)
         return len(address)
+
+    def _tag(self, text: str, is_whole: bool, out: list[str]) -> int:
+        """A tag that would load or lead somewhere is none with a blank in it."""
+        if not is_whole and _TAGGING.match(text):
+            return 0
+        match = _TAG.match(text)
+        tag = match[1].lower() if match is not None else ""
+        # Any tag with attributes may load by its style.
+        is_told = bool(tag) and match is not None and text[match.end() : match.end() + 1] not in ("", ">")
+        self._show("< " if tag in _LOADING or is_told else "<", out)
+        return 1
 
     def _may_show(self, address: str) -> bool:
         return _bare(address) in self._addresses or address.startswith("#")
