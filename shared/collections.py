@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from shared.jobs import Output
+from shared.settings import Settings
 from shared.specs import ShortText, Wire
 
 EXACT: Final = "redis-exact"
@@ -64,6 +65,19 @@ class IndexSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 def _marks(named: list[Any]) -> str:
     return hashlib.blake2b(msgspec.json.encode(named), digest_size=8).hexdigest()
+
+
+def default_spec(settings: Settings) -> IndexSpec:
+    """How the index of a new collection is made."""
+    return IndexSpec(
+        version=0,
+        model=settings.embedding_model,
+        dimensions=settings.embedding_dimensions,
+        asked=settings.embedding_dimensions,
+        chunk_characters=settings.search_chunk_characters,
+        document_prefix=settings.search_document_prefix,
+        query_prefix=settings.search_query_prefix,
+    )
 
 
 class Entry(msgspec.Struct, frozen=True, rename="camel"):

@@ -56,7 +56,7 @@ class SearchRequest(Wire, frozen=True, kw_only=True):
         if self.version is not None and len(self.collections or ()) != 1:
             raise ValueError("`version` needs `collection`: the one whose index version it is")
         if self.filter is not None and (wrong := filter_problem(self.filter)) is not None:
-            raise ValueError(f"`filter`: {wrong}")
+            raise ValueError(f"`filter` is refused: {wrong}")
 
     @property
     def collections(self) -> list[str] | None:

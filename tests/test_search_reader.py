@@ -11,7 +11,7 @@ from shared.filters import filter_problem
 from shared.search import Scores, Source
 from tests.conftest import DevModel, Stack
 from tests.test_collections import collection
-from tests.test_search import TIDES, added, documents, found
+from tests.test_search import BREAD, TIDES, added, documents, found
 from tests.test_search_pure import prose
 from worker.fencing import as_data, fenced
 from worker.search.answering import SENTENCE, Cited, Sources
@@ -111,3 +111,49 @@ def test_a_filter_has_an_end(wanted: dict[str, Any]) -> None:
 
 def test_a_long_list_is_a_good_filter() -> None:
     assert filter_problem({"a": {"in": [str(number) for number in range(1_000)]}}) is None
+
+
+async def test_a_collection_of_an_earlier_release_can_be_built(make_stack: Any) -> None:
+    """All its documents were stored when there was no index: nothing has made the collection yet."""
+    stack: Stack = await make_stack(workers=("both",), embedding_model="errand-dev-embedding")
+    for fields in ({"collection": "old"}, {}):
+        answer = await stack.call("POST", "/api/documents", {"text": TIDES, "index": False, **fields})
+        await stack.finished(answer.json["jobId"])
+        await stack.client.hdel(stack.keys.document(answer.json["documentId"]), "index", "revision", "next")
+        name = fields.get("collection", "default")
+        assert (await stack.call("GET", f"/api/collections/{name}")).status == 404
+        job = await stack.call("POST", f"/api/collections/{name}/reindex", {})
+        assert (await stack.finished(job.json["jobId"]))["status"] == "complete"
+        assert documents(await found(stack, "what causes the tides", collection=name)) == [answer.json["documentId"]]
+    assert (await stack.call("POST", "/api/collections/none/reindex", {})).status == 404
+
+
+async def test_collections_are_listed_page_by_page(make_stack: Any) -> None:
+    stack: Stack = await make_stack(workers=("both",), embedding_model="errand-dev-embedding")
+    names = ["a&b / ü", "c?d", "plain"]
+    for name in names:
+        await added(stack, TIDES, collection=name)
+    path, listed = "/api/collections?limit=1", []
+    while path:
+        page = await stack.call("GET", path)
+        listed += [one["name"] for one in page.json["data"]]
+        cursor = page.json["next"]
+        assert cursor is None or cursor.replace("-", "").replace("_", "").isalnum()
+        path = f"/api/collections?limit=1&after={cursor}" if page.json["hasMore"] else ""
+    assert listed == names
+    assert (await stack.call("GET", "/api/collections?after=%25")).status == 422
+
+
+async def test_a_wrong_filter_is_named(edge: Stack) -> None:
+    posted = await edge.call("POST", "/api/search", {"q": "x", "filter": {"a": {"foo": 1}}})
+    assert posted.json["errors"][0]["path"] == "$.filter", posted.text
+    asked = await edge.call("GET", "/api/search?q=x&filter.$foo=1")
+    assert asked.json["errors"][0]["path"] == "?filter", asked.text
+
+
+async def test_a_file_that_became_a_text_has_no_file_name(make_stack: Any) -> None:
+    stack: Stack = await make_stack(workers=("both",), embedding_model="errand-dev-embedding")
+    document_id = await added(stack, TIDES)
+    answer = await stack.call("PUT", f"/api/documents/{document_id}", {"text": BREAD})
+    assert (await stack.finished(answer.json["jobId"]))["status"] == "complete"
+    assert (await stack.call("GET", f"/api/documents/{document_id}")).json["filename"] is None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+
 import msgspec
 from aiohttp import web
 
 from api.admission import record_of, timing_of
 from api.handlers.jobs import first_view
-from api.keys import INDEXES, JOBS, PRICES, PRINCIPAL, SETTINGS, STANDING
+from api.keys import DOCUMENTS, INDEXES, JOBS, PRICES, PRINCIPAL, SETTINGS, STANDING
 from api.pinning import NOTHING
-from api.wire import answer, idempotency, page_answer, page_size, query, read_json
-from shared.collections import Reindex
+from api.wire import answer, idempotency, invalid, page_answer, page_size, query, read_json
+from shared.collections import Reindex, default_spec
 from shared.errors import RefusedError
 from shared.metrics import JOBS_ADMITTED
 from shared.specs import ReindexInput, ReindexJob
@@ -23,9 +26,18 @@ async def list_collections(request: web.Request) -> web.Response:
     """GET /api/collections."""
     parameters = query(request, ("limit", "after"))
     tenant, store = request[PRINCIPAL].tenant, request.app[INDEXES]
-    names, more = await store.names(tenant, limit=page_size(parameters), after=parameters.get("after"))
-    found = [await store.collection(tenant, name) for name in names]
-    return page_answer(request, [one.view for one in found if one is not None], names[-1] if more else None)
+    after = _name_of(parameters["after"]) if "after" in parameters else None
+    names, more = await store.names(tenant, limit=page_size(parameters), after=after)
+    found = await asyncio.gather(*(store.collection(tenant, name) for name in names))
+    cursor = base64.urlsafe_b64encode(names[-1].encode()).decode().rstrip("=") if more else None
+    return page_answer(request, [one.view for one in found if one is not None], cursor)
+
+
+def _name_of(cursor: str) -> str:
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except ValueError:
+        raise invalid("?after", "is no cursor of this list") from None
 
 
 async def show(request: web.Request) -> web.Response:
@@ -42,11 +54,20 @@ async def _collection(request: web.Request) -> Collection:
     return found
 
 
+async def _made(request: web.Request) -> Collection:
+    """The collection; made now where its documents are all of a release without search."""
+    tenant, name = request[PRINCIPAL].tenant, request.match_info["name"]
+    known = await request.app[INDEXES].collection(tenant, name)
+    if known is None and (await request.app[DOCUMENTS].ready(tenant, collection=name, limit=1))[0]:
+        await request.app[INDEXES].open(tenant, name, default_spec(request.app[SETTINGS]))
+    return await _collection(request)
+
+
 async def reindex(request: web.Request) -> web.Response:
     """POST /api/collections/{name}/reindex: a further version of the index, built beside the one that answers."""
     query(request, ())
     wanted, body = await read_json(request, Reindex)
-    collection = await _collection(request)
+    collection = await _made(request)
     named = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
     asked = collection.spec.asked if wanted.model in (None, collection.spec.model) else 0
     named["asked"] = wanted.dimensions or asked

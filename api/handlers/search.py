@@ -13,6 +13,7 @@ from api.keys import JOBS, PRINCIPAL, REDIS, SETTINGS
 from api.pinning import NOTHING
 from api.search import SearchReader
 from api.wire import answer, asks_for_stream, idempotency, invalid, query, read_body, read_json
+from shared.codec import explain
 from shared.errors import RefusedError
 from shared.ids import new_id
 from shared.jobs import usage_of
@@ -84,8 +85,8 @@ def _from_address(parameters: dict[str, str]) -> SearchRequest:
     try:
         return msgspec.convert(wanted, SearchRequest, strict=False)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
-        raise invalid(f"?{path.strip('.`')}" if path else "?", what) from None
+        path, message = explain(error)
+        raise invalid(f"?{path.lstrip('$.')}", message) from None
 
 
 async def _search(request: web.Request, wanted: SearchRequest, body: bytes) -> web.StreamResponse:

@@ -14,6 +14,7 @@ from shared.ids import is_id
 from shared.jobs import FINAL, JobStatus
 from shared.keys import Keys
 from shared.redis import Redis
+from shared.search import DEFAULT_COLLECTION
 from shared.stores.jobs import Companion
 from shared.stores.records import Fields, RecordsStore
 
@@ -98,7 +99,8 @@ class DocumentsStore(RecordsStore):
                     pipe.hmget(self.keys.document(document_id), ["status", "collection", "characters"])
                 rows = await pipe.execute()
             for document_id, (status, named, characters) in zip(ids, rows, strict=True):
-                if status != b"ready" or (collection is not None and named != collection.encode()):
+                where = named.decode() if named else DEFAULT_COLLECTION
+                if status != b"ready" or collection not in (None, where):
                     continue
                 if len(found) == limit:
                     return found, True
@@ -173,7 +175,7 @@ def document_view(row: Fields) -> DocumentView:
         document_id=row["id"],
         job_id=row.get("job_id"),
         title=row.get("title") or row.get("found_title"),
-        filename=row.get("filename"),
+        filename=row.get("filename") or None,
         collection=row.get("collection"),
         metadata=msgspec.json.decode(row.get("metadata", "{}"), type=dict[str, str]),
         media_type=row.get("media_type"),

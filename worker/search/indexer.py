@@ -12,11 +12,10 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from shared.collections import EXACT, Calibration, Entry, IndexSpec
+from shared.collections import EXACT, Calibration, Entry, IndexSpec, default_spec
 from shared.documents import Extracted
 from shared.errors import BlobsUnavailableError, InternalError, InvalidInput, RefusedError, UpstreamRefused
 from shared.search import DEFAULT_COLLECTION
-from shared.settings import Settings
 from shared.stores.indexes import Collection, VersionSwitchedError, digests_of
 from worker.context import JobContext
 from worker.search.chunks import Chunk, cut
@@ -56,19 +55,6 @@ class Indexed(msgspec.Struct, frozen=True):
 def collection_of(row: Mapping[str, str]) -> str:
     """The collection of a document's record."""
     return row.get("collection") or DEFAULT_COLLECTION
-
-
-def default_spec(settings: Settings) -> IndexSpec:
-    """How the index of a new collection is made."""
-    return IndexSpec(
-        version=0,
-        model=settings.embedding_model,
-        dimensions=settings.embedding_dimensions,
-        asked=settings.embedding_dimensions,
-        chunk_characters=settings.search_chunk_characters,
-        document_prefix=settings.search_document_prefix,
-        query_prefix=settings.search_query_prefix,
-    )
 
 
 def name_of(collection: Collection, spec: IndexSpec) -> IndexName:

@@ -58,8 +58,11 @@ async def ingest(spec: IngestInput, context: JobContext) -> IngestResult:
     if row.get("index") == "false":
         context.report.progress(1.0, "extract", f"Read {len(extracted.text)} characters")
         return IngestResult(spec.document_id, 0, extracted.skipped)
+    revision = int(row.get("revision", "0"))
     row = await library.record(tenant, spec.document_id)
-    return await _index(spec.document_id, row, extracted, title, int(row.get("revision", "0")), {}, context)
+    if int(row.get("revision", "0")) != revision:
+        raise InvalidInput("A newer content of the document was indexed meanwhile; this one is not needed.")
+    return await _index(spec.document_id, row, extracted, title, revision, {}, context)
 
 
 async def _index(

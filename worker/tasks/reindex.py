@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from shared.collections import VSET, IndexSpec
+from shared.collections import VSET, IndexSpec, default_spec
 from shared.documents import DocumentStatus
 from shared.errors import InternalError, InvalidInput, JobError, LeaseLostError, OverLimit, RefusedError
 from shared.jobs import Output
@@ -20,7 +20,7 @@ from shared.stores.indexes import Collection, SupersededError, Switched
 from shared.stores.records import Fields
 from worker.context import JobContext
 from worker.search.embedder import first_of
-from worker.search.indexer import Document, Indexer, collection_of, default_spec
+from worker.search.indexer import Document, Indexer, collection_of
 from worker.search.vset import has_vector_sets
 
 AT_ONCE: Final = 8  # documents that are worked on at a time
@@ -152,11 +152,13 @@ class _Run:
     async def _one(self, document_id: str, collection: Collection, target: IndexSpec) -> None:
         library = self._context.deps.library
         try:
-            row: Fields = await library.record(self._tenant, document_id)
+            before: Fields = await library.record(self._tenant, document_id)
             extracted, title = await library.load(self._tenant, document_id)
             row = await library.record(self._tenant, document_id)
         except InvalidInput:
             return  # deleted meanwhile
+        if row.get("revision") != before.get("revision"):
+            return  # the text may be that of either content; the switch will miss the document
         document = Document(
             document_id=document_id,
             revision=int(row.get("revision", "0")),
