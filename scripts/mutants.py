@@ -376,7 +376,7 @@ MUTANTS = (
     Mutant("zero-is-near", "worker/search/ranker.py", "np.where(segment.has_vector, segment.matrix @ query, np.nan)", "segment.matrix @ query", "test_search", "refused_chunk"),
     Mutant("dead-found", "worker/search/segment.py", "other.alive[document.first : document.first + document.count] = False", "pass", "test_search", "two_workers_find"),
     Mutant("rows-shifted", "worker/search/segment.py", "rows.append(to[segment._postings.rows[keep]].astype(np.uint32))", "rows.append(segment._postings.rows[keep])", "test_search_pure", "merged_segment"),
-    Mutant("filter-ignored", "worker/search/searcher.py", "return segment.allowed(fits)", "return None", "test_search", "filters_and_collections"),
+    Mutant("filter-ignored", "worker/search/searcher.py", "matches(wanted, one.entry.metadata) for place", "True for place", "test_search", "filters_and_collections"),
     Mutant("least-ignored", "worker/tasks/search.py", "if one.score < self._min_score:", "if False:", "test_search", "below_min_score"),
     Mutant("degraded-silently", "worker/search/searcher.py", 'self._warnings.append(f"The embedding model did not answer', 'str(f"The embedding model did not answer', "test_search", "without_the_embedding_model"),
     Mutant("forged-source", "worker/search/marks.py", "if number in self._sources and number not in kept:", "if number not in kept:", "test_answering", "what_is_shown or proven"),
