@@ -377,3 +377,13 @@ async def test_a_deleted_tenant_leaves_no_key(stack: Stack, model: DevModel) -> 
     await stack.finished(answer.json["jobId"])
     left = await keys_of(stack, tenant)
     assert {name.split(":")[0] for name in left} <= {"audit", "job", "log", "journal"}, left
+
+
+async def test_the_log_tells_how_a_search_ended_not_its_first_attempt(stack: Stack, model: DevModel) -> None:
+    await added(stack, TIDES)
+    await model.faults({"kind": "status", "status": 500, "path": "chat", "times": 1})
+    answer = await stack.call("POST", "/api/search", {"q": "what causes the tides"})
+    assert answer.status == 200, answer.text
+    (logged,) = (await stack.call("GET", "/api/search/log")).json["data"]
+    assert "error" not in logged
+    assert logged["answer"]["text"] == answer.json["answer"]["text"]

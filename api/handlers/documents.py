@@ -58,7 +58,7 @@ async def replace(request: web.Request) -> web.Response:
     row = await _record(request)
     if row.get("media_type") == MEDIA_TYPE or row.get("index") == "false":
         raise RefusedError("conflict", "The document is not searched; delete it, and store the other one.")
-    revision = await request.app[DOCUMENTS].next_revision(row["id"])
+    revision = await request.app[DOCUMENTS].next_revision(request[PRINCIPAL].tenant, row["id"])
     blob = f"files/{request[PRINCIPAL].tenant}/{row['id']}.{revision}"
     async with _taken(request, blob) as taken:
         stored, fields, body = await _read(request, blob, DocumentSource)

@@ -11,10 +11,10 @@ local bound = id_at(math.max(0, now - a.retention_ms))
 for _, id in ipairs(older(SEARCHES, bound, a.trim)) do forget(id) end
 local tenant = redis.call('HMGET', KEYS[2], 'id', 'deleting')
 if not a.search or not tenant[1] or tenant[2] or a.at_ms + a.retention_ms <= now then return {'over'} end
--- One that was cancelled may have been handed to another worker, which comes to its end.
-local there = redis.call('HMGET', KEYS[1], 'tenant', 'cancelled')
+-- One that failed or was cancelled may have had a further attempt, which comes to another end.
+local there = redis.call('HMGET', KEYS[1], 'tenant', 'failed')
 if there[1] and not there[2] then return {'ok'} end
-redis.call('HDEL', KEYS[1], 'cancelled')
+redis.call('HDEL', KEYS[1], 'failed')
 local gone = {'gone'}
 for _, document in ipairs(a.documents) do
   if redis.call('HGET', P .. 'doc:' .. document, 'tenant') ~= a.tenant then gone[#gone + 1] = document end

@@ -159,9 +159,12 @@ class DocumentsStore(RecordsStore):
                     yield {name.decode(): value.decode() for name, value in row.items()}
             after = ids[-1] if ids else None
 
-    async def next_revision(self, document_id: str) -> int:
-        """A number for the document's next content; gaps do no harm."""
-        return int(await self.client.pipe.execute("HINCRBY", self.keys.document(document_id), "next", 1))
+    async def next_revision(self, tenant: str, document_id: str) -> int:
+        """A number for the document's next content; gaps do no harm. Raises RefusedError `not_found`."""
+        reply = await self.scripts.run("next_revision", [self.keys.document(document_id)], tenant=tenant)
+        if not int(reply):
+            raise RefusedError("not_found", f"There is no document {document_id[:64]!r}.")
+        return int(reply)
 
     async def _update(self, document_id: str, fields: Fields) -> bool:
         return int(await self.scripts.run("update", [self.keys.document(document_id)], fields=fields)) == 1

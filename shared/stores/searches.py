@@ -67,7 +67,7 @@ class SearchesStore:
                 "record": msgspec.json.encode(record).decode(),
                 "head": msgspec.json.encode(head_of(record)).decode(),
                 "job": record.job_id,
-                **({"cancelled": "1"} if record.error == "cancelled" else {}),
+                **({"failed": "1"} if record.error is not msgspec.UNSET else {}),
             }
             reply = await self._scripts.run(
                 "search_write",
