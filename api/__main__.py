@@ -15,13 +15,16 @@ from pathlib import Path
 from aiohttp import web
 
 from api.app import create_app
-from api.keys import TENANTS
+from api.keys import DOORS, TENANTS
 from api.server import EdgeRunner
+from shared import tracing
 from shared.errors import ConfigurationError
 from shared.ids import new_api_key
 from shared.log import configure, get_logger
+from shared.metrics import count_tasks
 from shared.redis import OUTAGE, connect, redis_now_ms, wait_until_durable
 from shared.settings import Settings
+from shared.stores.schema import require_readable
 
 log = get_logger()
 
@@ -67,7 +70,9 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    count_tasks(asyncio.get_running_loop())
     found = await wait_until_durable(settings.redis_url, allow_volatile=settings.allow_volatile)
+    await require_readable(settings)
     for text in (*found.unknown, *found.wrong):
         log.warning("redis.durability_doubted", detail=text)
     app = create_app(settings)
@@ -82,7 +87,7 @@ async def serve(settings: Settings) -> None:
                 log.warning("start.waits_for_redis", error=str(error))
             warned = True
             await asyncio.sleep(0.5)
-    runner = EdgeRunner(app, header_seconds=settings.body_seconds, shutdown_timeout=SHUTDOWN_S)
+    runner = EdgeRunner(app, settings, shutdown_timeout=SHUTDOWN_S, doors=app[DOORS])
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
@@ -130,6 +135,11 @@ def main() -> int:
         sys.stderr.write(f"errand: {error}\n")
         return 2
     configure(settings.log_format, settings.log_level, "api")
+    try:
+        tracing.configure(settings, "api")
+    except ConfigurationError as error:
+        sys.stderr.write(f"errand: {error}\n")
+        return 2
     open_files = raise_open_files()
     if open_files < FEW_FILES:
         log.warning("open_files.few", limit=open_files, detail="each stream needs one; raise it with ulimit -n")
@@ -144,6 +154,8 @@ def main() -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"errand: {error}\n")
         return 2
+    finally:
+        tracing.close(tracing.CLOSE_S)
     return 0
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
+from api.hooks import hook_of, hook_view
 from api.pinning import NOTHING, Chosen
 from shared.clock import rfc3339, to_ms
 from shared.jobs import Eta, JobStatus, JobView, PromptView, QueueView, UsageView, links_of, prompt_of
@@ -47,7 +49,6 @@ def model_of(job: Submission, settings: Settings, of_prompt: str | None = None) 
 def record_of(
     job: Submission,
     settings: Settings,
-    traceparent: str | None,
     *,
     grace_ms: int | None = None,
     size_bytes: int = 0,
@@ -58,6 +59,9 @@ def record_of(
     """The first fields of a job's record; absent ones are left out. All values are text or integers. With `grace_ms`
     the job lives only while somebody listens. `size_bytes` of input are beside the spec; `blobs` die with the job;
     `key` is the API key that it came with; `chosen` are its prompts."""
+    hook = hook_of(job, settings)
+    if job.webhook is not UNSET:
+        job = msgspec.structs.replace(job, webhook=UNSET)
     spec = msgspec.json.encode(job).decode()
     fields: dict[str, Any] = {
         "type": type_of(job),
@@ -72,10 +76,10 @@ def record_of(
         "est": (len(spec) + size_bytes + chosen.characters) // CHARACTERS_PER_TOKEN,
         "user": job.user,
         "token_budget": job.token_budget,
-        "traceparent": traceparent,
         "grace_ms": grace_ms,
         "blobs": blobs,
         "key": key,
+        "hook": hook,
         **prompt_fields(chosen),
     }
     return {name: value for name, value in fields.items() if value is not None}
@@ -147,6 +151,7 @@ def admitted_view(job: Submission, admitted: Admitted, settings: Settings, chose
         finished_at=None,
         expires_at=rfc3339(admitted.due_ms + round(job.expires_in_seconds * 1000)),
         usage=UsageView(),
+        webhook=hook_view(job) or UNSET,
         links=links_of(admitted.job_id, type_of(job)),
     )
 

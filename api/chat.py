@@ -20,6 +20,7 @@ from shared.events import Event, one_line
 from shared.ids import is_id
 from shared.jobs import JobRow, JobStatus, LimitDetail, retry_after_s
 from shared.limits import Why, members_of, rate_refused, retry_headers
+from shared.metrics import STREAM_GAPS
 from shared.problems import PROBLEMS
 
 # A chat that fails before its first text is answered with a status, if that comes so soon; later with an event.
@@ -88,6 +89,7 @@ class Answer:
                 case Closing():
                     self.is_closing = True
                 case Gap():
+                    STREAM_GAPS.inc()
                     self.problem = RefusedError("gone", "The beginning of this answer is not kept any more.")
                 case list():
                     for event in frame if self.has_spoken else _last_run(frame):
@@ -164,7 +166,7 @@ async def answer_stream(
     """
     answer = reader(job_id, after)
     stream = EventStream(request, {**headers, **naming(job_id)})
-    with named(job_id), listening(request, job_id, grace_ms) as complete:
+    with named(job_id), listening(request, job_id, grace_ms, resumed=after > 0) as complete:
         async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:
             text = b""
             # Whoever holds a ticket only reads.

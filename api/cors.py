@@ -13,7 +13,7 @@ from api.keys import SETTINGS
 
 REQUEST_HEADERS: Final = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Last-Event-ID, Prefer, "
-    "Range, traceparent, X-Request-Id"
+    "Range, traceparent, tracestate, X-Request-Id"
 )
 METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
 EXPOSED: Final = (

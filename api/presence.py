@@ -16,6 +16,7 @@ from api.server import EdgeHandler
 from shared.errors import RefusedError
 from shared.log import get_logger
 from shared.redis import OUTAGE
+from shared.scope import apart
 from shared.stores.access import AccessStore, Presented
 from shared.stores.jobs import JobsStore
 from shared.upkeep import Upkeep
@@ -144,7 +145,7 @@ class Audience:
             self._listeners[job_id] -= 1
             if self._listeners[job_id] <= 0:
                 del self._listeners[job_id], self._grace_ms[job_id]
-                task = asyncio.create_task(self._left(job_id, grace_ms), name="listener-left")
+                task = asyncio.create_task(self._left(job_id, grace_ms), name="listener-left", context=apart())
                 self._leaving.add(task)
                 task.add_done_callback(self._leaving.discard)
 

@@ -77,9 +77,9 @@ def problem_answer(error: RefusedError, request_id: str) -> web.Response:
     headers = dict(error.headers)
     if error.code == "unauthenticated":
         headers.setdefault("WWW-Authenticate", 'Bearer realm="errand"')
-    if error.code in ("unavailable", "rate_limited", "queue_full"):
-        headers.setdefault("Retry-After", "1")
     problem = problem_of(error, request_id)
+    if problem.status in (429, 503):
+        headers.setdefault("Retry-After", "1")
     return web.Response(
         body=msgspec.json.encode(problem),
         status=problem.status,

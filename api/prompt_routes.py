@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
 
 from api.handlers import experiments, prompt_lists, prompts, rendering
-from api.route import IDEMPOTENCY, LIST, Page, Route
+from api.route import IDEMPOTENCY, LIST, Day, EntryPlace, Page, Parameter, Route, list_of, whole
 from api.route import in_header as _h
 from api.route import in_query as _q
 from shared.audit import AuditEntry
 from shared.diff import PromptDiff
 from shared.experiments import ExperimentDraft, ExperimentView, Promotion, StatsRow
 from shared.prompts import (
+    MAX_VERSIONS,
     LabelList,
     LabelMove,
     LabelView,
@@ -27,10 +31,22 @@ from shared.prompts import (
 from shared.tenants import Scope
 
 BODY: Final = ("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "request_timeout")
-SHARED_TO_READ: Final = _q("shared", "`true`: the prompt that every tenant has, also where you have one of its name")
-SHARED_TO_CHANGE: Final = _q("shared", "`true`: the prompt that every tenant has; needs the scope `admin`")
+SHARED_TO_READ: Final = _q(
+    "shared", "`true`: the prompt that every tenant has, also where you have one of its name", bool
+)
+SHARED_TO_CHANGE: Final = _q("shared", "`true`: the prompt that every tenant has; needs the scope `admin`", bool)
 IF_MATCH: Final = _h("If-Match", "the ETag of the label as you know it, or `*`: it must exist")
+VERSION: Final = whole(1, MAX_VERSIONS)
+STAR: Final = Literal["*"]
 PROMPT: Final = "/api/prompts/{name}"
+Either = Annotated[
+    str, Meta(max_length=64, pattern=r"^([1-9][0-9]{0,3}|[a-z][a-z0-9._-]*|[0-9]+[a-z._-][a-z0-9._-]*)$")
+]
+
+
+def _after(form: str) -> Parameter:
+    return msgspec.structs.replace(LIST[1], kind=Annotated[str, Meta(pattern=f"^{form}$")])
+
 
 PROMPT_ROUTES: Final[tuple[Route, ...]] = (
     Route(
@@ -44,9 +60,11 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
         {200: ("One page: yours, and the shared ones of whose name you have none. With filters it may be short though "
                "there are more.", Page(PromptRow))},
         parameters=(
-            *LIST, _q("prefix", "only those in this folder, for example `errand` or `team/support`"),
+            LIST[0], _after(r"[0-9]{1,15}\.[A-Za-z0-9._~-]{1,128}"),
+            _q("prefix", "only those in this folder, for example `errand` or `team/support`"),
             _q("search", "only those with this text in name or description, in whatever case"),
-            _q("label", "only those that have this label"), _q("shared", "`true`: only the shared ones, all of them"),
+            _q("label", "only those that have this label"),
+            _q("shared", "`true`: only the shared ones, all of them", bool),
         ),
         problems=("invalid_request",),
     ),
@@ -54,8 +72,9 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
         "GET", PROMPT, prompts.show, "Read a version of a prompt (a `/` in its name is `%2F` here)", Scope.PROMPTS,
         {200: ("That version, or where the label points; without either where `production` does.", VersionView),
          304: ("Unchanged.", None)},
-        parameters=(_q("label", "a label; `latest` is the newest version"), _q("version", "the number of a version"),
-                    SHARED_TO_READ, _h("If-None-Match", "the ETag of an earlier answer")),
+        parameters=(_q("label", "a label; `latest` is the newest version"),
+                    _q("version", "the number of a version", VERSION), SHARED_TO_READ,
+                    _h("If-None-Match", "the ETag of an earlier answer")),
         problems=("invalid_request", "not_found"),
     ),
     Route(
@@ -71,7 +90,8 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET", f"{PROMPT}/versions", prompt_lists.list_versions, "List a prompt's versions, newest first",
-        Scope.PROMPTS, {200: ("One page, without the texts.", Page(VersionRow))}, parameters=(*LIST, SHARED_TO_READ),
+        Scope.PROMPTS, {200: ("One page, without the texts.", Page(VersionRow))},
+        parameters=(LIST[0], msgspec.structs.replace(LIST[1], kind=whole(1, MAX_VERSIONS + 1)), SHARED_TO_READ),
         problems=("invalid_request", "not_found"),
     ),
     Route(
@@ -87,7 +107,7 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
         "PUT", f"{PROMPT}/labels/{{label}}", prompts.move_label,
         "Point a label at a version; a protected one with the scope `promote` only", Scope.PROMPTS,
         {200: ("The label; every process uses it within a second.", LabelView)}, body=LabelMove,
-        parameters=(IF_MATCH, _h("If-None-Match", "`*`: the label must not exist"), SHARED_TO_CHANGE),
+        parameters=(IF_MATCH, _h("If-None-Match", "`*`: the label must not exist", STAR), SHARED_TO_CHANGE),
         problems=(*BODY, "not_found", "conflict", "precondition_failed"),
     ),
     Route(
@@ -104,12 +124,14 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", f"{PROMPT}/diff", prompts.compare, "What differs between two versions, word by word", Scope.PROMPTS,
         {200: ("The messages that differ, and what else does.", PromptDiff)},
-        parameters=(_q("from", "the number of a version, or a label"), _q("to", "likewise"), SHARED_TO_READ),
+        parameters=(_q("from", "the number of a version, or a label", Either, required=True),
+                    _q("to", "likewise", Either, required=True), SHARED_TO_READ),
         problems=("invalid_request", "not_found"),
     ),
     Route(
         "GET", f"{PROMPT}/audit", prompt_lists.history, "Who changed a prompt, newest first", Scope.PROMPTS,
-        {200: ("One page.", Page(AuditEntry))}, parameters=(*LIST, SHARED_TO_READ),
+        {200: ("One page.", Page(AuditEntry))},
+        parameters=(LIST[0], msgspec.structs.replace(LIST[1], kind=EntryPlace), SHARED_TO_READ),
         problems=("invalid_request", "not_found"),
     ),
     Route(
@@ -120,13 +142,16 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", f"{PROMPT}/stats", experiments.stats, "Figures of each version, by day", Scope.PROMPTS,
         {200: ("Newest day first.", Page(StatsRow))},
-        parameters=(_q("from", "the first UTC day; by default 30 days"), _q("to", "the last, by default today"),
-                    _q("version", "of this version only"), *LIST, SHARED_TO_READ),
+        parameters=(_q("from", "the first UTC day; by default 30 days", Day),
+                    _q("to", "the last, by default today", Day),
+                    _q("version", "of this version only", VERSION), LIST[0],
+                    _after(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\.[1-9][0-9]{0,8}"), SHARED_TO_READ),
         problems=("not_found", "invalid_request"),
     ),
     Route(
         "GET", f"{PROMPT}/experiments", experiments.list_all, "Experiments that run and that are over",
-        Scope.PROMPTS, {200: ("Newest first.", Page(ExperimentView))}, parameters=(*LIST, SHARED_TO_READ),
+        Scope.PROMPTS, {200: ("Newest first.", Page(ExperimentView))},
+        parameters=(*list_of("exp"), SHARED_TO_READ),
         problems=("invalid_request", "not_found"),
     ),
     Route(
@@ -135,7 +160,7 @@ PROMPT_ROUTES: Final[tuple[Route, ...]] = (
         {200: ("The experiment.", ExperimentView)}, body=ExperimentDraft,
         parameters=(
             _h("If-Match", "the ETag of the experiment: change it only if it is still that"),
-            _h("If-None-Match", "`*`: only if none runs"), SHARED_TO_CHANGE,
+            _h("If-None-Match", "`*`: only if none runs", STAR), SHARED_TO_CHANGE,
         ),
         problems=(*BODY, "not_found", "conflict", "precondition_failed"),
     ),

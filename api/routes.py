@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, Literal
 
+import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from api.auth import authenticate, redeem, refuse_key_in_address, require
-from api.handlers import admin, books, chat, documents, erasure, jobs, judging, ops, output, usage
+from api.handlers import admin, books, chat, diagnosis, documents, erasure, jobs, judging, ops, output, usage
 from api.keys import PRINCIPAL
 from api.problems import problem_page
 from api.prompt_routes import PROMPT_ROUTES
-from api.route import IDEMPOTENCY, LIST, WAIT, Handler, Page, Route
+from api.route import (
+    IDEMPOTENCY,
+    LIST,
+    WAIT,
+    Day,
+    EntryPlace,
+    EventNumber,
+    Handler,
+    Moment,
+    Page,
+    Place,
+    Route,
+    Text,
+    id_of,
+    list_of,
+    whole,
+)
 from api.route import in_header as _h
 from api.route import in_query as _q
 from api.search_routes import SEARCH_ROUTES
+from api.webhook_routes import WEBHOOK_ROUTES
 from api.websocket import socket
-from shared.audit import AuditEntry
+from shared.audit import Action, AuditEntry
 from shared.batch import MEDIA_TYPE
 from shared.books import BooksReport
 from shared.collections import DocumentDeleted
-from shared.documents import DocumentAccepted, DocumentPatch, DocumentSource, DocumentView, NewTextDocument
-from shared.jobs import JobView
+from shared.diagnosis.findings import Diagnosis
+from shared.documents import (
+    DocumentAccepted,
+    DocumentPatch,
+    DocumentSource,
+    DocumentStatus,
+    DocumentView,
+    NewTextDocument,
+)
+from shared.ids import ULID
+from shared.jobs import JobStatus, JobView
 from shared.limit_rows import LimitsView
-from shared.specs import PublicJob
+from shared.scope import note
+from shared.specs import JOB_TYPES, Priority, PublicJob, ShortText
 from shared.tenants import KeyPatch, KeyView, NewKey, NewTenant, Rotation, Scope, TenantPatch, TenantView
-from shared.usage import UsageRow
+from shared.usage import Group, Order, UsageRow
 
 SOCKET_PATH = "/api/ws"
+_GROUP = "|".join(Group)
+Groups = Annotated[str, Meta(pattern=f"^(({_GROUP})(,({_GROUP}))*)?$")]
 RESUME = (
-    _h("Last-Event-ID", "resume after this event number"),
-    _q("after", "the same, for clients without headers"),
+    _h("Last-Event-ID", "resume after this event number", Annotated[str, Meta(pattern="^[0-9]{0,15}$")]),
+    _q("after", "the same, for clients without headers", EventNumber),
 )
 
-PLACE = _h("Last-Event-ID", "the `id` of the last frame that came: resumes that chat, and starts none")
+PLACE = _h("Last-Event-ID", "the `id` of the last frame that came: resumes that chat, and starts none", Place)
 TICKET = _q("ticket", "from `stream-ticket`, in place of a key")
 FRAMES = 'Frames `data: {"text": "…"}`, then `data: [DONE]`; a failure after text is `event: error` with a problem.'
 CHAT_PROBLEMS = (
@@ -78,8 +109,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET", "/api/jobs", jobs.list_jobs, "List jobs, newest first (`?metadata.NAME=` filters too)", Scope.JOBS,
         {200: ("One page.", Page(JobView))},
         parameters=(
-            *LIST, _q("status", "a status"), _q("type", "a job type"), _q("priority", "high, normal or low"),
-            _q("user", "the job's `user`"), _q("createdAfter", "RFC 3339"), _q("createdBefore", "RFC 3339"),
+            *list_of("job"), _q("status", "a status", JobStatus), _q("type", "a job type", Literal[*JOB_TYPES]),
+            _q("priority", "high, normal or low", Priority), _q("user", "the job's `user`"),
+            _q("createdAfter", "RFC 3339", Moment), _q("createdBefore", "RFC 3339", Moment),
         ),
         problems=("invalid_request",),
     ),
@@ -105,7 +137,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", "/api/jobs/{id}/retry", jobs.retry, "Retry a failed, cancelled or expired job", Scope.JOBS,
         {202: ("Queued again; finished steps are reused.", JobView)},
-        body=jobs.RetryRequest,
+        body=jobs.RetryRequest, may_lack_body=True,
         problems=("not_found", "gone", "conflict", "invalid_request", *LIMIT_PROBLEMS),
     ),
     Route(
@@ -158,9 +190,11 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET", "/api/chat/stream", chat.stream_message, "Chat for simple clients: one message in the address",
         Scope.JOBS, {200: (FRAMES, "text/event-stream")},
         parameters=(
-            _q("message", "what to say to the model"), _q("model", "the model"), _q("maxTokens", "bound of the answer"),
-            _q("temperature", "0 to 2"), _q("user", "your end user"),
-            _q("disconnectGraceSeconds", "cancelled when nobody has listened for so long"), IDEMPOTENCY, PLACE,
+            _q("message", "what to say to the model; not looked at with `Last-Event-ID`", Text, required=True),
+            _q("model", "the model", ShortText), _q("maxTokens", "bound of the answer", whole(1, 1_000_000)),
+            _q("temperature", "0 to 2", Annotated[float, Meta(ge=0, le=2)]), _q("user", "your end user", ShortText),
+            _q("disconnectGraceSeconds", "cancelled when nobody has listened for so long",
+               Annotated[float, Meta(ge=1, le=3_600)]), IDEMPOTENCY, PLACE,
         ),
         problems=(*CHAT_PROBLEMS, "not_found", "gone", "queue_full", "rate_limited", "idempotency_mismatch"),
         is_stream=True,
@@ -173,7 +207,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/api/jobs/{id}/events", jobs.events, "A job's events as a list", Scope.JOBS,
         {200: ("Events in order.", jobs.JobEventList)},
-        parameters=(_q("after", "events after this number"), _q("limit", "1 to 1000, default 200")),
+        parameters=(_q("after", "events after this number", EventNumber),
+                    _q("limit", "1 to 1000, default 200", whole(1, 1_000))),
         problems=("not_found", "gone", "invalid_request"),
     ),
     Route(
@@ -184,7 +219,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         parameters=(
             _h("Range", "one range of bytes; one that begins at the end of what is there is 416, and while the job is "
                "not final `Retry-After` says when to ask again"),
-            _h("If-Range", "the ETag that the range belongs to"), _h("If-None-Match", "the ETag of an earlier answer"),
+            _h("If-Range", "the ETag that the range belongs to"),
+            _h("If-None-Match", "the ETag of an earlier answer"),
         ),
         problems=("not_found", "gone", "range_not_satisfiable"),
     ),
@@ -198,8 +234,9 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/api/documents", documents.list_documents, "List documents, newest first", Scope.DOCUMENTS,
         {200: ("One page; with filters it may be short though there are more.", Page(DocumentView))},
-        parameters=(*LIST, _q("collection", "only those of this collection (`default`: of none)"),
-                    _q("status", "pending, ready or rejected"), _q("metadata.NAME", "only those with this value")),
+        parameters=(*list_of("doc"), _q("collection", "only those of this collection (`default`: of none)"),
+                    _q("status", "pending, ready or rejected", DocumentStatus),
+                    _q("metadata.NAME", "only those with this value")),
         problems=("invalid_request",),
     ),
     Route(
@@ -236,17 +273,20 @@ ROUTES: Final[tuple[Route, ...]] = (
         Scope.USAGE,
         {200: ("One page, by day, then in `order`. `Accept: text/csv`: all rows.", Page(UsageRow))},
         parameters=(
-            _q("from", "first UTC day: `YYYY-MM-DD`, or an RFC 3339 time in it; default: 29 days before `to`"),
-            _q("to", "last UTC day, included; default: today. At most 400 days in all"),
+            _q("from", "first UTC day: `YYYY-MM-DD`, or an RFC 3339 time in it; default: 29 days before `to`",
+               Day),
+            _q("to", "last UTC day, included; default: today. At most 400 days in all", Day),
             _q("groupBy", "some of `day`, `model`, `type`, `prompt`, `user`, `key`, `tenant`, with commas between; "
-               "default `day`; empty: one row of totals"),
+               "default `day`; empty: one row of totals", Groups),
             _q("model", "only calls of this model"), _q("type", "only jobs of this type"),
             _q("prompt", "only jobs of this prompt: `name`, or `name@version`; empty: of none"),
-            _q("user", "only jobs of this end user; empty: of none"), _q("key", "only jobs of this API key (its id)"),
-            _q("tenant", "with the scope `admin`: another tenant, or `*` for all"),
+            _q("user", "only jobs of this end user; empty: of none"),
+            _q("key", "only jobs of this API key (its id)", id_of("key")),
+            _q("tenant", "with the scope `admin`: another tenant, or `*` for all",
+               Annotated[str, Meta(pattern=f"^(ten_{ULID}|\\*)$")]),
             _q("order", "`name` (default): by the members of `groupBy`, so that pages meet while calls are booked; "
-               "`tokens`: most first, for the largest"),
-            _q("limit", "1 to 10000, default 1000"), LIST[1],
+               "`tokens`: most first, for the largest", Order),
+            _q("limit", "1 to 10000, default 1000", whole(1, 10_000)), LIST[1],
             _h("Accept", "`text/csv`: all rows as RFC 4180, without pages"),
         ),
         problems=("invalid_request", "not_found"),
@@ -260,6 +300,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *PROMPT_ROUTES,
     *SEARCH_ROUTES,
+    *WEBHOOK_ROUTES,
     Route(
         "POST", "/api/admin/tenants", admin.create_tenant, "Create a tenant", Scope.ADMIN,
         {201: ("The tenant.", TenantView)}, body=NewTenant, parameters=(IDEMPOTENCY,),
@@ -267,7 +308,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET", "/api/admin/tenants", admin.list_tenants, "List tenants", Scope.ADMIN,
-        {200: ("One page.", Page(TenantView))}, parameters=LIST, problems=("invalid_request",),
+        {200: ("One page.", Page(TenantView))}, parameters=list_of("ten"), problems=("invalid_request",),
     ),
     Route(
         "GET", "/api/admin/tenants/{tenantId}", admin.show_tenant, "Read a tenant", Scope.ADMIN,
@@ -293,7 +334,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET", "/api/admin/tenants/{tenantId}/keys", admin.list_keys, "List a tenant's keys", Scope.ADMIN,
-        {200: ("One page, without secrets.", Page(KeyView))}, parameters=LIST, problems=("not_found",),
+        {200: ("One page, without secrets.", Page(KeyView))}, parameters=list_of("key"), problems=("not_found",),
     ),
     Route(
         "GET", "/api/admin/tenants/{tenantId}/keys/{keyId}", admin.show_key, "Read a key", Scope.ADMIN,
@@ -308,7 +349,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", "/api/admin/tenants/{tenantId}/keys/{keyId}/rotate", admin.rotate_key,
         "Give a key a new secret; the one so far lives on for a while", Scope.ADMIN,
-        {200: ("The key; its new secret is shown this once.", KeyView)}, body=Rotation, parameters=(IDEMPOTENCY,),
+        {200: ("The key; its new secret is shown this once.", KeyView)}, body=Rotation, may_lack_body=True,
+        parameters=(IDEMPOTENCY,),
         problems=("malformed_request", "invalid_request", "not_found", "conflict", "idempotency_mismatch"),
     ),
     Route(
@@ -320,8 +362,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         Scope.ADMIN,
         {200: ("One page; with filters it may be short though there are more.", Page(AuditEntry))},
         parameters=(
-            *LIST, _q("tenant", "the tenant that was changed (`shared`: prompts that all have)"),
-            _q("action", "for example `key.revoked`"), _q("key", "the key that was changed"),
+            LIST[0], msgspec.structs.replace(LIST[1], kind=EntryPlace),
+            _q("tenant", "the tenant that was changed (`shared`: prompts that all have)"),
+            _q("action", "for example `key.revoked`", Action), _q("key", "the key that was changed", id_of("key")),
             _q("resource", "the prompt that was changed"),
             _q("actor", "id of the key that changed it, or `system`"),
         ),
@@ -330,30 +373,36 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/api/admin/tenants/{tenantId}/limits", usage.tenant_limits, "How a tenant's limits stand", Scope.ADMIN,
         {200: ("All of one instant.", LimitsView)},
-        parameters=(_q("key", "the id of one of its keys: that key's too"), _q("user", "an end user"),
+        parameters=(_q("key", "the id of one of its keys: that key's too", id_of("key")), _q("user", "an end user"),
                     _q("prompt", "`name` or `name@version`")),
         problems=("not_found", "invalid_request"),
     ),
     Route(
         "POST", "/api/admin/books/check", books.check, "Whether counters, usage and jobs are what the ledger says",
         Scope.ADMIN, {200: ("What differs, by tenant; exact while calls are booked.", BooksReport)},
-        body=books.WhichBooks,
+        body=books.WhichBooks, may_lack_body=True,
         problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
     ),
     Route(
         "POST", "/api/admin/books/rebuild", books.rebuild, "Make counters, reservations and usage anew from the ledger",
         Scope.ADMIN, {200: ("What differed before; `ok` when nothing does any more.", BooksReport)},
-        body=books.WhichBooks,
+        body=books.WhichBooks, may_lack_body=True,
         problems=("malformed_request", "too_large", "unsupported_media_type", "invalid_request", "not_found"),
     ),
-    *PROMPT_ROUTES,
-    *SEARCH_ROUTES,
+    Route(
+        "GET", "/api/admin/diagnosis", diagnosis.diagnose, "Whether the installation is sound, and what mends it",
+        Scope.ADMIN, {200: ("What was found, also where something fails.", Diagnosis)},
+    ),
     Route("GET", "/healthz", ops.health, "The process is up", None, {200: ("It is.", None)}),
     Route(
         "GET", "/readyz", ops.ready, "A job would run", None,
         {200: ("Redis is durable and answers, a worker is alive.", None), 503: ("Not so; the body says what.", None)},
     ),
     Route("GET", "/metrics", ops.metrics, "Prometheus metrics", None, {200: ("Metrics.", "text/plain")}),
+    Route(
+        "GET", "/metrics/sd", ops.service_discovery, "Live workers, as Prometheus's `http_sd_configs` reads them", None,
+        {200: ("One entry for each worker.", list[ops.TargetGroup])},
+    ),
     Route("GET", "/openapi.json", ops.openapi, "This contract as OpenAPI 3.1", None, {200: ("OpenAPI.", None)}),
     Route("GET", "/docs", ops.docs, "This contract to read", None, {200: ("A page.", "text/html")}),
     Route(
@@ -378,6 +427,7 @@ def guarded(route: Route) -> Handler:
         else:
             principal = await authenticate(request)
         request[PRINCIPAL] = principal
+        note(tenant=principal.tenant)
         require(principal, scope)
         return await route.handler(request)
 

@@ -16,7 +16,7 @@ from api.keys import AUDIENCE, EVENTS, HUB, REQUEST_ID, TELLER
 from api.live import Closing, Feed, Frame, Gap, ReplayEnd, follow
 from api.presence import until_hang_up
 from shared.events import Event
-from shared.metrics import STREAMS_OPEN
+from shared.metrics import STREAM_GAPS, STREAMS_OPEN, STREAMS_OPENED
 from shared.redis import OUTAGE
 
 HEARTBEAT_S: Final = 15.0
@@ -86,10 +86,13 @@ def bound_unsent(connection: Any) -> None:
 
 
 @contextmanager
-def listening(request: web.Request, job_id: str, grace_ms: int) -> Iterator[Callable[[], None]]:
+def listening(
+    request: web.Request, job_id: str, grace_ms: int, *, resumed: bool = False
+) -> Iterator[Callable[[], None]]:
     """While a client takes the answer: the stream counts as open, a chat has a listener, a client that goes ends it.
     Yields what to call when the answer is complete."""
-    STREAMS_OPEN.inc()
+    STREAMS_OPEN.labels("sse").inc()
+    STREAMS_OPENED.labels("sse", "yes" if resumed else "no").inc()
     try:
         with (
             request.app[AUDIENCE].listener(job_id, grace_ms),
@@ -98,7 +101,7 @@ def listening(request: web.Request, job_id: str, grace_ms: int) -> Iterator[Call
         ):
             yield complete
     finally:
-        STREAMS_OPEN.dec()
+        STREAMS_OPEN.labels("sse").dec()
 
 
 async def stream_job(
@@ -110,7 +113,7 @@ async def stream_job(
     short `retry:`, so that clients come back to another process and resume.
     """
     stream = EventStream(request, headers)
-    with listening(request, job_id, grace_ms) as complete:
+    with listening(request, job_id, grace_ms, resumed=after > 0) as complete:
         async with follow(request.app[HUB], request.app[EVENTS], job_id, after=after) as feed:
             await stream.open()
             await _relay(request, stream, feed, job_id)
@@ -148,6 +151,7 @@ def encode(frame: Frame) -> bytes:
         case list():
             return b"".join(map(_event, frame))
         case Gap(first, last):
+            STREAM_GAPS.inc()
             data = msgspec.json.encode({"type": "gap", "from": first, "to": last})
             return b"event: gap\ndata: " + data + b"\n\n"
         case ReplayEnd():

@@ -23,15 +23,19 @@ from api.problems import problem_of
 from api.server import EdgeHandler
 from api.sse import STALLED_S, bound_unsent
 from api.wire import digest_of
+from shared.clock import monotonic_s
 from shared.codec import decode_body
 from shared.errors import RefusedError
 from shared.events import Event
 from shared.jobs import view_of
 from shared.log import get_logger
-from shared.metrics import REDIS_OUTAGES, STREAMS_OPEN
+from shared.metrics import REDIS_OUTAGES, STREAM_GAPS, STREAMS_OPEN, STREAMS_OPENED
 from shared.redis import OUTAGE
+from shared.scope import SCOPE, entered, note
+from shared.scope import Scope as TraceScope
 from shared.specs import PublicJob, Wire
 from shared.tenants import Scope
+from shared.trace_context import context_of
 
 log = get_logger()
 
@@ -40,6 +44,8 @@ UNKNOWN_BYTES: Final = 256 * 1024  # largest frame of a socket that authenticate
 MAX_UNKNOWN: Final = 256  # sockets of a process that may wait for that
 AUTH_S: Final = 10.0  # the first frame of a socket without a header must have come by then
 CLOSE_S: Final = 2.0
+FRAMES_PER_S: Final = 200.0  # that one socket may send; what comes faster is read later, and waits at the client
+FRAMES_AT_ONCE: Final = 400.0
 MAX_JOBS: Final = 1_000  # that one socket follows
 MAX_LAG: Final = 10_000  # events that a reader may be behind before it gets a gap
 
@@ -55,11 +61,14 @@ class Auth(Wire, frozen=True, tag="auth", tag_field="op"):
 
 
 class Submit(Wire, frozen=True, tag="submit", tag_field="op"):
-    """As POST /api/jobs; `idempotencyKey` as its header."""
+    """As POST /api/jobs; `idempotencyKey`, `traceparent` and `tracestate` as its headers (the last two default to those
+    of the socket)."""
 
     ref: Ref
     job: PublicJob
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    traceparent: Annotated[str, Meta(max_length=512)] | None = None
+    tracestate: Annotated[str, Meta(max_length=8_192)] | None = None
 
 
 class Subscribe(Wire, frozen=True, tag="subscribe", tag_field="op"):
@@ -98,6 +107,21 @@ Operation = Auth | Submit | Subscribe | Unsubscribe | Cancel | Input
 
 class _Named(msgspec.Struct):
     ref: Any = None
+
+
+class Pace:
+    """A token bucket for what a client sends."""
+
+    def __init__(self) -> None:
+        self._left = FRAMES_AT_ONCE
+        self._at_s = monotonic_s()
+
+    def wait_s(self) -> float:
+        """Takes one frame; how long to wait before it is served."""
+        now = monotonic_s()
+        self._left = min(FRAMES_AT_ONCE, self._left + (now - self._at_s) * FRAMES_PER_S) - 1
+        self._at_s = now
+        return max(0.0, -self._left / FRAMES_PER_S)
 
 
 class Member:
@@ -153,15 +177,19 @@ class Socket:
             asyncio.create_task(self._pump(), name="socket-pump"),
             asyncio.create_task(self._ping(), name="socket-ping"),
         ]
-        STREAMS_OPEN.inc()
+        STREAMS_OPEN.labels("websocket").inc()
+        STREAMS_OPENED.labels("websocket", "no").inc()
         try:
             if self._request.app[HUB].closing:
                 self.end(WSCloseCode.SERVICE_RESTART, "this process is stopping")
             if PRINCIPAL not in self._request and not await self._authenticate():
                 return
             with self._request.app[SESSIONS].open(self._request[PRINCIPAL].presented, self._key_ended):
+                pace = Pace()
                 async for message in self._socket:
                     self._heard = True
+                    if (wait_s := pace.wait_s()) > 0:
+                        await asyncio.sleep(wait_s)
                     if message.type is WSMsgType.PING:
                         await self._socket.pong(message.data)
                     elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
@@ -169,7 +197,7 @@ class Socket:
         except ConnectionError:
             pass  # the client went away, which is its right
         finally:
-            STREAMS_OPEN.dec()
+            STREAMS_OPEN.labels("websocket").dec()
             sockets.discard(self)
             for task in tasks:
                 task.cancel()
@@ -245,7 +273,8 @@ class Socket:
             operation, ref = _read(message.data)
             if not isinstance(operation, Auth):
                 raise RefusedError("unauthenticated", 'The first frame must be {"op": "auth", "key": "ek_…"}.')
-            self._request[PRINCIPAL] = await principal_of(self._request, f"Bearer {operation.key}")
+            principal = self._request[PRINCIPAL] = await principal_of(self._request, f"Bearer {operation.key}")
+            note(tenant=principal.tenant)
             require(self._request[PRINCIPAL], Scope.JOBS)
         except (RefusedError, *OUTAGE) as error:
             await self._answer(getattr(error, "ref", ref), error)
@@ -283,7 +312,8 @@ class Socket:
                 chosen = NOTHING
                 if not await jobs.was_answered(tenant, digest, body_hash):
                     chosen = await check(request, job, root="$.job")
-                admitted = await take_in(request, job, digest, body_hash, chosen=chosen)
+                with entered(_scope_of(operation)):
+                    admitted = await take_in(request, job, digest, body_hash, chosen=chosen)
                 return await first_view(request, job, admitted, chosen)
             case Subscribe(job_id=job_id, after=after):
                 return await self._join(job_id, after)
@@ -388,6 +418,13 @@ class Socket:
             raise ConnectionResetError("the client stood still") from None
 
 
+def _scope_of(submit: Submit) -> TraceScope:
+    """The socket's own, but in the trace that the frame names: one socket serves many traces."""
+    around = SCOPE.get() or TraceScope({})
+    named = context_of([submit.traceparent], [submit.tracestate or ""]) if submit.traceparent else None
+    return TraceScope(around.fields, named or around.trace)
+
+
 def _read(data: str | bytes) -> tuple[Operation, Any]:
     """A frame's operation and its ref. Raises RefusedError, to which the frame's ref is tied where it could be read."""
     body = data.encode() if isinstance(data, str) else data
@@ -415,6 +452,7 @@ def _encode(job_id: str, frame: Frame) -> list[bytes]:
         case list():
             return [head + _members(event) for event in frame]
         case Gap(first, last):
+            STREAM_GAPS.inc()
             return [head + b'"type":"gap","from":%d,"to":%d}' % (first, last)]
         case ReplayEnd():
             return [head + b'"type":"replay.end"}']

@@ -18,6 +18,7 @@ from scripts.commands import (
     admin,
     asking,
     audit,
+    doctor,
     documents,
     embedding,
     erasure,
@@ -26,6 +27,7 @@ from scripts.commands import (
     prompts,
     search,
     usage,
+    webhooks,
 )
 from scripts.commands.parsing import Commands
 from scripts.commands.printing import usage_error
@@ -42,7 +44,21 @@ def parser() -> argparse.ArgumentParser:
         epilog="The key is taken from ERRAND_KEY, else from the data directory's admin.key.",
     )
     commands = Commands(top.add_subparsers(dest="group", required=True, metavar="COMMAND"), common)
-    for subject in (asking, embedding, jobs, documents, prompts, experiments, search, usage, admin, erasure, audit):
+    for subject in (
+        asking,
+        embedding,
+        jobs,
+        documents,
+        prompts,
+        experiments,
+        search,
+        usage,
+        webhooks,
+        admin,
+        erasure,
+        audit,
+        doctor,
+    ):
         subject.register(commands)
     return top
 

@@ -34,6 +34,7 @@ class Action(StrEnum):
     EXPERIMENT_CHANGED = "prompt.experiment_changed"
     EXPERIMENT_STOPPED = "prompt.experiment_stopped"
     EXPERIMENT_PROMOTED = "prompt.experiment_promoted"
+    WEBHOOK_SECRET_ROTATED = "webhook.secret_rotated"  # noqa: S105 - the name of an action
     GUARDRAIL_TRIPPED = "prompt.guardrail_tripped"
 
 

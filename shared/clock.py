@@ -30,6 +30,12 @@ def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
 
+# As `parse_rfc3339` takes them.
+DAY: Final = "(19[7-9][0-9]|2[01][0-9]{2}|2200)-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_TIME: Final = r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+MOMENT: Final = f"^{DAY}{_TIME}$"
+
+
 def parse_rfc3339(text: str) -> int:
     """RFC 3339 text as Unix milliseconds. Raises ValueError when it is no such time or has no zone."""
     if not _DATE.match(text):  # `fromisoformat` alone takes weeks, too
@@ -43,3 +49,8 @@ def parse_rfc3339(text: str) -> int:
 def monotonic_s() -> float:
     """Seconds on the clock that measures and never jumps."""
     return time.monotonic()
+
+
+def wall_ms() -> int:
+    """This host's clock, Unix milliseconds: to compare with Redis's, never to store."""
+    return time.time_ns() // 1_000_000

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from shared.errors import RefusedError
 
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+MAX_EXACT: Final = 2**53  # above it a float does not tell whole numbers apart
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
 _NAMED = re.compile(r"`(?P<field>\w+)` ")  # our own sentences begin with the field that they are about
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
@@ -30,6 +31,12 @@ def decode_body(body: bytes, kind: Any) -> Any:
         try:
             return _decoder(kind).decode(body)
         except msgspec.ValidationError as error:
+            if "got `float`" in str(error):
+                # 2.0 is a whole number to JSON Schema, and some clients write them so.
+                try:
+                    return msgspec.convert(_whole(msgspec.json.decode(body)), kind)
+                except msgspec.ValidationError as left:
+                    error = left
             # The decoder stops at the first wrong member; what follows may be no JSON at all.
             msgspec.json.decode(body)
             path, message = explain(error)
@@ -38,6 +45,18 @@ def decode_body(body: bytes, kind: Any) -> Any:
         raise RefusedError("malformed_request", f"The body is not valid JSON: {error}") from None
     except RecursionError:
         raise RefusedError("malformed_request", "The body is nested too deeply.") from None
+
+
+def _whole(value: Any) -> Any:
+    """The value with its numbers that are whole as integers."""
+    match value:
+        case float() if value.is_integer() and abs(value) < MAX_EXACT:
+            return int(value)
+        case dict():
+            return {name: _whole(one) for name, one in value.items()}
+        case list():
+            return [_whole(one) for one in value]
+    return value
 
 
 def explain(error: msgspec.ValidationError) -> tuple[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from shared.jobs import Output
+from shared.rules import CONTENT, Rule, exactly_one_of, like
 from shared.specs import Metadata, ShortText, Wire
 
 
@@ -23,6 +24,8 @@ class DocumentStatus(StrEnum):
 
 class DocumentSource(Wire, frozen=True, kw_only=True):
     """Exactly one of `text` and `url`, which is fetched by the guarded fetcher."""
+
+    RULES: ClassVar[list[Rule]] = [exactly_one_of("text", "url"), like("text", CONTENT)]
 
     text: Annotated[str, Meta(min_length=1)] | None = None
     url: Annotated[str, Meta(min_length=1, max_length=4_096, pattern=r"^https?://")] | None = None

@@ -63,6 +63,10 @@ class LeaseLostError(ErrandError):
     """Another worker owns the job now, or it is final; nothing more may be written for it."""
 
 
+class UnreadableError(ErrandError):
+    """The stored job is of a form that this release does not know: a newer one wrote it, and a newer worker runs it."""
+
+
 class NeedsInput(ErrandError):  # noqa: N818 - not an error of the job: it waits for a person
     """The attempt cannot go on without a person's answer to `question`; `request_id` names it."""
 

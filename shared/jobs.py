@@ -38,7 +38,7 @@ VIEW_FIELDS: Final = (
     "seq", "run", "attempt", "max_attempts", "created_ms", "queued_ms", "started_ms", "finished_ms", "expires_ms",
     "due_ms", "progress", "tok_in", "tok_out", "tok_embed", "tok_reused", "tok_wasted", "cost_nano", "estimated",
     "error", "waiting", "wait_reason", "cancel_ms", "cancelled_ms", "cancel_tokens", "upstream_closed_ms",
-    "timeout_ms", "grace_ms", "pins", "prompt", "fb_count", "fb_milli", "result",
+    "timeout_ms", "grace_ms", "pins", "prompt", "fb_count", "fb_milli", "hook", "result",
 )  # fmt: skip
 
 
@@ -151,6 +151,13 @@ class FeedbackView(Output, frozen=True):
     score: float
 
 
+class WebhookView(Output, frozen=True):
+    """Where a job's events are sent to, and which."""
+
+    url: str
+    events: list[str]
+
+
 class Links(Output, frozen=True, kw_only=True):
     """Paths of the job's resources on the same host; `output` for types that have one."""
 
@@ -186,6 +193,7 @@ class JobView(Output, frozen=True, kw_only=True):
     waiting: WaitingView | UnsetType = UNSET
     cancellation: CancellationView | UnsetType = UNSET
     feedback: FeedbackView | UnsetType = UNSET
+    webhook: WebhookView | UnsetType = UNSET
     links: Links
 
 
@@ -321,8 +329,23 @@ def view_of(row: JobRow) -> JobView:
         waiting=waiting_of(row) if status is JobStatus.WAITING else UNSET,
         cancellation=cancellation_of(row, usage) if "cancel_ms" in row.fields else UNSET,
         feedback=feedback_of(row.number("fb_count"), row.number("fb_milli")) if "fb_count" in row.fields else UNSET,
+        webhook=webhook_of(row.text("hook")),
         links=links_of(row.job_id, row.text("type") or ""),
     )
+
+
+def webhook_of(field: str | None) -> WebhookView | UnsetType:
+    """A job's webhook, from the record's field (`hook_field`)."""
+    if not field:
+        return UNSET
+    events, _, _, url = field.split(" ", 3)
+    return WebhookView(url=url, events=events.strip(",").split(","))
+
+
+def hook_field(url: str, events: Sequence[str], mark: str, keep_ms: int) -> str:
+    """What a job's record holds of its webhook, as lib/hooks.lua reads it: `,event,event, <mark of the URL's origin>
+    <how long a delivery is kept, ms> <url>`."""
+    return f",{','.join(dict.fromkeys(events))}, {mark} {keep_ms} {url}"
 
 
 class _Pin(msgspec.Struct, rename="camel"):

@@ -44,6 +44,8 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "virtual counter of every tenant that ever ran on the lane"),
     KeyKind("q:{lane}:{tenantId}", "zset", "while not empty", "queue_push, claim", "claim, view",
             "ready jobs of a tenant; score is queuedAt + class × agingSeconds, in ms"),
+    KeyKind("q:{lane}:ready", "zset", "while not empty", "queue_push, claim", "fleet",
+            "all ready jobs of the lane; score is 2^43 × (0 high, 1 normal, 2 low) + since when, ms"),
     KeyKind("q:{lane}:held", "hash", "while not empty", "claim, settle", "queue_push",
             "estimates of a tenant's running jobs, per weight, until they are settled"),
     KeyKind("q:{lane}:tokens", "hash", "while not empty", "queue_push, claim", "view",
@@ -74,6 +76,9 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("running", "hash", "for ever, small", "claim, settle", "claim, view", "running jobs per tenant"),
     KeyKind("scheduled", "hash", "for ever, small", "admit, claim", "admit", "scheduled jobs per tenant"),
     KeyKind("workers:{lane}", "zset", "15 s a member", "renew", "readyz", "live workers; score is when they count as gone, ms"),
+    KeyKind("fleet", "zset", "while not empty", "renew", "API", "worker processes; score is when their record ends, ms"),
+    KeyKind("worker:{workerId}", "string", "15 s", "renew", "API",
+            "what a worker says of itself (JSON): host, pid, version, slots, where its metrics are, its clock, whether it drains, whether it reaches the model"),
     KeyKind("tenants", "zset", "for ever", "create", "list", "all tenant ids, score 0"),
     KeyKind("tenant:{tenantId}", "hash", "until it is deleted", "create, change", "claim, admit, API",
             "a tenant: name, created_ms, limits (JSON) and what scripts read of them: policy, max_concurrent, max_queued, weight; "
@@ -100,6 +105,10 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("ratios", "hash", "for ever, 2,000 models", "finish_step", "begin_step", "model → bytes per token, learned from stated usage"),
     KeyKind("key:{keyId}", "hash", "until revoked", "create, change, rotate, used", "API, admit, begin_step",
             "an API key: tenant, hash of its secret, unused (1: nobody has come with it since its rotation), old_hash and old_until_ms of the one before, scopes, name, times, limits, policy"),
+    KeyKind("schema", "string", "for ever", "schema", "API, worker",
+            "the stored form of the newest release that wrote here: one that cannot read it does not start"),
+    KeyKind("probe:{mark}", "string", "10 s", "API, errand doctor", "the same",
+            "what a diagnosis writes to measure how long a durable write takes; it is deleted afterwards"),
     KeyKind("audit", "stream", "the newest million", "create, change, rotate, revoke, instate, prompt_…", "API",
             "who changed what: at ms, actor (key id or `system`), actor_tenant, request, action, tenant, key, resource (a prompt), details JSON"),
     KeyKind("prompts:{owner}", "zset", "as the tenant", "prompt_add, prompt_seed, prompt_archive", "API",
@@ -125,7 +134,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
     KeyKind("docs:{tenantId}", "zset", "as its members", "create", "list", "document ids of a tenant, score 0"),
     KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys; revision: of its content, next: the newest that was sent"),
     KeyKind("collections:{tenantId}", "zset", "as the tenant", "index_open", "API, worker", "names of a tenant's collections, score 0"),
-    KeyKind("collection:{tenantId}:{name}", "hash", "as its documents", "index_open, index_switch", "API, worker",
+    KeyKind("collection:{tenantId}:{name}", "hash", "as its documents", "index_open, index_describe, index_switch", "API, worker",
             "a collection: created_ms, versions (how many ever), current, previous, building (numbers of versions), `v:<n>` JSON of version n"),
     KeyKind("index:{tenantId}:{version}:{name}", "hash", "as the version", "index_put, index_remove", "API, worker",
             "document id → `<revision> <chunks> <JSON of what search shows of it>`"),
@@ -139,7 +148,7 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "which of the above there are: `<document id>:<revision>`; one whose vectors went by their time goes when it is looked for"),
     KeyKind("staged:{tenantId}:{jobId}:{marks of model and prefix}", "hash", "a day", "ingest", "ingest", "vectors that a job has bought and not yet put into an index: text hash → int8 row and scale"),
     KeyKind("calibrations", "hash", "for ever, small", "ingest", "ingest", "model, dimensions and prefixes → what its cosines mean (JSON)"),
-    KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the tenant", "ingest", "ingest",
+    KeyKind("chunks:{tenantId}:{marks of model and prefix}", "hash", "as the versions of these marks", "ingest", "ingest",
             "hash of a chunk's text → the document and version that have its vector: nothing is embedded twice"),
     KeyKind("searches:{tenantId}", "zset", "as its members", "search_write, search_erase", "API", "search ids of a tenant, score 0"),
     KeyKind("search:{searchId}", "hash", "until its retention ends", "search_write, search_feedback, search_erase", "API",
@@ -150,11 +159,31 @@ KEY_KINDS: Final[tuple[KeyKind, ...]] = (
             "ids of the searches of a user, score 0, so that they can be erased"),
     KeyKind("searchdoc:{tenantId}:{documentId}", "zset", "as its members", "search_write, search_erase", "search_erase",
             "ids of the searches that considered a document, score 0"),
-    KeyKind("doc:{documentId}", "hash", "until deleted", "create, ingest", "API, worker", "a document: names, state, blob keys"),
     KeyKind("vset:{tenantId}:{version}:{collection}", "vectorset", "as the index version", "redis-vset: put, delete", "redis-vset",
             "vectors of an index version: `<document id>:<revision>:<number>`, eight bits a component (Redis 8)"),
     KeyKind("vsetempty:{tenantId}:{version}:{collection}", "hash", "while not empty", "redis-vset: put, delete", "redis-vset",
             "chunks without a vector: `<document id>:<revision>` → their numbers, 32 bits each"),
+    KeyKind("delivery:{tenantId}:{deliveryId}", "hash", "until its retention ends", "settle, claim, cancel, reap, …, hook_done", "hook_claim, API",
+            "an event that is to be sent to a job's webhook: type, at_ms, url, job, seq, row (JSON: the job's record at the event), status, tries (of this "
+            "round of the schedule), made (in all), lease, due_ms, attempts (a JSON object a line)"),
+    KeyKind("deliveries:{tenantId}", "zset", "as its members", "as the delivery", "API", "ids of a tenant's deliveries, score 0"),
+    KeyKind("deliveries:{tenantId}:{status}", "zset", "as its members", "as the delivery", "API, hook_replay", "those that are pending, delivered, failed or gone"),
+    KeyKind("jobdeliveries:{tenantId}:{jobId}", "zset", "as its members", "as the delivery", "API", "those of a job"),
+    KeyKind("undelivered", "zset", "while not empty", "as the delivery", "metrics", "`<tenant>:<delivery>` of all that are pending; score is when the event was, ms"),
+    KeyKind("hookq:{tenantId}:{mark}", "zset", "while not empty", "as the delivery", "hook_claim",
+            "pending deliveries of a tenant to one origin (an endpoint); score is when they are due, or their lease ends, ms"),
+    KeyKind("hookbusy:{tenantId}:{mark}", "zset", "while not empty", "hook_claim", "hook_claim, hook_done",
+            "those that a courier holds; score is when it counts as lost, ms"),
+    KeyKind("hook:{tenantId}:{mark}", "hash", "a day", "hook_done", "hook_claim",
+            "an endpoint that fails: fails (in a row), rest_ms (until when it is let alone for that), until_ms (until when it wished to be)"),
+    KeyKind("hookgone:{tenantId}:{hash}", "string", "30 days", "hook_done", "hook_claim",
+            "when a URL answered 410, as the time part of an id: what jobs made before it would send there ends unsent"),
+    KeyKind("hooks", "zset", "while not empty", "as the delivery", "hook_claim", "endpoints `<tenant>:<mark>` with pending deliveries; score is their next turn, ms"),
+    KeyKind("hooked", "zset", "while not empty", "admit, retry, settle, …", "hook_repair",
+            "jobs with a webhook that are not final; score is when they are looked at: a process that knows of no webhooks may have ended them"),
+    KeyKind("hooksecret:{tenantId}", "hash", "as the tenant", "hook_secret", "hook_claim, API",
+            "what signs a tenant's deliveries: secret, created_ms, old_secret and old_until_ms of the one before"),
+    KeyKind("hookdue", "channel", "-", "as the delivery", "workers", "`due`: an endpoint has something to do earlier than was known"),
     KeyKind("ev:{jobId}", "channel", "-", "every script that emits an event", "API", "`<seq> <ms> <type> <json>`"),
     KeyKind("ctl:{workerId}", "channel", "-", "queue_push, cancel", "one worker",
             "`wake` (a job became ready) or `cancel <jobId> <lease>`"),
@@ -262,6 +291,15 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}workers:{lane}"
 
     @property
+    def fleet(self) -> str:
+        """The index of worker processes."""
+        return f"{self.prefix}fleet"
+
+    def worker(self, worker_id: str) -> str:
+        """What a worker says of itself."""
+        return f"{self.prefix}worker:{worker_id}"
+
+    @property
     def tenants(self) -> str:
         """The index of tenants."""
         return f"{self.prefix}tenants"
@@ -306,6 +344,15 @@ class Keys(msgspec.Struct, frozen=True):
     def ratios(self) -> str:
         """Bytes per token of the models."""
         return f"{self.prefix}ratios"
+
+    @property
+    def schema(self) -> str:
+        """The stored form of what stands here."""
+        return f"{self.prefix}schema"
+
+    def probe(self, mark: str) -> str:
+        """What a diagnosis writes to measure; `mark` is its own."""
+        return f"{self.prefix}probe:{mark}"
 
     @property
     def audit(self) -> str:
@@ -426,6 +473,42 @@ class Keys(msgspec.Struct, frozen=True):
     def vector_set_empty(self, tenant: str, version: int, collection: str) -> str:
         """The chunks of a version of a collection's index that have no vector."""
         return f"{self.prefix}vsetempty:{tenant}:{version}:{collection}"
+
+    def delivery(self, tenant: str, delivery_id: str) -> str:
+        """A delivery to a webhook."""
+        return f"{self.prefix}delivery:{tenant}:{delivery_id}"
+
+    def deliveries(self, tenant: str, status: str | None = None) -> str:
+        """A tenant's deliveries, or those of a status."""
+        return f"{self.prefix}deliveries:{tenant}" + (f":{status}" if status else "")
+
+    def deliveries_of_job(self, tenant: str, job_id: str) -> str:
+        """The deliveries of a job."""
+        return f"{self.prefix}jobdeliveries:{tenant}:{job_id}"
+
+    @property
+    def hooks(self) -> str:
+        """Endpoints of webhooks that have something to send, by their next turn."""
+        return f"{self.prefix}hooks"
+
+    @property
+    def hooked(self) -> str:
+        """Jobs with a webhook that are not final."""
+        return f"{self.prefix}hooked"
+
+    @property
+    def undelivered(self) -> str:
+        """Deliveries that are pending, by the time of their event."""
+        return f"{self.prefix}undelivered"
+
+    def hook_secret(self, tenant: str) -> str:
+        """What signs a tenant's deliveries."""
+        return f"{self.prefix}hooksecret:{tenant}"
+
+    @property
+    def hooks_channel(self) -> str:
+        """Where couriers hear that something is due."""
+        return f"{self.prefix}hookdue"
 
     def events_channel(self, job_id: str) -> str:
         """Where a job's events are published."""

@@ -10,6 +10,7 @@ import msgspec
 from shared.clock import rfc3339
 from shared.errors import RefusedError
 from shared.jobs import LimitDetail
+from shared.metrics import BUDGETS_REFUSED, RATES_REFUSED
 from shared.policy import NANO
 
 # Lua's JSON has fourteen digits: from 10^14 (100,000 USD in nano) on a whole number comes in exponent form.
@@ -107,6 +108,7 @@ def members_of(detail: LimitDetail) -> dict[str, Any]:
 
 def budget_refused(why: Why) -> RefusedError:
     """The refusal of new work at a hard limit. Repeating does not help: SDKs are told so."""
+    BUDGETS_REFUSED.labels(why.scope, why.period or "total", why.unit).inc()
     return RefusedError(
         "budget_exhausted", sentence_of(why), headers={"x-should-retry": "false"}, members=members_of(detail_of(why))
     )
@@ -114,6 +116,7 @@ def budget_refused(why: Why) -> RefusedError:
 
 def rate_refused(why: Why, now_ms: int | None = None) -> RefusedError:
     """The refusal of a request over its rate; it has spent nothing."""
+    RATES_REFUSED.labels(why.scope, why.unit).inc()
     return RefusedError(
         "rate_limited",
         sentence_of(why),
@@ -138,7 +141,7 @@ class Rate(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SoftCrossed(msgspec.Struct, frozen=True, rename="camel"):
-    """A soft limit that is crossed. Money in nano-USD."""
+    """A soft limit that is crossed. Money in nano-USD. `id` of the scope: a tenant or key, or `ten_…:u:<user>`."""
 
     scope: str
     period: str
@@ -146,6 +149,12 @@ class SoftCrossed(msgspec.Struct, frozen=True, rename="camel"):
     used: Figure
     soft: Figure
     hard: Figure | None = None
+    id: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The tenant or key whose limit it is, or whose user's or prompt's: what may stand in a log."""
+        return self.id.partition(":")[0]
 
 
 class Standing(msgspec.Struct, frozen=True, rename="camel"):

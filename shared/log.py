@@ -4,25 +4,41 @@ outputs or keys."""
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import threading
 import traceback
-from typing import Any
+from types import TracebackType
+from typing import Any, Final
 
 import msgspec
 import structlog
 
+from shared import scope
+
 MAX_FRAMES = 12
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# Libraries whose lines name addresses and states, never what passes through them.
+QUOTE_NOTHING: Final = ("redis", "obstore", "urllib3")
+_WARNED: Final = re.compile(r"[^\n]*?:\d+: \w+")
 
 
 def configure(log_format: str, level: str, process: str) -> None:
-    """Sets structlog up for this process, to standard error; `process` is bound to every line.
+    """Sets structlog up for this process, to standard error; `process` stands in every line, and so does what is under
+    way (`shared.scope`).
 
-    Lines of libraries (asyncio, aiohttp, redis) go the same way, as event `library.logged`.
+    Lines of libraries (asyncio, aiohttp, redis) go the same way, as event `library.logged`; what nobody caught goes as
+    `process.crashed` or `thread.crashed`.
     """
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+
+    def placed(_: Any, __: str, line: dict[str, Any]) -> dict[str, Any]:
+        scope.place(line)
+        line["process"] = process
+        return line
+
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        placed,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         bare_exception,
@@ -38,14 +54,23 @@ def configure(log_format: str, level: str, process: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    # Python's own would print the text of the exception, which can hold anything.
+    sys.excepthook = _crashed
+    threading.excepthook = _thread_crashed
+    sys.unraisablehook = _unraisable
 
 
 def _as_json(line: dict[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(line, enc_hook=repr).decode()
+    return msgspec.json.encode(line, enc_hook=_type_name).decode()
+
+
+def _type_name(value: Any) -> str:
+    """Of what is no JSON: a representation could hold anything."""
+    return f"<{type(value).__name__}>"
 
 
 def bare_exception(_: Any, __: str, line: dict[str, Any]) -> dict[str, Any]:
@@ -63,14 +88,53 @@ def bare_exception(_: Any, __: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Forward(logging.Handler):
-    """Hands what libraries log to structlog; of aiohttp's server only that it did, since it quotes requests."""
+    """Hands what libraries log to structlog: the text where it quotes nothing, else its template or its first words."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
         method = log.error if record.levelno >= logging.ERROR else log.warning
-        quoting = record.name.startswith("aiohttp.")
-        message = str(record.msg) if quoting else record.getMessage()
-        method("library.logged", logger=record.name, message=message[:500], exc_info=record.exc_info)
+        method(
+            "library.logged",
+            logger=record.name,
+            message=library_text(record)[:500],
+            place=f"{record.pathname}:{record.lineno}",
+            exc_info=record.exc_info,
+        )
+
+
+def library_text(record: logging.LogRecord) -> str:
+    """What may be shown of a library's line. Its arguments can quote requests and answers, and so can a text that comes
+    without arguments, since it may have been put together before: of that the part up to the first colon or quote.
+    asyncio shows the results and errors of tasks, a line each, after a first line of its own."""
+    if record.name.partition(".")[0] in QUOTE_NOTHING:
+        return record.getMessage()
+    text = str(record.msg)
+    if record.name == "py.warnings":
+        found = _WARNED.match(record.getMessage())
+        return found[0] if found else "a warning"
+    if record.args:
+        return text
+    first = text.partition("\n")[0]
+    return first[: min((place for mark in ":'\"{[(<=" if (place := first.find(mark)) >= 0), default=80)][:80]
+
+
+def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    structlog.get_logger().critical("process.crashed", exc_info=(kind, error, trace))
+
+
+def _thread_crashed(given: threading.ExceptHookArgs) -> None:
+    if given.exc_value is not None and not isinstance(given.exc_value, SystemExit):
+        info = (given.exc_type, given.exc_value, given.exc_traceback)
+        structlog.get_logger().error("thread.crashed", exc_info=info)
+
+
+def _unraisable(given: Any) -> None:
+    if given.exc_value is not None:
+        info = (given.exc_type, given.exc_value, given.exc_traceback)
+        structlog.get_logger().error("exception.ignored", exc_info=info)
 
 
 def get_logger() -> Any:

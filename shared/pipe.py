@@ -2,7 +2,8 @@
 
 Commands that come in while batches are under way are sent together as the next one. With `appendfsync always` Redis
 syncs once per batch, and the client library's cost per command falls to packing and parsing. A few batches may be
-under way: Redis works on one while we work on the replies of another. Connecting, TLS, AUTH and parsing are redis-py's,
+under way: Redis works on one while we work on the replies of another. Where replicas must confirm what is written, each
+batch ends with a WAIT, and its replies count when that is answered. Connecting, TLS, AUTH and parsing are redis-py's,
 through its public Connection.
 """
 
@@ -17,6 +18,8 @@ import redis.asyncio as redis_asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from shared.scope import apart
+
 MAX_BATCH: Final = 512  # commands
 MAX_BATCH_BYTES: Final = 1024 * 1024
 WINDOW: Final = 4  # batches under way
@@ -27,8 +30,12 @@ Batch = list[tuple[bytes, asyncio.Future[Any]]]
 class Pipe:
     """Runs commands in batches on one connection; made at the first command, made anew after it broke."""
 
-    def __init__(self, pool: redis_asyncio.ConnectionPool) -> None:
+    def __init__(self, pool: redis_asyncio.ConnectionPool, *, replicas: int = 0, replicas_ms: int = 0) -> None:
+        """`replicas` of Redis must have confirmed each batch, within `replicas_ms`."""
         self._pool = pool
+        self._replicas = replicas
+        self._replicas_ms = replicas_ms
+        self._confirm = b""  # the packed WAIT
         self._waiting: deque[tuple[bytes, asyncio.Future[Any]]] = deque()
         self._sent: deque[Batch] = deque()
         self._work = asyncio.Event()  # something to send, room in the window, or the reader has ended
@@ -43,11 +50,13 @@ class Pipe:
         """
         if self._packer is None:
             self._packer = self._pool.make_connection()
+            if self._replicas:
+                self._confirm = b"".join(self._packer.pack_command("WAIT", self._replicas, self._replicas_ms))
         packed = b"".join(self._packer.pack_command(*command))
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((packed, future))
         if self._driver is None or self._driver.done():
-            self._driver = asyncio.create_task(self._drive(), name="redis-pipe")
+            self._driver = asyncio.create_task(self._drive(), name="redis-pipe", context=apart())
         self._work.set()
         return await future
 
@@ -79,7 +88,8 @@ class Pipe:
                 if self._waiting and len(self._sent) < WINDOW:
                     batch = self._take()
                     self._sent.append(batch)
-                    await connection.send_packed_command(b"".join(packed for packed, _ in batch), check_health=False)
+                    packed = b"".join(packed for packed, _ in batch) + self._confirm
+                    await connection.send_packed_command(packed, check_health=False)
                     self._replies.set()
                 else:
                     self._work.clear()
@@ -90,6 +100,8 @@ class Pipe:
             while reading is not None and not reading.done():
                 reading.cancel()
                 await asyncio.wait([reading], timeout=0.2)
+            if reading is not None and not reading.cancelled():
+                reading.exception()  # where sending failed first, nobody else asks for it
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
 
@@ -98,6 +110,11 @@ class Pipe:
             while not self._sent:
                 self._replies.clear()
                 await self._replies.wait()
+            if self._replicas:
+                await self._read_confirmed(connection, self._sent[0])
+                self._sent.popleft()
+                self._work.set()
+                continue
             for _, future in self._sent[0]:
                 try:
                     reply = await connection.read_response()
@@ -109,6 +126,26 @@ class Pipe:
                     future.set_result(reply)
             self._sent.popleft()
             self._work.set()
+
+    async def _read_confirmed(self, connection: Any, batch: Batch) -> None:
+        """A batch's replies, told when enough replicas have what it wrote. Raises RedisConnectionError when they have
+        not in time: the commands ran, and whether they outlast a failover is unknown."""
+        replies: list[Any] = []
+        for _ in batch:
+            try:
+                replies.append(await connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+        confirmed = await connection.read_response()
+        if confirmed < self._replicas:
+            raise RedisConnectionError(f"{confirmed} of {self._replicas} replicas confirmed what was written")
+        for (_, future), reply in zip(batch, replies, strict=True):
+            if future.done():
+                continue
+            if isinstance(reply, ResponseError):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
 
     def _take(self) -> Batch:
         batch: Batch = []

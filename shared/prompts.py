@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 from shared import templates
 from shared.errors import RefusedError
 from shared.jobs import ExperimentArm, Output
+from shared.rules import Rule, not_both
 from shared.specs import ChatMessage, ShortText, Wire
 
 SHARED: Final = "shared"  # owner of the prompts that every tenant has
@@ -36,7 +37,7 @@ PromptName = Annotated[
     str, Meta(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$(?!\n)")
 ]
 # Digits alone are the number of a version, wherever either may stand.
-LabelName = Annotated[str, Meta(pattern=r"^(?![0-9]+$)[a-z0-9][a-z0-9._-]{0,63}$(?!\n)")]
+LabelName = Annotated[str, Meta(max_length=64, pattern=r"^([a-z][a-z0-9._-]*|[0-9]+[a-z._-][a-z0-9._-]*)$(?!\n)")]
 VariableName = Annotated[str, Meta(pattern=f"^{templates.NAME}$(?!\\n)")]
 
 
@@ -327,6 +328,8 @@ class Rollback(Wire, frozen=True, kw_only=True):
 
 class RenderRequest(Wire, frozen=True, kw_only=True):
     """Body of `POST /api/prompts/{name}/render`; `user` shows what that end user would get."""
+
+    RULES: ClassVar[list[Rule]] = [not_both("version", "label")]
 
     variables: Values = msgspec.field(default_factory=dict)
     label: ShortText | None = None

@@ -7,8 +7,9 @@ import hashlib
 import re
 import socket
 from collections.abc import Awaitable, Sequence
+from functools import cache
 from importlib import resources
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import redis.asyncio as redis_asyncio
@@ -28,7 +29,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.clock import monotonic_s
 from shared.errors import ConfigurationError
+from shared.metrics import SCRIPT_SECONDS
 from shared.pipe import Pipe
+from shared.redis_url import read_address, redacted
+from shared.sentinel import following_pool
 
 T = TypeVar("T")
 
@@ -58,12 +62,15 @@ class Redis(redis_asyncio.Redis):
     """redis-py's client, with the shared connection on which the scripts run."""
 
     _pipe: Pipe | None = None
+    follows = False  # Sentinels say which server it is
+    replicas = 0  # that must have confirmed a write before it counts
+    replicas_ms = 0  # how long they have for it
 
     @property
     def pipe(self) -> Pipe:
         """The connection that all scripts of this client share; made at its first use."""
         if self._pipe is None:
-            self._pipe = Pipe(self.connection_pool)
+            self._pipe = Pipe(self.connection_pool, replicas=self.replicas, replicas_ms=self.replicas_ms)
         return self._pipe
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -87,21 +94,33 @@ _INCLUDE: Final = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 def connect(url: str, *, timeout_s: float | None = 5.0, max_connections: int = 512) -> Redis:
     """A client with its own pool. Answers must come within `timeout_s` (None: a subscriber, which waits); nothing is
-    retried behind our back."""
-    options: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    retried behind our back. Raises ConfigurationError when `url` is no address (`shared/redis_url.py`)."""
+    address = read_address(url)
+    options: dict[str, Any] = {
+        "socket_connect_timeout": 1.0,
+        "socket_timeout": timeout_s,
+        "max_connections": max_connections,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0 if timeout_s else 10,
+        # Else each connection says CLIENT SETINFO, which a least-privileged user may not, and Redis logs.
+        "lib_name": None,
+        "lib_version": None,
+    }
+    if "path" not in address.options:
+        options["socket_keepalive"] = True
+    if address.sentinels:
+        pool = following_pool(address, **options)
+    else:
+        pool = redis_asyncio.ConnectionPool(**{**options, **address.options})
     try:
-        client: Redis = Redis.from_url(
-            url,
-            socket_connect_timeout=1.0,
-            socket_timeout=timeout_s,
-            **options,
-            max_connections=max_connections,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0 if timeout_s else 10,
-        )
-        return client
+        pool.make_connection()
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"REDIS_URL={url!r} is not a Redis address: {error}") from None
+        raise ConfigurationError(f"REDIS_URL={redacted(url)!r} has an option that is not right: {error}") from None
+    client = cast(Redis, Redis.from_pool(pool))  # redis-py promises its own class, and makes this one
+    client.follows = bool(address.sentinels)
+    client.replicas = address.replicas
+    client.replicas_ms = round((timeout_s or 5.0) * 800)  # their silence is told before the socket's time-out
+    return client
 
 
 async def shielded(command: Awaitable[T]) -> T:
@@ -118,6 +137,10 @@ def script_source(name: str) -> str:
     folder = resources.files("shared") / "lua"
     body = (folder / f"{name}.lua").read_text()
     return _INCLUDE.sub(lambda match: (folder / "lib" / f"{match[1]}.lua").read_text(), body)
+
+
+# Looking a labelled metric up costs more than counting.
+_seconds: Final = cache(SCRIPT_SECONDS.labels)
 
 
 class Scripts:
@@ -145,6 +168,7 @@ class Scripts:
         packed = self._encode(
             {"prefix": self.prefix, **{key: value for key, value in arguments.items() if value is not None}}
         )
+        started_s = monotonic_s()
         try:
             try:
                 return await self.client.pipe.execute("EVALSHA", sha, len(keys), *keys, packed)
@@ -152,6 +176,8 @@ class Scripts:
                 return await self.client.pipe.execute("EVAL", source, len(keys), *keys, packed)
         except ResponseError as error:
             raise as_outage(error) from None
+        finally:
+            _seconds(name).observe(monotonic_s() - started_s)
 
 
 async def redis_now_ms(client: Redis) -> int:
@@ -175,6 +201,9 @@ WANTED: Final[tuple[tuple[str, str, str], ...]] = (
 )
 
 
+MIN_REPLICAS: Final = "min-replicas-to-write"
+
+
 async def check_durability(client: Redis) -> Durability:
     """Looks whether this Redis keeps what it acknowledges. Managed services refuse CONFIG: that is `unknown`.
 
@@ -196,6 +225,15 @@ async def check_durability(client: Redis) -> Durability:
             unknown.append(f"{name} is not known to this server; it should be {wanted}: {reason}")
         elif found != wanted:
             wrong.append(f"{name} is {found}: {reason}. Mend it with: redis-cli CONFIG SET {name} {wanted}")
+    if client.follows and not client.replicas:
+        try:
+            if (await client.config_get(MIN_REPLICAS)).get(MIN_REPLICAS) == "0":
+                wrong.append(
+                    f"{MIN_REPLICAS} is 0: a primary that was cut off goes on to acknowledge what a failover undoes. "
+                    f"Mend it with ?replicas=1 in REDIS_URL, or with: redis-cli CONFIG SET {MIN_REPLICAS} 1"
+                )
+        except ResponseError as error:
+            unknown.append(f"{MIN_REPLICAS} could not be read ({error}); it should be 1 under Sentinel")
     return Durability(version, tuple(wrong), tuple(unknown))
 
 
@@ -215,6 +253,9 @@ async def require_durable(client: Redis, *, allow_volatile: bool) -> Durability:
     return found
 
 
+_HOPELESS: Final = (AuthenticationError, AuthenticationWrongNumberOfArgsError, socket.gaierror)
+
+
 async def wait_until_durable(url: str, *, allow_volatile: bool, patience_s: float = 10.0) -> Durability:
     """What every process does at its start: waits for a Redis that starts beside it, then `require_durable`."""
     client = connect(url)
@@ -226,10 +267,9 @@ async def wait_until_durable(url: str, *, allow_volatile: bool, patience_s: floa
                 break
             except RedisError as error:
                 # A name that does not resolve, a wrong password, no Redis at all: waiting mends none of these.
-                hopeless = not isinstance(error, OUTAGE) or isinstance(
-                    error, AuthenticationError | AuthenticationWrongNumberOfArgsError
-                )
-                hopeless = hopeless or isinstance(error.__context__, socket.gaierror)
+                # redis-py wraps what happens while it connects in an error of its own.
+                behind = (error, error.__cause__, error.__context__)
+                hopeless = not isinstance(error, OUTAGE) or any(isinstance(one, _HOPELESS) for one in behind)
                 if hopeless or monotonic_s() > deadline:
                     raise ConfigurationError(f"Redis cannot be used: {error}. Is REDIS_URL right?") from None
                 await asyncio.sleep(0.1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from shared.filters import filter_problem
 from shared.jobs import Output, UsageView
+from shared.rules import VISIBLE, Rule, exactly_one_of, like, needs
 from shared.specs import PromptRef, ShortText, Wire
 
 DEFAULT_TOP_K: Final = 10
@@ -35,6 +36,8 @@ class SearchRequest(Wire, frozen=True, kw_only=True):
     """A search. `collection` is one, several, or absent for all; `minScore` without a value is the calibrated default.
     `filter` is on the documents' metadata (shared.filters). `rerank` overrides the installation's setting, `version`
     asks an index version that is not the current one (of a single collection). `log: false` is for evaluations."""
+
+    RULES: ClassVar[list[Rule]] = [needs("version", "collection"), like("q", VISIBLE)]
 
     q: Query
     min_score: Share | None = None
@@ -223,6 +226,10 @@ class Feedback(Output, frozen=True, kw_only=True):
 class NewSearchFeedback(Wire, frozen=True, kw_only=True):
     """Either `chunkId` and `relevant`, of a chunk that the search considered, or `helpful`, of the whole. `user` is who
     says it: what they say later of the same takes the place of what they said; without it each one counts."""
+
+    RULES: ClassVar[list[Rule]] = [
+        exactly_one_of("chunkId", "helpful"), needs("chunkId", "relevant"), needs("relevant", "chunkId"),
+    ]  # fmt: skip
 
     chunk_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     relevant: bool | None = None

@@ -26,6 +26,11 @@ BARE_NAMES = {
     "openai_base_url": "OPENAI_BASE_URL",
 }
 
+# Never shown: not in an error, not in a `repr`.
+SECRETS = frozenset(
+    {"admin_key", "mcp_servers", "metrics_token", "openai_api_key", "redis_url", "rerank_api_key", "rerank_url"}
+)
+
 
 def _doc(text: str) -> Meta:
     return Meta(description=text)
@@ -37,9 +42,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     host: Annotated[str, _doc("Address on which the API listens.")] = "127.0.0.1"
     port: Annotated[Port, _doc("Port of the API; 0 takes a free one.")] = 8080
-    redis_url: Annotated[str, _doc("Redis, e.g. `redis://host:6379/0` or `unix:///run/redis.sock`.")] = (
-        "redis://127.0.0.1:6379/0"
-    )
+    redis_url: Annotated[
+        str,
+        _doc(
+            "Redis, e.g. `redis://host:6379/0`, `unix:///run/redis.sock` or `redis+sentinel://s1,s2,s3/NAME/0`; with "
+            "`?replicas=1` a write counts when so many replicas have it. See docs/scaling.md."
+        ),
+    ] = "redis://127.0.0.1:6379/0"
     openai_api_key: Annotated[str, _doc("Key for the model's API; local servers take any.")] = ""
     openai_base_url: Annotated[str, _doc("Base URL of the OpenAI-compatible API, with its `/v1`.")] = (
         "https://api.openai.com/v1"
@@ -115,6 +124,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _doc("Least level that is logged.")] = "info"
 
+    traces: Annotated[
+        Literal["off", "otlp"],
+        _doc(
+            "`otlp`: export spans by OpenTelemetry, as OTLP over HTTP (extra `otel`); where to, and how many, say the "
+            "usual `OTEL_…` variables. See docs/logs-and-traces.md."
+        ),
+    ] = "off"
+
     worker_slots: Annotated[
         Annotated[int, Meta(ge=1, le=10_000)], _doc("Jobs that one worker process runs at a time.")
     ] = 20
@@ -155,8 +172,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _doc("How long the log keeps a search, with its candidates, answer and feedback; 0: no log is kept."),
     ] = 30 * 86_400.0
     worker_metrics_port: Annotated[
-        Port, _doc("Port on which a worker serves its metrics on loopback; 0 takes a free one and logs it.")
+        Port, _doc("Port on which a worker serves its metrics; 0 takes a free one. `GET /metrics/sd` lists them.")
     ] = 0
+    worker_metrics_host: Annotated[
+        str, _doc("Address on which a worker serves its metrics; `0.0.0.0` for Prometheus on another host.")
+    ] = "127.0.0.1"
+    worker_metrics_advertise: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]*$", max_length=253)],
+        _doc("Name or address under which Prometheus finds it; unset: that address, or the host's name for `0.0.0.0`."),
+    ] = ""
     map_concurrency: Annotated[
         Annotated[int, Meta(ge=1, le=256)], _doc("Model calls that one document analysis makes at a time.")
     ] = 4
@@ -173,6 +197,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1_024, le=1 << 40)], _doc("Largest uploaded batch file (NDJSON).")
     ] = 4 * 1024 * 1024 * 1024
     body_seconds: Annotated[Seconds, _doc("A request's body must have arrived within this time.")] = 30.0
+    header_seconds: Annotated[Seconds, _doc("A request's header must have arrived within this time.")] = 10.0
+    send_seconds: Annotated[Seconds, _doc("A client that takes nothing of an answer for so long is let go.")] = 30.0
+    idle_seconds: Annotated[Seconds, _doc("A connection between two requests is kept for so long.")] = 75.0
+    max_connections: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)],
+        _doc("Connections that one API process takes; more are refused with 503."),
+    ] = 10_000
+    max_connections_per_client: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)],
+        _doc(
+            "Of these, for one address (IPv6: one /64); loopback and trusted proxies have no such bound. Behind a "
+            "trusted proxy: requests under way of one address that it names."
+        ),
+    ] = 1_000
+    trusted_proxies: Annotated[
+        str,
+        _doc(
+            "Addresses or networks (`10.0.0.0/8`, commas between) whose `X-Forwarded-For` is believed; empty: nobody's."
+        ),
+    ] = ""
     upload_seconds: Annotated[Seconds, _doc("An upload must have arrived within this time.")] = 600.0
     extract_seconds: Annotated[Seconds, _doc("CPU and wall time that reading one document may take.")] = 60.0
     extract_memory_mb: Annotated[
@@ -254,10 +298,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fetch_bytes: Annotated[
         Annotated[int, Meta(ge=1_024, le=1 << 30)], _doc("Largest content that is fetched, packed or unpacked.")
     ] = 5 * 1024 * 1024
+    webhooks: Annotated[
+        bool,
+        _doc("Whether jobs may name a webhook, and workers send what is due. What is due is kept while it is off."),
+    ] = True
+    webhook_seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=120)], _doc("Time that one request to a webhook may take, to the answer's head.")
+    ] = 20.0
+    webhook_concurrency: Annotated[
+        Annotated[int, Meta(ge=2, le=10_000)],
+        _doc("Requests to webhooks that one worker has under way; half of them at most of one tenant."),
+    ] = 64
+    webhook_retention_seconds: Annotated[
+        Annotated[float, Meta(ge=60, le=366 * 86_400)],
+        _doc("How long a delivery is kept after its end, to be listed and replayed."),
+    ] = 7 * 86_400.0
     mcp_servers: Annotated[
         str, _doc("MCP servers whose tools agents may use, a JSON object by name; see docs/agent-tools.md.")
     ] = ""
     metrics_token: Annotated[str, _doc("Bearer token for `/metrics` from other hosts than loopback.")] = ""
+
+    def __repr__(self) -> str:
+        values = (
+            f"{name}={'…' if name in SECRETS and value else repr(value)}"
+            for name in self.__struct_fields__
+            for value in (getattr(self, name),)
+        )
+        return f"Settings({', '.join(values)})"
+
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return [("settings", repr(self))]
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -271,7 +341,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 values[field.name] = msgspec.convert(text, field.type, strict=False, dec_hook=_decode_path)
             except msgspec.ValidationError as error:
-                raise ConfigurationError(f"{env_name(field.name)}={text!r} is not valid: {error}") from None
+                shown = "" if field.name in SECRETS else f"={text!r}"
+                raise ConfigurationError(f"{env_name(field.name)}{shown} is not valid: {error}") from None
         known = {env_name(field.name) for field in msgspec.structs.fields(cls)} | CLIENT_NAMES
         for name in environ:
             if name.startswith("ERRAND_") and name not in known:

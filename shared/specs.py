@@ -8,7 +8,9 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
+
+from shared.rules import CONTENT, VISIBLE, Rule, exactly_one_of, given, like, not_both, some_of
 
 MAX_WAIT_S: Final = 60  # the contract's bound of every `wait`
 MAX_DELAY_S: Final = 366 * 86_400
@@ -60,6 +62,8 @@ class ChatInput(Wire, frozen=True, kw_only=True):
 
 class DocumentSource(Wire, frozen=True, kw_only=True):
     """The document to analyse: exactly one of `text`, `documentId` and `url`; `title` goes with `text` and `url`."""
+
+    RULES: ClassVar[list[Rule]] = [exactly_one_of("text", "documentId", "url"), like("text", CONTENT)]
 
     text: Annotated[str, Meta(min_length=1)] | None = None
     title: ShortText | None = None
@@ -123,6 +127,8 @@ class AgentInput(Wire, frozen=True, kw_only=True):
     """Input of an `agent` job: a goal, the tools that it may use (the built-in ones when none are named), at most
     `maxSteps` calls of the model, and the tools whose calls a person must approve first."""
 
+    RULES: ClassVar[list[Rule]] = [like("goal", VISIBLE)]
+
     goal: Annotated[str, Meta(min_length=1, max_length=200_000)]
     tools: Annotated[list[ToolName], Meta(max_length=64)] | None = None
     max_steps: Annotated[int, Meta(ge=1, le=200)] = 20
@@ -151,6 +157,8 @@ class EmbeddingOptions(Wire, frozen=True, kw_only=True):
 
 class EmbeddingInput(EmbeddingOptions, frozen=True, kw_only=True):
     """Input of a `batch-embedding` job: exactly one of `texts`, `items` and `documentId` (an NDJSON upload)."""
+
+    RULES: ClassVar[list[Rule]] = [exactly_one_of("texts", "items", "documentId")]
 
     texts: Annotated[list[str], Meta(min_length=1, max_length=MAX_INLINE_TEXTS)] | None = None
     items: Annotated[list[EmbeddingItem], Meta(min_length=1, max_length=MAX_INLINE_TEXTS)] | None = None
@@ -216,10 +224,25 @@ class ErasureInput(Wire, frozen=True):
 class PromptRef(Wire, frozen=True):
     """Which stored prompt a job uses, and the values of its variables."""
 
+    RULES: ClassVar[list[Rule]] = [not_both("version", "label")]
+
     name: ShortText
     version: Annotated[int, Meta(ge=1)] | None = None
     label: ShortText | None = None
     variables: dict[str, Any] | None = None
+
+
+WebhookUrl = Annotated[str, Meta(min_length=8, max_length=2_048, pattern=r"^https?://[^\s\x00-\x1f\x7f]+$")]
+WebhookEvent = Literal[
+    "job.complete", "job.failed", "job.cancelled", "job.expired", "job.started", "job.waiting", "job.warning"
+]
+
+
+class Webhook(Wire, frozen=True):
+    """Where a job's events are sent to, signed (docs/webhooks.md); without `events` the final ones."""
+
+    url: WebhookUrl
+    events: Annotated[list[WebhookEvent], Meta(min_length=1, max_length=32)] | None = None
 
 
 class Submission(Wire, frozen=True, kw_only=True):
@@ -227,6 +250,10 @@ class Submission(Wire, frozen=True, kw_only=True):
 
     LANE: ClassVar[Lane] = Lane.BATCH
     PUBLIC: ClassVar[bool] = True
+    RULES: ClassVar[list[Rule]] = [
+        not_both("runAt", "delaySeconds"),
+        like("runAt", f"^(1[0-9]{{3}}|2[01][0-9]{{2}}|{MAX_YEAR})-"),
+    ]
 
     priority: Priority = Priority.NORMAL
     run_at: datetime | None = None
@@ -239,6 +266,8 @@ class Submission(Wire, frozen=True, kw_only=True):
     metadata: Metadata = {}
     model: ShortText | None = None
     prompt: PromptRef | None = None
+    # Never stored in a spec: a release before webhooks refuses what it does not know. The record has a field for it.
+    webhook: Webhook | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         if self.run_at is not None and self.delay_seconds is not None:
@@ -253,6 +282,10 @@ class ChatJob(Submission, frozen=True, tag="chat", tag_field="type", kw_only=Tru
     """A model's answer to a conversation, streamed as it is made."""
 
     LANE: ClassVar[Lane] = Lane.INTERACTIVE
+    RULES: ClassVar[list[Rule]] = [
+        *Submission.RULES,
+        {"anyOf": [given("prompt"), {"properties": {"input": some_of("messages")}}]},
+    ]
     input: ChatInput
 
 

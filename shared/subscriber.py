@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from shared.log import get_logger
 from shared.redis import OUTAGE, Redis, shielded
+from shared.sentinel import FollowingConnection, FollowingSSLConnection
 
 log = get_logger()
 
@@ -100,6 +101,9 @@ class Subscriber:
                 if asked:
                     raise RedisConnectionError("the subscriber's connection is silent")
                 asked = True
+                following = isinstance(connection, FollowingConnection | FollowingSSLConnection)
+                if following and not await connection.is_current():
+                    raise RedisConnectionError("another server is the primary now")
                 await connection.send_command("PING", check_health=False)
                 continue
             asked = False

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from msgspec import UNSET, Meta, UnsetType
 
+from shared.clock import MOMENT
 from shared.jobs import Output
+from shared.rules import PRINTABLE, Rule, at_least_one_of, like, needs
 from shared.specs import Wire
 
 DEFAULT_TENANT_NAME: Final = "default"
@@ -50,6 +52,8 @@ class Period(StrEnum):
 class Budget(Wire, frozen=True, omit_defaults=True):
     """What may be spent in a window. Soft limits warn, hard limits end it."""
 
+    RULES: ClassVar[list[Rule]] = [at_least_one_of("softTokens", "hardTokens", "softUsd", "hardUsd")]
+
     period: Period
     soft_tokens: Tokens | None = None
     hard_tokens: Tokens | None = None
@@ -85,6 +89,8 @@ PromptKey = Annotated[
 class KeyLimits(Wire, frozen=True, omit_defaults=True):
     """Rates and budgets of one key, or of each end user. A burst is what may come at once; by default all that the
     minute allows."""
+
+    RULES: ClassVar[list[Rule]] = [needs("requestsBurst", "requestsPerMinute"), needs("tokensBurst", "tokensPerMinute")]
 
     requests_per_minute: Rate | None = None
     requests_burst: Rate | None = None
@@ -152,6 +158,8 @@ def _require_printable(name: str | UnsetType | None) -> None:
 class NewTenant(Wire, frozen=True):
     """Body of `POST /api/admin/tenants`."""
 
+    RULES: ClassVar[list[Rule]] = [like("name", PRINTABLE)]
+
     name: Name
     limits: Limits = Limits()
 
@@ -161,6 +169,8 @@ class NewTenant(Wire, frozen=True):
 
 class TenantPatch(Wire, frozen=True):
     """Body of `PATCH /api/admin/tenants/{tenantId}`: what is to change."""
+
+    RULES: ClassVar[list[Rule]] = [like("name", PRINTABLE)]
 
     name: Name | UnsetType = UNSET
     limits: LimitsPatch | UnsetType = UNSET
@@ -189,6 +199,8 @@ class TenantView(Output, frozen=True):
 class NewKey(Wire, frozen=True):
     """Body of `POST /api/admin/tenants/{tenantId}/keys`; `expiresAt` is RFC 3339 with a zone."""
 
+    RULES: ClassVar[list[Rule]] = [like("name", PRINTABLE), like("expiresAt", MOMENT, format="date-time")]
+
     name: Name | None = None
     scopes: Scopes | None = None
     expires_at: str | None = None
@@ -200,6 +212,8 @@ class NewKey(Wire, frozen=True):
 
 class KeyPatch(Wire, frozen=True):
     """Body of `PATCH /api/admin/tenants/{tenantId}/keys/{keyId}`: what is to change. `null` removes name and expiry."""
+
+    RULES: ClassVar[list[Rule]] = [like("name", PRINTABLE), like("expiresAt", MOMENT, format="date-time")]
 
     name: Name | UnsetType | None = UNSET
     scopes: Scopes | UnsetType = UNSET

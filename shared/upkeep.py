@@ -19,18 +19,24 @@ from shared.stores.outputs import OutputsStore
 log = get_logger()
 
 REAP_EVERY_S: Final = 2.0  # at most; of a short lease a fifth
-SWEEP_EVERY_S: Final = 30.0
+SWEEP_EVERY_S: Final = 30.0  # at most; of a short retention a twentieth
 BATCH: Final = 100
+
+
+def sweep_every_s(retention_s: float) -> float:
+    """How often what is over is removed: often enough that it is kept for little longer than was asked."""
+    return min(SWEEP_EVERY_S, retention_s / 20)
 
 
 class Upkeep:
     """Takes back the jobs of lost workers, expires what was not started, makes ready what is due, removes what is kept
     no longer. After Redis was away nothing is taken back for one lease time: owners who sat it out renew."""
 
-    def __init__(self, jobs: JobsStore, *, lease_s: float) -> None:
+    def __init__(self, jobs: JobsStore, *, lease_s: float, sweep_every_s: float = SWEEP_EVERY_S) -> None:
         self._jobs = jobs
         self._lease_ms = round(lease_s * 1000)
         self._every_s = min(REAP_EVERY_S, lease_s / 5)
+        self._sweep_every_s = sweep_every_s
         self._now = asyncio.Event()
 
     def look_in(self, delay_s: float) -> None:
@@ -41,9 +47,9 @@ class Upkeep:
         """One round. Raises a member of OUTAGE."""
         while True:
             taken = await self._jobs.reap(BATCH, lease_ms=self._lease_ms)
-            for job_id, status in taken:
-                JOBS_REAPED.labels(status).inc()
-                log.warning("job.reaped", job=job_id, status=status)
+            for job_id, status, reason in taken:
+                JOBS_REAPED.labels(reason, status).inc()
+                log.warning("job.reaped", job=job_id, status=status, reason=reason)
             if len(taken) < BATCH:
                 return
 
@@ -53,7 +59,7 @@ class Upkeep:
         while True:
             try:
                 await self.reap()
-                if monotonic_s() - swept_at > SWEEP_EVERY_S:
+                if monotonic_s() - swept_at > self._sweep_every_s:
                     swept_at = monotonic_s()
                     while await self._jobs.sweep():
                         pass
@@ -72,9 +78,10 @@ class Disposal:
     """Deletes the blobs that nobody needs any more: on its own, so that a store which is slow or away holds up nothing
     else. What was not deleted stays on the list; two processes may delete the same."""
 
-    def __init__(self, outputs: OutputsStore, blobs: Blobs) -> None:
+    def __init__(self, outputs: OutputsStore, blobs: Blobs, *, every_s: float = SWEEP_EVERY_S) -> None:
         self._outputs = outputs
         self._blobs = blobs
+        self._every_s = every_s
 
     async def empty(self) -> None:
         """Deletes until the list is empty, or the store is away. Raises a member of OUTAGE."""
@@ -112,4 +119,4 @@ class Disposal:
                 pass  # as in Upkeep
             except Exception:
                 log.exception("disposal.failed")
-            await asyncio.sleep(SWEEP_EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(self._every_s * random.uniform(0.8, 1.2))  # noqa: S311

@@ -23,7 +23,7 @@ import pytest
 from aiohttp import web
 
 from api.app import create_app
-from api.keys import TENANTS
+from api.keys import DOORS, TENANTS
 from api.server import EdgeRunner
 from scripts import embedded_redis
 from scripts.dev_model import create_app as create_model
@@ -33,10 +33,13 @@ from shared.redis import Redis, connect
 from shared.settings import Settings, env_name
 from shared.stores.events import EventsStore
 from shared.stores.jobs import JobsStore
+from tests.receiver import Receiver
+from tests.scripted_model import ScriptedModel
 from worker.__main__ import build
 from worker.engine import Engine
 from worker.tasks import HANDLERS
 
+ROOT = Path(__file__).parents[1]
 ADMIN_KEY = "ek_01M81SGW152PHX78GHNCJWQHRS_" + "a" * 43
 
 
@@ -204,7 +207,7 @@ class Stack:
     async def start_api(self) -> str:
         app = create_app(self.settings)
         await app[TENANTS].ensure_admin(ADMIN_KEY)
-        runner = EdgeRunner(app, header_seconds=self.settings.body_seconds, shutdown_timeout=0.5)
+        runner = EdgeRunner(app, self.settings, shutdown_timeout=0.5, doors=app[DOORS])
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self._runners.append(runner)
@@ -233,9 +236,10 @@ class Stack:
         engine.stop()
         await self._tasks[index]
 
-    async def spawn_worker(self, lane: str = "interactive") -> Member:
-        """A worker in a process of its own, with this stack's settings; it is alive when this returns."""
-        member = self._spawn("worker", lane)
+    async def spawn_worker(self, lane: str = "interactive", *, tree: Path = ROOT) -> Member:
+        """A worker in a process of its own, with this stack's settings; it is alive when this returns. `tree` is the
+        source that it runs."""
+        member = self._spawn("worker", lane, tree=tree)
         mark = f"-{member.process.pid}-"  # workers have their pid in their name
         async with asyncio.timeout(30):
             while not any(mark in name.decode() for name in await self.client.zrange(self.keys.workers(lane), 0, -1)):
@@ -243,10 +247,10 @@ class Stack:
                 await asyncio.sleep(0.02)
         return member
 
-    async def spawn_api(self) -> str:
+    async def spawn_api(self, *, tree: Path = ROOT) -> str:
         """An API in a process of its own; the address where it answers."""
         port = free_port("127.0.0.1")
-        member, url = self._spawn("api", PORT=str(port)), f"http://127.0.0.1:{port}"
+        member, url = self._spawn("api", tree=tree, PORT=str(port)), f"http://127.0.0.1:{port}"
         async with asyncio.timeout(30):
             while True:
                 with suppress(aiohttp.ClientError):
@@ -255,7 +259,7 @@ class Stack:
                 assert member.process.poll() is None, member.log.read_text()
                 await asyncio.sleep(0.02)
 
-    def _spawn(self, *module: str, **environment: str) -> Member:
+    def _spawn(self, *module: str, tree: Path = ROOT, **environment: str) -> Member:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ERRAND_")}
         own = {
             env_name(field.name): str(value)
@@ -267,7 +271,7 @@ class Stack:
             process = subprocess.Popen(
                 [sys.executable, "-m", *module],
                 env={**inherited, "ERRAND_ADMIN_KEY": ADMIN_KEY, **own, **environment},
-                cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                cwd=tree, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         self._members.append(Member(process, log))
         return self._members[-1]
@@ -391,6 +395,31 @@ async def edge(make_stack: Any) -> Stack:
 async def stack(make_stack: Any) -> Stack:
     """The API and a worker on each lane."""
     made: Stack = await make_stack(workers=("interactive", "batch"))
+    return made
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A receiver of webhooks."""
+    made = Receiver()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedModel]:
+    """A model that answers what the test has written down."""
+    server = ScriptedModel()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def hooked(make_stack: Any) -> Stack:
+    """The API and a worker that may send to loopback."""
+    made: Stack = await make_stack(workers=("both",), fetch_private_hosts="127.0.0.1")
     return made
 
 

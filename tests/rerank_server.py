@@ -12,34 +12,28 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.loopback import Loopback
+
 Fault = Callable[[web.Request, Any], Awaitable[web.StreamResponse]]
 KEY = "secret-of-the-re-ranker"
 
 
-class RerankServer:
+class RerankServer(Loopback):
     """The server, its fault, and the requests that it got."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.connections: set[Any] = set()
         self.fault: Fault | None = None
-        self.base = ""
-        self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
+    def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v2/rerank", self._cohere)
         app.router.add_post("/jina/v1/rerank", self._jina)
         app.router.add_post("/v1/rerank", self._vllm)
         app.router.add_post("/rerank", self._tei)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.base = "http://{}:{}".format(*self._runner.addresses[0][:2])
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        return app
 
     async def _read(self, request: web.Request) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()

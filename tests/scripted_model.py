@@ -12,6 +12,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.loopback import Loopback
+
 
 def call(name: str, arguments: dict[str, Any] | str, call_id: str | None = None) -> dict[str, Any]:
     """A tool call; `arguments` as text are sent as they are."""
@@ -19,27 +21,19 @@ def call(name: str, arguments: dict[str, Any] | str, call_id: str | None = None)
     return {"id": call_id, "name": name, "arguments": written}
 
 
-class ScriptedModel:
+class ScriptedModel(Loopback):
     """The server, its replies, and the requests that it got."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.replies: list[Any] = []
         self.requests: list[dict[str, Any]] = []
-        self.base = ""
         self._numbers = 0
-        self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
+    def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self._chat)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.base = "http://{}:{}".format(*self._runner.addresses[0][:2])
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        return app
 
     def says(self, *replies: Any) -> None:
         """From now on these."""

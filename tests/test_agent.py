@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -23,14 +22,6 @@ REPORT = (
     "The harbour was dredged in March to a depth of fourteen metres. The new crane lifts ninety tonnes. "
     "Night work ends in June."
 )
-
-
-@pytest.fixture
-async def scripted() -> AsyncIterator[ScriptedModel]:
-    server = ScriptedModel()
-    await server.start()
-    yield server
-    await server.stop()
 
 
 @pytest.fixture

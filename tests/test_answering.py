@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -101,20 +100,17 @@ def test_text_flows_at_once() -> None:
     assert marks.feed("de comes") == "de comes"
 
 
-@pytest.fixture
-async def scripted() -> AsyncIterator[ScriptedModel]:
-    server = ScriptedModel()
-    await server.start()
-    yield server
-    await server.stop()
+async def words_only(make_stack: Any, scripted: ScriptedModel, min_score: float) -> Stack:
+    """A stack that searches by words alone, and answers as the test has written down."""
+    made: Stack = await make_stack(
+        workers=("both",), openai_base_url=f"{scripted.base}/v1", embedding_model="", search_min_score=min_score
+    )
+    return made
 
 
 @pytest.fixture
 async def stack(make_stack: Any, scripted: ScriptedModel) -> Stack:
-    made: Stack = await make_stack(
-        workers=("both",), openai_base_url=f"{scripted.base}/v1", embedding_model="", search_min_score=0.2
-    )
-    return made
+    return await words_only(make_stack, scripted, 0.2)
 
 
 async def asked(stack: Stack, q: str, **more: Any) -> Any:

@@ -9,7 +9,6 @@ import pty
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +93,6 @@ class Terminal:
             return False
         self.seen += piece.decode().replace("\r\n", "\n")
         return bool(piece)
-
-
-@pytest.fixture
-async def scripted() -> AsyncIterator[ScriptedModel]:
-    server = ScriptedModel()
-    await server.start()
-    yield server
-    await server.stop()
 
 
 @pytest.fixture

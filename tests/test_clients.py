@@ -669,7 +669,8 @@ async def test_nginx_tells_that_a_client_has_gone(stack: Stack, model: Any, ngin
     its next heartbeat, and lets the model go when the chat's grace is over."""
 
     def open_streams() -> float:
-        return REGISTRY.get_sample_value("errand_streams_open") or 0
+        kinds = ("sse", "websocket")
+        return sum(REGISTRY.get_sample_value("errand_streams_open", {"transport": kind}) or 0 for kind in kinds)
 
     await model.pace(firstTokenSeconds=30)
     url = await nginx.start(stack.base)

@@ -8,17 +8,20 @@ import ipaddress
 import socket
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
 from aiohttp import web
 
+from shared.addresses import FetchRefusedError, is_public, literal, private_hosts
 from shared.settings import Settings
 from tests import files
 from tests.conftest import Stack
 from worker.documents.web import WebPages
-from worker.fetch import Fetched, Fetcher, FetchFailedError, FetchRefusedError, is_public, literal, private_hosts
+from worker.fetch import Fetched, Fetcher, FetchFailedError
 from worker.tools.base import ToolContext, call_tool
 from worker.tools.web import fetch_url
 
@@ -155,6 +158,65 @@ async def test_every_spelling_of_loopback_is_refused(host: str, site: Site) -> N
 async def test_odd_literals_are_refused(url: str) -> None:
     with pytest.raises((FetchRefusedError, FetchFailedError)):
         await fetcher().fetch(url)
+
+
+FORMS = [
+    "http://127.1/", "http://127.0.1/", "http://0x7f.0x0.0x0.0x1/", "http://0X7F000001/", "http://0177.0.0.01/",
+    "http://00000177.0.0.1/", "http://2852039166/", "http://0xa9fea9fe/", "http://169.254.43518/",
+    "http://0251.0376.0251.0376/", "http://[::]/", "http://[::127.0.0.1]/", "http://[::ffff:0:127.0.0.1]/",
+    "http://[0:0:0:0:0:ffff:7f00:0001]/", "http://[::ffff:169.254.169.254]/", "http://[64:ff9b::a9fe:a9fe]/",
+    "http://[64:ff9b:1::7f00:1]/", "http://[2002:c0a8:0101::1]/", "http://[2001:0:7f00:1::1]/", "http://[fd00::1]/",
+    "http://[fec0::1]/", "http://[ff02::1]/", "http://[fe80::1%25eth0]/", "http://[fe80::1%eth0]/",
+    "http://255.255.255.255/", "http://100.100.100.200/", "http://192.0.0.192/", "http://198.18.0.1/",
+    "http://203.0.113.1/", "http://localhost/", "http://LOCALHOST/", "http://localhost./", "http://a.localhost/",
+    "http://metadata.google.internal/", "http://metadata/", "http://instance-data/", "http://127.0.0.1.nip.io/",
+    "http://7f000001.nip.io/", "http://localtest.me/", "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/", "http://ｌｏｃａｌｈｏｓｔ/",
+    "http://①②⑦.⓪.⓪.①/", "http://127｡0｡0｡1/", "http://169。254。169。254/", "http://%6cocalhost/",
+    "http://127.0.0.1%00.public.test/", "http://public.test@127.0.0.1/", "http://public.test%40127.0.0.1/",
+    "http://127.0.0.1\\@public.test/", "http://public.test\\@127.0.0.1/", "http:\\\\127.0.0.1\\",
+    "http://127.0.0.1#@public.test/", "http://127.0.0.1?@public.test/", "http:///127.0.0.1/", "http:127.0.0.1/",
+    "http://127.0.0.1:80\\@public.test:80/", "http://127.0\t.0.1/", "http://127.0.0\n.1/", "ht\ntp://127.0.0.1/",
+    "\thttp://127.0.0.1/", "http://127.0.0.1\r\nHost: public.test/", "http://public.test\r\n@127.0.0.1/",
+    "http://loc\u00adalhost/", "http://local\u200bhost/", "gopher://127.0.0.1:6379/_FLUSHALL",
+    "dict://127.0.0.1:6379/INFO", "ldap://127.0.0.1/", "data:text/html,hi", "jar:http://127.0.0.1!/", "url:http://a/",
+    "http://public.test:25/", "http://public.test:0/", "http://public.test:65536/", "http://public.test:6379/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", FORMS)
+async def test_no_form_of_a_private_address_is_connected_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given every spelling that is known to pass guards, with a name server that tells the truth about the names among
+    them, when it is fetched, then nothing is connected to, and it is a refusal or a failure in a sentence. The one
+    public name among them may be asked for, at its own address."""
+    reached: list[str] = []
+
+    async def connect(sock: socket.socket, address: Any) -> None:
+        reached.append(address[0])
+        raise OSError("unreachable here")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", connect)
+
+    async def names(host: str, port: int) -> list[str]:
+        if host == "public.test":
+            return [PUBLIC]
+        return ["169.254.169.254"] if host.startswith(("metadata", "instance")) else ["127.0.0.1", "::1"]
+
+    with pytest.raises((FetchRefusedError, FetchFailedError)) as refused:
+        await Fetcher(SETTINGS, names).fetch(url)
+    assert set(reached) <= {PUBLIC}
+    assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", FORMS)
+async def test_no_form_of_a_private_address_is_redirected_to(site: Site, url: str) -> None:
+    async def names(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    opened = Fetcher(msgspec.structs.replace(SETTINGS, fetch_private_hosts=f"wiki.test:{site.port}"), names)
+    with suppress(FetchRefusedError, FetchFailedError):
+        # A form that is a path of the same site is followed there, and nowhere else.
+        assert (await opened.fetch(site.url("/redirect?to=" + quote(url, safe="")))).url.startswith(site.url(""))
+    assert {request.headers["Host"] for request in site.seen} == {f"wiki.test:{site.port}"}
 
 
 @pytest.mark.parametrize(

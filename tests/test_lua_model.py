@@ -289,8 +289,8 @@ class Model:
             job.emit("job.queued", reason="workerLost")
             self.push(job)
 
-    def reap(self) -> list[tuple[str, str]]:
-        """The upkeep; (job, new status) as the script tells it."""
+    def reap(self) -> list[tuple[str, str, str]]:
+        """The upkeep; (job, new status, reason) as the script tells it."""
         lapsed = sorted((job for job in self.jobs.values() if job.lapsed_since), key=lambda job: job.lapsed_since)
         for job in lapsed:
             self.take_back(job)
@@ -298,7 +298,8 @@ class Model:
         for job in overdue:
             self.expire(job)
         self.flush()
-        told = [(job.id, job.status) for job in lapsed + overdue]
+        told = [(job.id, job.status, "lease") for job in lapsed]
+        told += [(job.id, job.status, "expiry") for job in overdue]
         for lane in LANES:
             self.promote(lane)
             for tenant in list(self.parked[lane]):
@@ -1104,6 +1105,8 @@ class Machine(RuleBasedStateMachine):
         held = {tenant: model.counter(lane, tenant) - model.served[lane].get(tenant, 0) for tenant in model.tenants}
         found_held = {name: float(value) for name, value in pairs(found.get(f"q:{lane}:held", [])).items()}
         assert found_held == {name: value for name, value in held.items() if value}
+        ready = {name: divmod(float(score), 2**43) for name, score in pairs(found.get(f"q:{lane}:ready", [])).items()}
+        assert set(ready) == {job.id for job in model.having("queued") if job.lane == lane}
         pace = pairs(found.get(f"pace:{lane}", []))
         assert int(pace.get("ready", 0)) == sum(job.lane == lane for job in model.having("queued"))
         assert int(pace.get("running", 0)) == sum(job.lane == lane and job.runs for job in model.jobs.values())

@@ -59,7 +59,7 @@ async def test_a_reap_that_redis_refuses_leaves_the_leases(
         await stack.jobs.reap()
     await stack.client.config_set("maxmemory", "0")
     assert await stack.client.zcard(stack.keys.leases) == 1
-    assert await stack.jobs.reap() == [(job_id, "queued")]
+    assert await stack.jobs.reap() == [(job_id, "queued", "lease")]
 
 
 async def test_jobs_of_a_claim_that_was_not_answered_are_handed_back(make_stack: Any, own_redis: RedisServer) -> None:

@@ -277,3 +277,10 @@ async def test_a_chat_that_a_rate_kept_from_beginning_is_no_failure_of_its_promp
     assert (await stack.call("POST", "/api/chat", body, key=key)).status == 200
     (row,) = (await stack.call("GET", "/api/prompts/brief/stats", key=key)).json["data"]
     assert row["version"] == 1
+
+
+async def test_a_member_name_that_is_none_is_refused_where_it_stands(edge: Stack) -> None:
+    """Given limits of a prompt whose name can be none, then the error names the object that it stands in."""
+    body = {"name": "x", "limits": {"perPrompt": {"no name!": {"tokensPerMinute": 5}}}}
+    answer = await edge.call("POST", "/api/admin/tenants", body)
+    assert (answer.status, [one["path"] for one in answer.json["errors"]]) == (422, ["$.limits.perPrompt"])

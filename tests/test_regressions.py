@@ -117,7 +117,7 @@ async def test_what_is_no_http_gets_a_problem_too(edge: Stack, raw: bytes) -> No
 
 
 async def test_a_client_that_never_ends_its_header_is_let_go(make_stack: Any) -> None:
-    stack: Stack = await make_stack(body_seconds=0.5)
+    stack: Stack = await make_stack(header_seconds=0.5)
     host, port = stack.base.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")

@@ -255,7 +255,7 @@ async def test_a_retried_job_expires_when_it_says_so(edge: Stack) -> None:
     retried = await edge.call("POST", f"/api/jobs/{job_id}/retry")
     assert retried.json["expiresAt"] is not None
     await asyncio.sleep(0.3)
-    assert await edge.jobs.reap() == [(job_id, "expired")]
+    assert await edge.jobs.reap() == [(job_id, "expired", "expiry")]
 
 
 async def test_a_replaced_admin_key_ends(make_stack: Any) -> None:
@@ -281,7 +281,8 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-CLIENTS = ("worker/fetch.py", "worker/search/rerank_http.py")  # of HTTP; the worker serves none
+# Of HTTP; the worker serves none.
+CLIENTS = ("worker/fetch.py", "worker/webhooks/sender.py", "worker/search/rerank_http.py")
 
 
 def test_each_library_has_its_place() -> None:
@@ -301,7 +302,7 @@ def test_each_library_has_its_place() -> None:
 async def test_a_busy_connection_is_never_swept_away(make_stack: Any) -> None:
     """Given a header deadline of half a second, when a client sends short requests for far longer on one connection,
     then every one is answered on it."""
-    stack: Stack = await make_stack(body_seconds=0.5)
+    stack: Stack = await make_stack(header_seconds=0.5)
     host, port = stack.base.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     for _ in range(20):

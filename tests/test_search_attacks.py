@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.conftest import Stack
 from tests.scripted_model import ScriptedModel
-from tests.test_answering import asked, whole_text
+from tests.test_answering import asked, whole_text, words_only
 from tests.test_search import added
 
 SUBJECT = "The reactor of plant seven was inspected in March, and its valves were found sound."
@@ -90,19 +89,8 @@ def test_there_are_enough_attacks() -> None:
 
 
 @pytest.fixture
-async def scripted() -> AsyncIterator[ScriptedModel]:
-    server = ScriptedModel()
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
 async def stack(make_stack: Any, scripted: ScriptedModel) -> Stack:
-    made: Stack = await make_stack(
-        workers=("both",), openai_base_url=f"{scripted.base}/v1", embedding_model="", search_min_score=0.0
-    )
-    return made
+    return await words_only(make_stack, scripted, 0.0)
 
 
 async def test_attacks_stay_data_and_what_obeys_them_is_harmless(stack: Stack, scripted: ScriptedModel) -> None:

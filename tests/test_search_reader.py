@@ -9,9 +9,10 @@ import pytest
 
 from shared.filters import filter_problem
 from shared.search import Scores, Source
+from shared.stores.indexes import IndexesStore
 from tests.conftest import DevModel, Stack
 from tests.test_collections import collection
-from tests.test_search import BREAD, TIDES, added, documents, found
+from tests.test_search import BREAD, TIDES, added, documents, found, keys_of
 from tests.test_search_pure import prose
 from worker.fencing import as_data, fenced
 from worker.search.answering import SENTENCE, Cited, Sources
@@ -157,3 +158,20 @@ async def test_a_file_that_became_a_text_has_no_file_name(make_stack: Any) -> No
     answer = await stack.call("PUT", f"/api/documents/{document_id}", {"text": BREAD})
     assert (await stack.finished(answer.json["jobId"]))["status"] == "complete"
     assert (await stack.call("GET", f"/api/documents/{document_id}")).json["filename"] is None
+
+
+async def test_what_an_interrupted_deletion_left_goes(make_stack: Any) -> None:
+    """The API was lost after the record was gone: the files are on the list, and a second call erases the log."""
+    stack: Stack = await make_stack(workers=("both",), embedding_model="errand-dev-embedding")
+    document_id = await added(stack, TIDES)
+    assert documents(await found(stack, "what causes the tides")) == [document_id]
+    blobs = [path for path in stack.settings.data_dir.rglob("*") if document_id in path.name]
+    assert len(blobs) == 2
+    names = [str(path.relative_to(stack.settings.data_dir / "blobs")) for path in blobs]
+    store = IndexesStore(stack.client, stack.keys)
+    assert (await store.remove("ten_" + "0" * 26, document_id, "default", blobs=names))[0] == 1
+    assert await keys_of(stack, "gravity of the moon")
+    assert (await stack.call("DELETE", f"/api/documents/{document_id}")).status == 404
+    assert await keys_of(stack, "gravity of the moon") == []
+    listed: Any = await stack.client.smembers(stack.keys.trash)
+    assert {name.encode() for name in names} <= listed

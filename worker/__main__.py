@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import start_http_server
 
+from shared import tracing
 from shared.blobs import blobs_of
 from shared.collections import VSET
 from shared.errors import ConfigurationError
 from shared.keys import Keys
 from shared.log import configure, get_logger
-from shared.metrics import REGISTRY
+from shared.metrics import REGISTRY, count_tasks
 from shared.prices import PriceBook
 from shared.prompt_versions import Versions
 from shared.redis import connect, wait_until_durable
@@ -26,8 +27,10 @@ from shared.stores.documents import DocumentsStore
 from shared.stores.erasure import ErasureStore
 from shared.stores.indexes import IndexesStore
 from shared.stores.prompts import PromptsStore
+from shared.stores.schema import require_readable
 from shared.stores.searches import SearchesStore
 from shared.tokens import TokenCounter
+from shared.workers import advertised
 from worker.context import Deps
 from worker.documents.library import Library
 from worker.engine import Engine
@@ -46,9 +49,15 @@ log = get_logger()
 
 
 def build(
-    settings: Settings, lanes: Sequence[str], *, handlers: Mapping[str, Handler] = HANDLERS, handle_signals: bool = True
+    settings: Settings,
+    lanes: Sequence[str],
+    *,
+    handlers: Mapping[str, Handler] = HANDLERS,
+    handle_signals: bool = True,
+    metrics: str | None = None,
 ) -> Engine:
-    """An engine with its connections; call it inside the loop that will run it. `handlers` by job type."""
+    """An engine with its connections; call it inside the loop that will run it. `handlers` by job type; `metrics`:
+    where this process serves its own, `host:port`."""
     client = connect(settings.redis_url)
     blobs = blobs_of(settings)
     keys = Keys(settings.redis_prefix)
@@ -60,12 +69,12 @@ def build(
         model=Model(settings),
         blobs=blobs,
         documents=documents,
-        erasures=ErasureStore(client, keys),
+        erasures=steady(ErasureStore(client, keys)),
         library=library,
         tools=Toolbox(settings, library),
         counter=TokenCounter(),
         prices=PriceBook(settings.prices, settings.openai_base_url),
-        versions=Versions(PromptsStore(client, keys)),
+        versions=Versions(steady(PromptsStore(client, keys))),
         indexes=indexes,
         engines={exact.name: exact, VSET: steady(VsetEngine(client, keys))},
         texts=Texts(blobs),
@@ -81,6 +90,7 @@ def build(
         subscriber=connect(settings.redis_url, timeout_s=None),
         deps=deps,
         handle_signals=handle_signals,
+        metrics=metrics,
     )
 
 
@@ -102,24 +112,41 @@ def main(handlers: Mapping[str, Handler] = HANDLERS) -> int:
         return 2
     configure(settings.log_format, settings.log_level, f"worker-{lane}")
     try:
+        tracing.configure(settings, f"worker-{lane}")
+    except ConfigurationError as error:
+        sys.stderr.write(f"errand: {error}\n")
+        return 2
+    try:
         import uvloop
 
         loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     except ImportError:  # no wheel for this platform: asyncio's own loop does the same, more slowly
         loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    count_tasks(loop)
     try:
         found = loop.run_until_complete(wait_until_durable(settings.redis_url, allow_volatile=settings.allow_volatile))
+        loop.run_until_complete(require_readable(settings))
     except ConfigurationError as error:
         sys.stderr.write(f"errand: {error}\n")
         return 2
     for text in (*found.unknown, *found.wrong):
         log.warning("redis.durability_doubted", detail=text)
-    server, _ = start_http_server(settings.worker_metrics_port, addr="127.0.0.1", registry=REGISTRY)
-    log.info("metrics.serving", port=server.server_port)
+    try:
+        server, _ = start_http_server(
+            settings.worker_metrics_port, addr=settings.worker_metrics_host, registry=REGISTRY
+        )
+    except OSError as error:
+        sys.stderr.write(
+            f"errand: the worker cannot serve its metrics on {settings.worker_metrics_host}:"
+            f"{settings.worker_metrics_port}: {error.strerror}. Each worker on a host needs a port of its own: set "
+            "ERRAND_WORKER_METRICS_PORT to 0, and Prometheus finds it by GET /metrics/sd\n"
+        )
+        return 2
+    log.info("metrics.serving", address=advertised(settings, server.server_port))
 
     async def make() -> Engine:
-        return build(settings, lanes, handlers=handlers)
+        return build(settings, lanes, handlers=handlers, metrics=advertised(settings, server.server_port))
 
     try:
         engine = loop.run_until_complete(make())
@@ -131,7 +158,10 @@ def main(handlers: Mapping[str, Handler] = HANDLERS) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    engine.run()
+    try:
+        engine.run()
+    finally:
+        tracing.close(tracing.CLOSE_S)
     return 0
 
 

@@ -16,6 +16,7 @@ from shared.blobs import Blobs
 from shared.clock import monotonic_s
 from shared.errors import BudgetExhausted, JobError, NeedsInput
 from shared.jobs import LimitDetail
+from shared.metrics import COST, MODEL_FALLBACKS, MODEL_RETRIES, TOKENS_UNPRICED
 from shared.prices import PriceBook
 from shared.prompt_versions import Versions
 from shared.settings import Settings
@@ -221,7 +222,9 @@ class JobContext:
         wait_s = tries.after(error)
         if wait_s is None or monotonic_s() + wait_s > self.ends_s:
             return False
+        MODEL_RETRIES.labels(error.code).inc()
         if tries.model != before:
+            MODEL_FALLBACKS.inc()
             self.report.event(
                 "job.warning", code="model_fallback", message=f"{before}: {error.message} Asking {tries.model} instead."
             )
@@ -270,9 +273,21 @@ class JobContext:
                     progress.on_dispatch = partial(self.journal.dispatched, step.call_id)
                 if step.ratio is not None:
                     self.deps.counter.learn(reserve.model, step.ratio)
-                return await make(step, progress)
+                try:
+                    return await make(step, progress)
+                finally:
+                    self._count_cost(reserve, progress)
 
         return await self.journal.step(label, identity, call, reserve=reserve)
+
+    def _count_cost(self, reserve: Reservation, progress: Progress) -> None:
+        """What a call cost by the price that it is booked with."""
+        usage = progress.usage()
+        if reserve.price is not None:
+            nano = reserve.price.cost_nano(usage.input_tokens, usage.output_tokens, usage.embedding_tokens)
+            COST.labels(self.deps.model.measures.names.label(reserve.model)).inc(nano / 1e9)
+        else:
+            TOKENS_UNPRICED.inc(usage.total)
 
     async def _reservation(self, model: str, call: ChatCall) -> Reservation:
         """What a completion needs of the books."""

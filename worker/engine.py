@@ -20,7 +20,7 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from shared.clock import monotonic_s
-from shared.errors import ConfigurationError, InvalidInput
+from shared.errors import ConfigurationError, UnreadableError
 from shared.keys import Keys
 from shared.log import get_logger
 from shared.metrics import JOBS_CLAIMED, PICKUP_SECONDS, REDIS_OUTAGES, SLOTS, SLOTS_BUSY
@@ -30,13 +30,16 @@ from shared.specs import Lane
 from shared.stores.events import EventsStore
 from shared.stores.jobs import Claimed, JobsStore
 from shared.stores.outputs import OutputsStore
+from shared.stores.webhooks import WebhooksStore
 from shared.subscriber import RECONNECT_S, Subscriber
-from shared.upkeep import Disposal, Upkeep
+from shared.upkeep import Disposal, Upkeep, sweep_every_s
 from worker.context import Deps
 from worker.execution import Attempt, Handler
 from worker.scribe import Scribe
 from worker.settler import Settler
 from worker.upkeep import Heart, LoopWatch
+from worker.webhooks.courier import Courier
+from worker.webhooks.sender import Sender
 
 log = get_logger()
 
@@ -81,8 +84,10 @@ class Engine(Worker):
         subscriber: Redis,
         deps: Deps,
         handle_signals: bool = True,
+        metrics: str | None = None,
     ) -> None:
-        """`subscriber` is a client without a time-out, for the one pub/sub connection of this process."""
+        """`subscriber` is a client without a time-out, for the one pub/sub connection of this process; `metrics` is
+        where it serves its own, `host:port`."""
         super().__init__(
             functions=[func(cast(Any, handler), name=name) for name, handler in handlers.items()],
             redis_pool=cast(Any, client),  # arq asks for its own subclass, of which we use nothing
@@ -97,12 +102,15 @@ class Engine(Worker):
         self._client = client
         self._subscriber_client = subscriber
         self._deps = deps
+        self._metrics = metrics
         self._jobs = JobsStore(client, Keys(settings.redis_prefix))
         self._events = EventsStore(client, Keys(settings.redis_prefix))
         self._outputs = OutputsStore(client, Keys(settings.redis_prefix))
         self._scribe = Scribe(self._events, self.worker_id)
         self._settler = Settler(self._jobs, self.worker_id)
         self._control = Keys(settings.redis_prefix).control_channel(self.worker_id)
+        self._hooks = Keys(settings.redis_prefix).hooks_channel
+        self._courier: Courier | None = None
         self._subscriber = Subscriber(subscriber, on_message=self._heard, on_subscribed=self._subscribed)
         self.running: dict[str, Attempt] = {}  # until they are settled
         self._busy = dict.fromkeys(self.slots, 0)  # tasks that run, by lane
@@ -126,16 +134,28 @@ class Engine(Worker):
             worker=self.worker_id,
             lease_s=self.settings.lease_seconds,
             running=self.running,
+            metrics=self._metrics,
+            model=self._deps.model.health.seen,
         )
+        self._deps.model.health.on_known = heart.hurry
         await self._subscriber.subscribe(self._control)
+        if self.settings.webhooks:
+            store = WebhooksStore(self._client, Keys(self.settings.redis_prefix))
+            self._courier = Courier(store, Sender(self.settings), self.settings)
+            await self._subscriber.subscribe(self._hooks)
         listening = asyncio.create_task(self._subscriber.run(), name="listen")
+        swept_s = sweep_every_s(self.settings.retention_seconds)
+        upkeep = Upkeep(self._jobs, lease_s=self.settings.lease_seconds, sweep_every_s=swept_s)
         companions = [
             asyncio.create_task(heart.run(), name="heart"),
-            asyncio.create_task(Upkeep(self._jobs, lease_s=self.settings.lease_seconds).run(), name="upkeep"),
-            asyncio.create_task(Disposal(self._outputs, self._deps.blobs).run(), name="disposal"),
+            asyncio.create_task(upkeep.run(), name="upkeep"),
+            asyncio.create_task(Disposal(self._outputs, self._deps.blobs, every_s=swept_s).run(), name="disposal"),
             asyncio.create_task(LoopWatch().run(), name="loop-watch"),
+            asyncio.create_task(self._deps.model.health.run(), name="model-watch"),
             asyncio.create_task(self._announce(heart), name="announce"),
         ]
+        if self._courier is not None:
+            companions.append(asyncio.create_task(self._courier.run(), name="courier"))
         for task in (listening, *companions):
             task.add_done_callback(_report_death)
         for lane, slots in self.slots.items():
@@ -144,9 +164,11 @@ class Engine(Worker):
         log.info("worker.started", worker=self.worker_id, slots=self.slots)
         try:
             await self._claim_for_ever()
+            if self._courier is not None:
+                self._courier.stop()
             with suppress(RedisError, OSError):
                 await heart.leave()
-            await self._drain()
+            await asyncio.gather(self._drain(), self._dismiss_courier())
         finally:
             # Again and again: redis-py can swallow a cancellation.
             while left := [task for task in companions if not task.done()]:
@@ -155,7 +177,7 @@ class Engine(Worker):
                 await asyncio.wait(left, timeout=0.2)
             await self._subscriber.close(listening)
             with suppress(RedisError, OSError):
-                await heart.leave()
+                await heart.end()
             log.info("worker.stopped", worker=self.worker_id)
 
     def handle_sig(self, signum: signal.Signals) -> None:
@@ -279,6 +301,10 @@ class Engine(Worker):
             for attempt in list(self.running.values()):
                 attempt.abandon()
 
+    async def _dismiss_courier(self) -> None:
+        if self._courier is not None:
+            await self._courier.close(self.settings.drain_seconds)
+
     async def _until_all_ended(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -291,8 +317,12 @@ class Engine(Worker):
         await heart.beating.wait()
         self.ready.set()
 
-    def _subscribed(self, _: str) -> None:
+    def _subscribed(self, channel: str) -> None:
         # What was published before we listened is found by looking.
+        if channel == self._hooks:
+            if self._courier is not None:
+                self._courier.wake()
+            return
         self._listening.set()
         self._wake.set()
         if self._heart is not None:
@@ -313,9 +343,12 @@ class Engine(Worker):
             if handed_back:
                 log.warning("claim.disowned", jobs=len(handed_back))
 
-    def _heard(self, _: str, message: bytes) -> None:
+    def _heard(self, channel: str, message: bytes) -> None:
         """Wake-ups and cancellations; both have a slower net under them (poll, heartbeat)."""
-        if message == b"wake" and self._stopping.is_set():
+        if channel == self._hooks:
+            if self._courier is not None:
+                self._courier.wake()
+        elif message == b"wake" and self._stopping.is_set():
             # Not for us any more: leaving wakes another.
             task = asyncio.create_task(self._pass_on(), name="pass-on")
             self._passing_on.add(task)
@@ -337,7 +370,7 @@ _pickup: Final = cache(PICKUP_SECONDS.labels)
 
 
 async def _unknown_type(_: Any, __: Any) -> Any:
-    raise InvalidInput("This worker has no task for this type of job; is it older than the API?")
+    raise UnreadableError("This worker has no task for this type of job; is it older than the API?")
 
 
 def _report_death(task: asyncio.Task[Any]) -> None:

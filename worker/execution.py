@@ -11,13 +11,26 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import monotonic_s
-from shared.errors import InternalError, InvalidInput, JobError, JobTimeout, LeaseLostError, NeedsInput, OverLimit
+from shared.errors import (
+    InternalError,
+    JobError,
+    JobTimeout,
+    LeaseLostError,
+    NeedsInput,
+    OverLimit,
+    UnreadableError,
+)
+from shared.ids import id_time_ms
 from shared.log import get_logger
-from shared.metrics import ATTEMPT_SECONDS, ATTEMPTS_SETTLED, LEASES_LOST
+from shared.metrics import ATTEMPT_SECONDS, ATTEMPTS_SETTLED, JOB_SECONDS, LEASES_LOST
 from shared.prompts import pins_of
+from shared.scope import REQUEST, SCOPE, Scope, entered
+from shared.semconv import OUTCOME, job_processed
 from shared.specs import JOB_TYPES
 from shared.stores.events import EventsStore
 from shared.stores.jobs import Claimed, Settlement
+from shared.trace_context import TraceContext, context_of
+from shared.tracing import OpenSpan, begin, is_on
 from worker.context import Deps, JobContext
 from worker.journal import Journal
 from worker.outcome import (
@@ -26,6 +39,7 @@ from worker.outcome import (
     Ending,
     Failed,
     HandedBack,
+    LeftToNewer,
     Outcome,
     RetryAfter,
     WaitForInput,
@@ -38,6 +52,9 @@ from worker.settler import Settler
 from worker.wording import Wording
 
 log = get_logger()
+
+FINAL: Final = frozenset({"complete", "failed", "cancelled"})
+ENDED_WELL: Final = frozenset({"complete", "input", "budget", "delay", "handback"})
 
 Handler = Callable[[Any, JobContext], Awaitable[Any]]
 
@@ -74,6 +91,8 @@ class Attempt:
         self._task: asyncio.Task[bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self._span = _span_of(claimed) if is_on() else None
+        self._scope = _scope_of(claimed, self._span)
         self._started_s = 0.0
         self._ending: Ending = "done"
         self._timed_out = False
@@ -135,10 +154,11 @@ class Attempt:
     # -- perform -------------------------------------------------------------------------------------------------
 
     async def _call(self) -> bytes:
+        SCOPE.set(self._scope)  # of this task alone: it has a context of its own
         try:
             job = _DECODERS[self.claimed.type](self.claimed.spec)
         except (msgspec.DecodeError, KeyError) as error:
-            raise InvalidInput(f"This worker cannot read the job: {error}") from None
+            raise UnreadableError(f"This worker's release cannot read the job: {error}") from None
         pins = pins_of(self.claimed.pins)
         self._context.wording = Wording(self.claimed.type, pins, job.prompt, self._deps.versions)
         result = await self._handler(job.input, self._context)
@@ -171,7 +191,7 @@ class Attempt:
 
     def _what_it_came_to(
         self, task: asyncio.Task[bytes]
-    ) -> tuple[bytes | None, JobError | NeedsInput | OverLimit | None]:
+    ) -> tuple[bytes | None, JobError | NeedsInput | OverLimit | UnreadableError | None]:
         """The task's result as JSON, or its error. Whoever stopped the task is noted in `_ending`."""
         stopped = self._ending != "done" or self._lost
         if task.cancelled():
@@ -188,21 +208,23 @@ class Attempt:
             return None, None
         if self._timed_out and not stopped:
             return None, JobTimeout(f"The attempt took longer than {self.claimed.timeout_s:g} s.")
-        if isinstance(error, JobError | NeedsInput | OverLimit):
+        if isinstance(error, JobError | NeedsInput | OverLimit | UnreadableError):
             return None, error
-        log.error("attempt.crashed", job=self.claimed.job_id, type=self.claimed.type, exc_info=error)
+        with entered(self._scope):
+            log.error("attempt.crashed", type=self.claimed.type, exc_info=error)
         return None, InternalError(f"A defect of ours ({type(error).__name__}); the worker's log has the details.")
 
     # -- settle --------------------------------------------------------------------------------------------------
 
     async def _flush_and_settle(self, outcome: Outcome, result: bytes | None) -> None:
+        SCOPE.set(self._scope)
         try:
             await self._report.flush()
         except LeaseLostError:
             pass
         except Exception:
             # A defect: the outcome counts all the same.
-            log.exception("report.failed", job=self.claimed.job_id)
+            log.exception("report.failed")
         if self._lost:
             self._finish("lost", "")
         else:
@@ -246,6 +268,16 @@ class Attempt:
                     upstream_closed=self._upstream_open,
                     tokens_at_request=self._tokens_at_stop,
                 )
+            case LeftToNewer(error, delay_s):
+                log.warning("job.unreadable", job=job, type=self.claimed.type, error=error["message"])
+                settlement = Settlement(
+                    job,
+                    lease,
+                    "delay",
+                    error=_encode(error).decode(),
+                    delay_ms=round(delay_s * 1000),
+                    reason="release",
+                )
             case HandedBack():
                 settlement = Settlement(job, lease, "handback")
         self._settler.put(settlement, lambda state: self._settled(settlement.outcome, code, state))
@@ -263,12 +295,17 @@ class Attempt:
         claimed, seconds = self.claimed, monotonic_s() - self._started_s
         _attempt_seconds(claimed.type).observe(seconds)
         _attempts_settled(claimed.type, outcome, code).inc()
+        if outcome in FINAL:
+            # By Redis's clock, as the job's id and its claim: the attempt's own time is added.
+            lived_s = (claimed.claimed_ms - id_time_ms(claimed.job_id)) / 1000 + seconds
+            _job_seconds(claimed.type, outcome).observe(max(0.0, lived_s))
+        if self._span is not None:
+            self._span.set({OUTCOME: outcome})
+            self._span.end(code or (None if outcome in ENDED_WELL else outcome))
         log.info(
             "attempt.settled" if outcome != "lost" else "lease.lost",
-            job=claimed.job_id,
-            tenant=claimed.tenant,
+            **self._scope.logged(),
             type=claimed.type,
-            attempt=claimed.attempt,
             lease=claimed.lease,
             outcome=outcome,
             code=code or None,
@@ -280,8 +317,40 @@ class Attempt:
         self._on_ended(self)
 
 
+def _span_of(claimed: Claimed) -> OpenSpan | None:
+    """A first attempt belongs to the trace of the request that made the job. Later ones may come days after: each has a
+    trace of its own, with a link."""
+    name, attributes = job_processed(
+        claimed.lane,
+        claimed.type,
+        job_id=claimed.job_id,
+        tenant=claimed.tenant,
+        attempt=claimed.attempt,
+        run=claimed.run,
+        waited_ms=max(0, claimed.claimed_ms - claimed.queued_ms),
+        request_id=claimed.request,
+    )
+    made_in = _trace_of(claimed)
+    if claimed.attempt == 1:
+        return begin(name, "consumer", attributes, parent=made_in)
+    return begin(name, "consumer", attributes, parent=None, link=made_in)
+
+
+def _scope_of(claimed: Claimed, span: OpenSpan | None) -> Scope:
+    fields: dict[str, Any] = {"job": claimed.job_id, "tenant": claimed.tenant, "attempt": claimed.attempt}
+    if claimed.request:
+        fields[REQUEST] = claimed.request
+    return Scope(fields, _trace_of(claimed) if span is None else span.trace)
+
+
+def _trace_of(claimed: Claimed) -> TraceContext | None:
+    # Looked at once more: a damaged record, or one of a release that took more, must not end the worker.
+    return context_of([claimed.traceparent], [claimed.tracestate]) if claimed.traceparent else None
+
+
 _DECODERS: Final = {name: msgspec.json.Decoder(kind).decode for name, kind in JOB_TYPES.items()}
 _encode: Final = msgspec.json.Encoder().encode
 # Looking a labelled metric up costs more than counting.
 _attempt_seconds: Final = cache(ATTEMPT_SECONDS.labels)
 _attempts_settled: Final = cache(ATTEMPTS_SETTLED.labels)
+_job_seconds: Final = cache(JOB_SECONDS.labels)

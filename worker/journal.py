@@ -143,6 +143,7 @@ class Journal:
         try:
             await asyncio.shield(booking)
         except asyncio.CancelledError:
+            booking.add_done_callback(lambda task: task.cancelled() or task.exception())  # a lost lease: nobody asks
             await asyncio.wait([booking], timeout=BOOKING_S)
             raise
 

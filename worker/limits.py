@@ -11,7 +11,7 @@ import msgspec
 from shared.clock import monotonic_s
 from shared.errors import OverLimit
 from shared.limits import Why, detail_of, sentence_of
-from shared.metrics import LIMIT_WAITS
+from shared.metrics import BUDGETS_REFUSED, LIMIT_WAITS
 from shared.specs import Lane
 from shared.stores.events import Blocked
 from worker.journal import Journal, Step
@@ -37,6 +37,8 @@ def over_limit(blocked: Blocked, *, is_cut: bool = False) -> OverLimit:
     elif blocked.kind == "unpriced":
         sentence = f"No price of the model is known, and the {why.scope} has a hard limit in USD; see ERRAND_PRICES."
     kind = "rate" if blocked.kind == "rate" else "budget"
+    if kind == "budget" and not is_held:
+        BUDGETS_REFUSED.labels(why.scope, why.period or "total", why.unit).inc()
     delay_s = why.wait_s if kind == "rate" else HELD_RETRY_S if is_held else None
     return OverLimit(
         kind,

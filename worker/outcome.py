@@ -6,11 +6,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from shared.errors import BudgetExhausted, JobError, NeedsInput, OverLimit
+from shared.errors import BudgetExhausted, InternalError, JobError, NeedsInput, OverLimit, UnreadableError
 from shared.settings import Settings
 from worker.model.discipline import backoff_s
 
 RATE_LIMITED: Final = "rate_limited"
+UNREADABLE_S: Final = 2.0  # until a job of a newer release is offered again; without it a worker alone would spin
 Ending = Literal["done", "cancelled", "shutdown"]
 
 
@@ -57,7 +58,15 @@ class HandedBack(msgspec.Struct, frozen=True):
     """This worker is stopping: another goes on with the same attempt."""
 
 
-Outcome = Complete | Failed | RetryAfter | WaitForInput | WaitForLimit | Cancelled | HandedBack
+class LeftToNewer(msgspec.Struct, frozen=True):
+    """This release cannot read the job: the same attempt is offered again after `delay_s`, to whichever worker asks
+    then. `error` is what it comes to where it may not wait."""
+
+    error: dict[str, Any]
+    delay_s: float
+
+
+Outcome = Complete | Failed | RetryAfter | WaitForInput | WaitForLimit | Cancelled | HandedBack | LeftToNewer
 
 
 def describe(error: JobError) -> dict[str, Any]:
@@ -72,7 +81,7 @@ def describe(error: JobError) -> dict[str, Any]:
 
 def judge(
     ending: Ending,
-    error: JobError | NeedsInput | OverLimit | None,
+    error: JobError | NeedsInput | OverLimit | UnreadableError | None,
     *,
     attempt: int,
     max_attempts: int,
@@ -87,6 +96,8 @@ def judge(
         return HandedBack()
     if error is None:
         return Complete()
+    if isinstance(error, UnreadableError):
+        return LeftToNewer(describe(InternalError(str(error))), UNREADABLE_S)
     if isinstance(error, NeedsInput):
         return WaitForInput({"kind": "input", "requestId": error.request_id, "question": error.question})
     if isinstance(error, OverLimit):

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from shared.clock import monotonic_s
 from shared.log import get_logger
 from shared.redis import OUTAGE
+from shared.scope import apart
 from shared.stores.events import Append, EventsStore
 
 log = get_logger()
@@ -59,7 +60,8 @@ class Scribe:
                 self._wake.set()
             self._patient[source] = None
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="scribe")
+            # For all attempts: not in the scope of the one whose event came first.
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="scribe", context=apart())
 
     async def _run(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from typing import Final
 
 from shared.log import get_logger
 from shared.redis import OUTAGE
+from shared.scope import apart
 from shared.stores.jobs import JobsStore, Settlement
 
 log = get_logger()
@@ -31,7 +32,7 @@ class Settler:
         """Takes a settlement; `on_settled` gets the job's new status, `again` or `lost`. A claim that is sent after
         this call finds the slot free: both go over the same connection, in this order."""
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._send)
+            asyncio.get_running_loop().call_soon(self._send, context=apart())
         self._waiting.append((settlement, on_settled))
 
     def _send(self) -> None:

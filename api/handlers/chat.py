@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from aiohttp import web
@@ -16,6 +16,7 @@ from api.pinning import NOTHING
 from api.wire import answer, idempotency, invalid, query, read_body, read_json
 from shared.errors import RefusedError
 from shared.jobs import Output, UsageView, usage_of
+from shared.rules import Rule, given, some_of
 from shared.specs import ChatInput, ChatJob, ChatMessage, PromptRef, ShortText, Wire
 
 PLACE = "Last-Event-ID"
@@ -25,6 +26,8 @@ MAX_GRACE_S = 3_600
 class ChatRequest(Wire, frozen=True):
     """A conversation, and who asks. `disconnectGraceSeconds`: the chat is cancelled when nobody has listened for so
     long (by default the setting of that name)."""
+
+    RULES: ClassVar[list[Rule]] = [{"anyOf": [given("prompt"), some_of("messages")]}]
 
     messages: Annotated[list[ChatMessage], Meta(max_length=1_000)] = msgspec.field(default_factory=list)
     model: ShortText | None = None

@@ -95,7 +95,8 @@ async def roll_back(request: web.Request) -> web.Response:
     once = None if digest is None else f"{digest[:-7]}-switch"
     switched = await request.app[INDEXES].switch(collection, collection.previous, once=once)
     if switched.done:
-        return answer((await _collection(request)).view)
+        headers = {"Idempotent-Replayed": "true"} if switched.replayed else None
+        return answer((await _collection(request)).view, headers=headers)
     spec = collection.specs[collection.previous]
     return await _begin(
         request, collection, ReindexInput(collection=collection.name, version=collection.previous), spec.model, b""
@@ -111,9 +112,7 @@ async def _begin(
     admitted = await request.app[JOBS].admit(
         tenant=principal.tenant,
         lane=job.LANE,
-        record=record_of(
-            job, settings, None, size_bytes=collection.chunks.get(collection.current, 0), key=principal.key_id
-        ),
+        record=record_of(job, settings, size_bytes=collection.chunks.get(collection.current, 0), key=principal.key_id),
         idem_digest=digest,
         idem_body=body_hash,
         unpriced=request.app[PRICES].price(model) is None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from aiohttp import BodyPartReader, web
 
 from api.admission import record_of, timing_of
 from api.keys import BLOBS, DOCUMENTS, INDEXES, JOBS, OUTPUTS, PRICES, PRINCIPAL, REDIS, SEARCHES, SETTINGS, STANDING
-from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large, traceparent_of
+from api.wire import answer, idempotency, invalid, page_answer, page_of, query, read_json, too_large
 from shared.batch import HEAD_BYTES, MEDIA_TYPE, is_batch
 from shared.blobs import BlobMissingError, BlobTooLargeError, Stored
 from shared.collections import DocumentDeleted
@@ -26,7 +26,7 @@ from shared.documents import (
     NewTextDocument,
 )
 from shared.errors import BlobsUnavailableError, RefusedError
-from shared.ids import new_id
+from shared.ids import is_id, new_id
 from shared.metrics import JOBS_ADMITTED, JOBS_REFUSED
 from shared.redis import OUTAGE, redis_now_ms
 from shared.search import DEFAULT_COLLECTION
@@ -187,6 +187,8 @@ async def _read_upload(request: web.Request, blob: str, upload: Upload) -> tuple
     stored: Stored | None = None
     fields: dict[str, Any] = {}
     seconds = request.app[SETTINGS].body_seconds
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise RefusedError("unsupported_media_type", "An upload has no Content-Encoding; send the bytes as they are.")
     reader = await _parsed(request.multipart(), seconds)
     while (part := await _parsed(reader.next(), seconds)) is not None:
         if not isinstance(part, BodyPartReader):
@@ -297,7 +299,7 @@ async def _take_in(
     settings, principal = request.app[SETTINGS], request[PRINCIPAL]
     digest, body_hash = idempotency(request, body)
     size_bytes = min(stored.size_bytes, MOST_ESTIMATED) if stored else 0
-    record = record_of(job, settings, traceparent_of(request), size_bytes=size_bytes, key=principal.key_id)
+    record = record_of(job, settings, size_bytes=size_bytes, key=principal.key_id)
     try:
         admitted = await request.app[JOBS].admit(
             tenant=principal.tenant,
@@ -405,16 +407,25 @@ async def change(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """DELETE /api/documents/{id}."""
     query(request, ())
-    row = await _record(request)
     tenant = request[PRINCIPAL].tenant
+    try:
+        row = await _record(request)
+    except RefusedError:
+        if is_id("doc", request.match_info["id"]):  # an earlier call may have come no further than its record
+            await request.app[SEARCHES].erase_document(tenant, request.match_info["id"])
+        raise
     collection = row.get("collection") or DEFAULT_COLLECTION
-    chunks, _ = await request.app[INDEXES].remove(tenant, row["id"], collection)
-    searches = await request.app[SEARCHES].erase_document(tenant, row["id"])
     # By its known name: the record may have been read just before the text was there.
     named = {f"texts/{tenant}/{row['id']}", row["file_blob"], row.get("text_blob", "")} - {""}
     newest = int(row.get("next", "0"))
     for number in range(max(2, newest - MOST_CONTENTS), newest + 1):  # contents that were sent and never read
         named |= {f"{kind}/{tenant}/{row['id']}.{number}" for kind in ("files", "texts")}
-    for blob in named:
-        await _discard(request, blob)
+    chunks, _ = await request.app[INDEXES].remove(tenant, row["id"], collection, blobs=sorted(named))
+    searches = await request.app[SEARCHES].erase_document(tenant, row["id"])
+    gone = []
+    with suppress(BlobsUnavailableError):  # what is left stays on the list
+        for blob in named:
+            await request.app[BLOBS].delete(blob)
+            gone.append(blob)
+    await request.app[OUTPUTS].deleted(gone)
     return answer(DocumentDeleted(document_id=row["id"], deleted=True, chunks=chunks, searches=searches))

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from api.admission import admitted_view, record_of, timing_of
 from api.keys import ERASURES, JOBS, PRINCIPAL, REQUEST_ID, SETTINGS, TENANTS
-from api.wire import answer, query, traceparent_of
+from api.wire import answer, query
 from shared.audit import Action, Actor, entry
 from shared.errors import RefusedError
 from shared.jobs import view_of
@@ -47,7 +47,7 @@ async def delete_tenant(request: web.Request) -> web.Response:
         target,
         tenant=principal.tenant,
         lane=job.LANE,
-        record=record_of(job, settings, traceparent_of(request), key=principal.key_id),
+        record=record_of(job, settings, key=principal.key_id),
         class_ms=timing["class_ms"],
         expires_in_ms=timing["expires_in_ms"],
         audit=entry(by, Action.TENANT_DELETED, target, changes={"name": (name, None)}),

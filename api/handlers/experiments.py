@@ -16,13 +16,13 @@ from shared.audit import Action
 from shared.errors import RefusedError
 from shared.experiments import Experiment, ExperimentDraft, ExperimentView, Promotion
 from shared.figures import experiment_view, stats_rows
+from shared.prompts import MAX_VERSIONS
 from shared.redis import redis_now_ms
 from shared.stores.experiments import running
 from shared.stores.prompt_records import Head
 from shared.stores.prompt_refusals import refusal
 from shared.usage import day_name
 
-MAX_VERSION: Final = 10**9
 _CURSOR: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.([1-9][0-9]{0,8})")
 
 
@@ -132,7 +132,7 @@ async def stats(request: web.Request) -> web.Response:
     head = await prompt_to_read(request, parameters)
     today = datetime.fromtimestamp(await redis_now_ms(request.app[JOBS].client) / 1000, UTC).date()
     first, last = days_of(parameters, today)
-    wanted = integer(parameters, "version", 0, low=1, high=MAX_VERSION)
+    wanted = integer(parameters, "version", 0, low=1, high=MAX_VERSIONS)
     found = await request.app[EXPERIMENTS].days(request[PRINCIPAL].tenant, head.name, day_name(first), day_name(last))
     rows = [row for day, figures in reversed(found) for row in stats_rows(day, figures)]
     rows = [row for row in rows if not wanted or row.version == wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -23,6 +23,7 @@ from api.admission import (
     url_problems,
 )
 from api.batches import stored_form
+from api.hooks import webhook_problems
 from api.keys import (
     AUDIENCE,
     BLOBS,
@@ -57,7 +58,6 @@ from api.wire import (
     query,
     read_body,
     read_json,
-    traceparent_of,
     wait_s,
 )
 from shared.batch import MEDIA_TYPE
@@ -90,7 +90,7 @@ EXPIRY_S = 1.0
 class RetryRequest(Wire, frozen=True):
     """Optional body of a retry: drop the journal, or change the model of what is left."""
 
-    from_: str | None = msgspec.field(default=None, name="from")
+    from_: Literal["start"] | None = msgspec.field(default=None, name="from")
     model: ShortText | None = None
     prompt: PromptRef | None = None
 
@@ -133,6 +133,7 @@ async def check(request: web.Request, job: Submission, root: str = "$") -> Chose
     is the job's JSON path. Raises RefusedError."""
     settings, chosen = request.app[SETTINGS], NOTHING
     problems = schema_problems(job) + tool_problems(job, settings) + url_problems(job, settings) + message_problems(job)
+    problems += webhook_problems(job, settings)
     try:
         chosen = await request.app[PINNING].choose(request[PRINCIPAL].tenant, job, job.prompt)
     except BadPromptError as error:
@@ -204,7 +205,6 @@ async def take_in(
         stored, made, size_bytes = await stored_form(request, job)
     else:
         stored = job
-    trace = traceparent_of(request)
     try:
         admitted = await request.app[JOBS].admit(
             tenant=request[PRINCIPAL].tenant,
@@ -212,7 +212,6 @@ async def take_in(
             record=record_of(
                 stored,
                 settings,
-                trace,
                 grace_ms=grace_ms,
                 size_bytes=size_bytes,
                 blobs=made,
@@ -352,8 +351,6 @@ async def retry(request: web.Request) -> web.Response:
     wish = RetryRequest()
     if request.body_exists and (body := await read_body(request)).strip():
         wish = decode_body(body, RetryRequest)
-    if wish.from_ not in (None, "start"):
-        raise invalid("$.from", 'must be "start"')
     store, tenant, settings = request.app[JOBS], request[PRINCIPAL].tenant, request.app[SETTINGS]
     job_id = request.match_info["id"]
     kind, spec = await store.spec(tenant, job_id)
@@ -390,12 +387,11 @@ async def stream(request: web.Request) -> web.StreamResponse:
     if not accepts(request, "text/event-stream"):
         raise RefusedError("not_acceptable", "This resource is text/event-stream only; the Accept header excludes it.")
     row = await row_of(request, request.match_info["id"])
+    after = integer(parameters, "after", 0, low=0, high=MAX_SEQ)
     header = request.headers.get("Last-Event-ID")
     if header is not None and header.strip():
         parameters["Last-Event-ID"] = header.strip()
         after = integer(parameters, "Last-Event-ID", 0, low=0, high=MAX_SEQ)
-    else:
-        after = integer(parameters, "after", 0, low=0, high=MAX_SEQ)
     if (place := events_place(row, after)) is None:
         return web.Response(status=204)
     return await stream_job(request, row.job_id, place, {"X-Job-Id": row.job_id}, grace_ms=row.number("grace_ms"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hmac
 
+import msgspec
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from api.auth import authenticate
-from api.keys import DOCS_PAGE, JOBS, OPENAPI, REDIS, SETTINGS
+from api.keys import DOCS_PAGE, FLEET, JOBS, OPENAPI, REDIS, SETTINGS, WORKERS
 from api.wire import answer
 from shared.metrics import REGISTRY
 from shared.redis import OUTAGE, check_durability, redis_now_ms
@@ -43,12 +44,48 @@ async def ready(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """GET /metrics: Prometheus. No key is needed on loopback; elsewhere a key, or ERRAND_METRICS_TOKEN."""
+    await _may_scrape(request)
+    fleet = request.app[FLEET]
+    await fleet.refresh()
+    common = CollectorRegistry()
+    common.register(fleet.collector)
+    body = generate_latest(REGISTRY) + generate_latest(common)
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+class TargetGroup(msgspec.Struct, frozen=True):
+    """Targets with the labels that they share, as Prometheus's `http_sd_config` reads it. Labels that begin with
+    `__meta_` are for its relabelling and are dropped after it: others would stand in the way of the metrics' own."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
+async def service_discovery(request: web.Request) -> web.Response:
+    """GET /metrics/sd: the live workers, for Prometheus's `http_sd_configs`. Who may read it: as `/metrics`."""
+    await _may_scrape(request)
+    groups = [
+        TargetGroup(
+            [worker.metrics],
+            {
+                "__meta_errand_worker": worker.id,
+                "__meta_errand_host": worker.host,
+                "__meta_errand_lanes": ",".join(sorted(worker.slots)),
+                "__meta_errand_version": worker.version,
+            },
+        )
+        for worker in await request.app[WORKERS].live()
+        if worker.metrics is not None
+    ]
+    return answer(groups)
+
+
+async def _may_scrape(request: web.Request) -> None:
     token = request.app[SETTINGS].metrics_token
     presented = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
     by_token = bool(token) and hmac.compare_digest(presented.encode(), token.encode())
     if not by_token and not _on_loopback(request):
         await authenticate(request)
-    return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _on_loopback(request: web.Request) -> bool:

@@ -53,13 +53,14 @@ async def post(request: web.Request) -> web.StreamResponse:
 
 async def get(request: web.Request) -> web.StreamResponse:
     """GET /api/search?q=…: the same by the address."""
-    parameters = query(request, IN_ADDRESS, prefix=FILTER)
+    parameters = query(request, IN_ADDRESS, prefix=FILTER, repeated="collection")
     if (place := _place(request)) is not None:
         return await _resume(request, place)
-    return await _search(request, _from_address(parameters), request.rel_url.raw_query_string.encode())
+    wanted = _from_address(parameters, request.query.getall("collection", []))
+    return await _search(request, wanted, request.rel_url.raw_query_string.encode())
 
 
-def _from_address(parameters: dict[str, str]) -> SearchRequest:
+def _from_address(parameters: dict[str, str], collections: list[str]) -> SearchRequest:
     if not parameters.get("q", "").strip():
         raise invalid("?q", "this parameter is required: what to look for")
     wanted: dict[str, Any] = {}
@@ -73,7 +74,9 @@ def _from_address(parameters: dict[str, str]) -> SearchRequest:
             except msgspec.DecodeError as error:
                 raise invalid("?filter", f"must be a JSON object: {error}") from None
         elif name == "collection":
-            wanted[name] = [part.strip() for part in value.split(",") if part.strip()] or value
+            # A name may hold commas: given several times, each is one, and an empty one is none.
+            named = collections if len(collections) > 1 else [part.strip() for part in value.split(",")]
+            wanted[name] = [one for one in named if one] or value
         elif name in ("answer", "rerank", "log"):
             if value not in ("true", "false"):
                 raise invalid(f"?{name}", "must be true or false")

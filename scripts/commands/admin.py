@@ -1,4 +1,4 @@
-"""Keys, tenants, and the doctor."""
+"""Keys and tenants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from scripts.client import ApiError, Client, UnreachableError
+from scripts.client import Client
 from scripts.commands.parsing import Commands, positive, read_json_argument, without_none
 from scripts.commands.printing import out, table, usage_error
 
@@ -161,40 +161,12 @@ async def tenants_change(client: Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def doctor(client: Client, arguments: argparse.Namespace) -> int:
-    """What works and what does not, with what mends it."""
-    checks: list[tuple[str, bool, str]] = []
-    try:
-        await client.call("GET", "/healthz")
-        checks.append(("API", True, f"answers at {client.url}"))
-    except (UnreachableError, ApiError) as error:
-        checks.append(("API", False, f"{error}; start it with ./scripts/start, or set ERRAND_URL"))
-    else:
-        try:
-            ready = await client.call("GET", "/readyz")
-            checks.append(("ready", True, json.dumps(ready["checks"])))
-        except ApiError as error:
-            checks.append(("ready", False, json.dumps(error.problem.get("checks", error.problem))))
-        try:
-            await client.call("GET", "/api/jobs?limit=1")
-            checks.append(("key", True, "is valid and may read jobs"))
-        except ApiError as error:
-            checks.append(("key", False, f"{error}; set ERRAND_KEY"))
-    found = [{"check": name, "ok": good, "detail": detail} for name, good, detail in checks]
-    out(
-        arguments,
-        found,
-        "\n".join(f"{'ok ' if good else 'BAD'}  {name:<6} {detail}" for name, good, detail in checks),
-    )
-    return 0 if all(good for _, good, _ in checks) else 1
-
-
 LIMITS_HELP = "JSON, @file or -"
 PATCH_HELP = "what changes, as JSON, @file or -: a given member replaces, null removes"
 
 
 def register(commands: Commands) -> None:
-    """`keys`, `tenants` and `doctor`."""
+    """`keys` and `tenants`."""
     keys = commands.group("keys", "API keys of a tenant")
     create = commands.action(keys, "create", keys_create)
     create.add_argument("--name")
@@ -230,5 +202,3 @@ def register(commands: Commands) -> None:
     other.add_argument("tenant")
     other.add_argument("--name")
     other.add_argument("--limits", help=PATCH_HELP)
-
-    commands.action(commands.top, "doctor", doctor, "check the API, its Redis, its workers and the key")

@@ -65,6 +65,10 @@ async def jobs_submit(client: Client, arguments: argparse.Namespace) -> int:
         body |= without_none(
             priority=arguments.priority, model=arguments.model, user=arguments.user, prompt=prompt_ref(arguments)
         )
+        if arguments.webhook is not None:
+            body["webhook"] = {"url": arguments.webhook} | without_none(events=arguments.webhook_event)
+    if arguments.webhook_event and arguments.webhook is None:
+        return usage_error("--webhook-event says which events a --webhook gets")
     headers = {"Idempotency-Key": arguments.idempotency_key} if arguments.idempotency_key else {}
     job = await client.call("POST", "/api/jobs", json=body, headers=headers)
     if arguments.tail:
@@ -223,5 +227,7 @@ def _register_submit(submit: argparse.ArgumentParser) -> None:
     add_prompt(submit)
     submit.add_argument("--user")
     submit.add_argument("--idempotency-key", metavar="KEY")
+    submit.add_argument("--webhook", metavar="URL", help="send the job's end there, signed")
+    submit.add_argument("--webhook-event", metavar="EVENT", action="append", help="send this event (default: each end)")
     submit.add_argument("--wait", action="store_true", help="wait for the end and show the job")
     submit.add_argument("--tail", action="store_true", help="show the events to the end")

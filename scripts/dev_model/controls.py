@@ -64,10 +64,10 @@ async def profile(request: web.Request) -> web.Response:
 
 
 async def stats(request: web.Request) -> web.Response:
-    """GET /dev/stats: the count of calls and tokens; `?calls` lists them. DELETE clears it."""
+    """GET /dev/stats: the count of calls and tokens; `?calls` lists them. DELETE clears it; `?calls` lists what it has
+    cleared."""
     books = request.app[STATE].books
-    if request.method == "DELETE":
-        books.clear()
+    cleared = books.clear() if request.method == "DELETE" else None
     ended = collections.Counter(call["ended"] for call in books.calls)
     summary: dict[str, Any] = {
         "calls": len(books.calls),
@@ -79,5 +79,5 @@ async def stats(request: web.Request) -> web.Response:
         "outputTokens": sum(call["outputTokens"] for call in books.calls),
     }
     if "calls" in request.query:
-        summary["list"] = books.calls
+        summary["list"] = books.calls if cleared is None else cleared
     return web.json_response(summary)

@@ -101,12 +101,14 @@ class Books:
             call["ended"] = how
             self.open[call["path"]] -= 1
 
-    def clear(self) -> None:
-        """Forgets what is over."""
+    def clear(self) -> list[dict[str, Any]]:
+        """Forgets what is over; what that was."""
+        over = [call for call in self.calls if call["ended"] != "open"]
         self.calls = [call for call in self.calls if call["ended"] == "open"]
         self.most_open, self.refused = self.open.total(), 0
         self._inputs.clear()
         self._input_bytes = 0
+        return over
 
     def _remember(self, call: dict[str, Any]) -> None:
         texts = call["body"].get("input")

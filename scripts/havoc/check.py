@@ -8,25 +8,9 @@ from typing import Any
 
 import redis
 
-from scripts.havoc.load import FINAL, Seen
+from scripts.havoc.history import FINAL, Seen, Violations
 
-# What the faults of a run may bring a job to: the model's own, and three lost workers.
-EXPECTED_ERRORS = frozenset({"upstream_unavailable", "upstream_rate_limited", "worker_lost"})
 FINAL_EVENTS = frozenset({"job.complete", "job.failed", "job.cancelled", "job.expired"})
-
-
-class Violations:
-    """What was found, by kind; the first few of each with their job."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, list[str]] = {}
-
-    def add(self, kind: str, detail: str) -> None:
-        """One violation."""
-        self.found.setdefault(kind, []).append(detail)
-
-    def __bool__(self) -> bool:
-        return bool(self.found)
 
 
 def check_job(seen: Seen, found: Violations) -> None:
@@ -48,9 +32,9 @@ def check_job(seen: Seen, found: Violations) -> None:
         found.add("an accepted cancel was ignored", f"{job}: {seen.cancel_state}, then {seen.finals}")
     if seen.gaps or seen.streamed != list(range(1, len(seen.streamed) + 1)):
         found.add("a stream repeated or lost events", job)
-    if view["status"] == "failed" and view["error"]["code"] not in EXPECTED_ERRORS:
-        found.add("a job failed by our fault", f"{job}: {view['error']['code']}")
-    if view["status"] == "complete" and view["type"] == "batch-embedding":
+    if view["status"] == "failed" and view["error"]["code"] not in seen.may_fail:
+        found.add("a job failed by our fault", f"{job} ({view['type']}): {view['error']}")
+    if view["status"] == "complete" and "texts" in seen.body["input"]:
         check_output(seen, found)
     if view["status"] == "complete" and view["type"] == "chat" and shown_text(events) != view["result"]["text"]:
         found.add("the streamed text is not the result", job)
@@ -116,20 +100,38 @@ def shown_text(events: list[dict[str, Any]]) -> str:
     return "".join(text for _, text in kept)
 
 
-def check_keys(jobs: list[Seen], listed: dict[str, list[tuple[str, str]]], found: Violations) -> None:
-    """One job per idempotency key, and no job that nobody submitted."""
-    known = {seen.ref: seen for seen in jobs}
-    for api_key, rows in listed.items():
-        refs = Counter(ref for _, ref in rows)
-        for ref, count in refs.items():
-            if count > 1:
-                found.add("a submission made two jobs", f"{ref}: {count} jobs")
-            if ref not in known or known[ref].api_key != api_key:
-                found.add("a job from nowhere", ref)
-        ids = {job_id for job_id, _ in rows}
+class Listing:
+    """The lists of jobs that the API shows, read again and again: no job of a run is in none of them."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, dict[str, set[str]]] = {}  # by API key: ref → job ids
+        self.last: dict[str, str] = {}  # job id → status in the last list that had it
+
+    def add(self, api_key: str, rows: list[tuple[str, str, str]]) -> None:
+        """One list: job ids, refs, statuses."""
+        known = self.known.setdefault(api_key, {})
+        for job_id, ref, status in rows:
+            known.setdefault(ref, set()).add(job_id)
+            self.last[job_id] = status
+
+    def check(self, jobs: list[Seen], found: Violations) -> None:
+        """One job per idempotency key, no job that nobody submitted, and none that changed after its end."""
+        submitted = {seen.ref: seen for seen in jobs}
+        for api_key, refs in self.known.items():
+            for ref, ids in refs.items():
+                if len(ids) > 1:
+                    found.add("a submission made two jobs", f"{ref}: {len(ids)} jobs")
+                if ref not in submitted or submitted[ref].api_key != api_key:
+                    found.add("a job from nowhere", ref)
         for seen in jobs:
-            if seen.api_key == api_key and seen.job_id and seen.job_id not in ids:
+            if seen.api_key not in self.known or not seen.job_id:
+                continue
+            if seen.job_id not in self.known[seen.api_key].get(seen.ref, ()):
                 found.add("lost", f"{seen.job_id} is not listed")
+                continue
+            status, last = seen.view["status"] if seen.view is not None else None, self.last[seen.job_id]
+            if status is not None and status != last and last in FINAL:
+                found.add("a final state changed", f"{seen.job_id}: {status}, {last}")
 
 
 def check_structures(url: str, found: Violations) -> None:
@@ -182,11 +184,10 @@ def check_tokens(jobs: list[Seen], calls: dict[str, list[dict[str, Any]]], found
         usage, mine = seen.view["usage"], calls.get(seen.ref, [])
         booked, served = usage["totalTokens"], sum(map(tokens_of, mine))
         booked_sum, served_sum = booked_sum + booked, served_sum + served
-        cut = sum(call["ended"] != "done" for call in mine)
-        lost = sum(event.get("reason") == "workerLost" for event in seen.events)
+        cut, lost = sum(call["ended"] != "done" for call in mine), seen.lost
         # Of a lost call the estimate of its input stands; also of one that had not reached the model yet.
         doubtful = sorted(map(tokens_of, mine), reverse=True)[: cut + lost + 1]
-        estimate = len(str(seen.body["input"])) // 4 + 300
+        estimate = seen.size // 4 + 300
         slack = sum(doubtful) + (cut + lost + 1) * estimate
         if seen.body["type"] != "chat":
             rest_booked, rest_served = rest_booked + booked, rest_served + served

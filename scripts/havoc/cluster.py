@@ -20,9 +20,10 @@ from shared.ids import new_api_key
 
 LEASE_S = 3.0
 SKEW_S = 600  # one API and one worker are so far ahead, another worker so far behind
-APIS = 2
-WORKERS = 3
+APIS = 3
+WORKERS = 4
 UP_S = 30.0
+LOADED_S = 120.0  # Redis reads an append-only file of a long run, on a busy machine
 
 
 class Member:
@@ -72,9 +73,9 @@ class Member:
 
 
 class Cluster:
-    """All of them. `tree`: the source that API and workers run from."""
+    """All of them. `tree`: the source that API and workers run from; jobs are kept for `retention_s`."""
 
-    def __init__(self, folder: Path, tree: Path) -> None:
+    def __init__(self, folder: Path, tree: Path, retention_s: float) -> None:
         self.folder = folder
         self.tree = tree
         self.key_id, self.key = new_api_key(1_700_000_000_000)
@@ -102,6 +103,11 @@ class Cluster:
             "ERRAND_WORKER_SLOTS": "16",
             "ERRAND_LOG_FORMAT": "json",
             "ERRAND_CHUNK_CHARACTERS": "600",
+            "ERRAND_EMBEDDING_MODEL": "errand-dev-embedding",
+            # So that a run sees the end of what it makes.
+            "ERRAND_RETENTION_SECONDS": str(retention_s),
+            "ERRAND_SEARCH_LOG_SECONDS": str(retention_s),
+            "ERRAND_SEARCH_JOB_SECONDS": "60",
         }
         python = sys.executable
 
@@ -123,9 +129,15 @@ class Cluster:
         self.apis = [
             member(f"api{n}", "api", skew_s=SKEW_S if n == 1 else 0, port=port) for n, port in enumerate(ports)
         ]
-        lanes = ("both", "interactive", "batch")
-        skews = (0, SKEW_S, -SKEW_S)
+        lanes = ("both", "interactive", "batch", "both")
+        skews = (0, SKEW_S, -SKEW_S, 0)
         self.workers = [member(f"worker{n}", "worker", lanes[n], skew_s=skews[n]) for n in range(WORKERS)]
+        # One of each lives as long as the run: no fault kills it, so what it leaks adds up.
+        self.spared = (self.apis[-1], self.workers[-1])
+
+    def mortal(self, members: list[Member]) -> list[Member]:
+        """Those that a fault may kill."""
+        return [member for member in members if member not in self.spared]
 
     @property
     def members(self) -> list[Member]:
@@ -143,7 +155,7 @@ class Cluster:
 
     async def until_redis_answers(self) -> None:
         """Raises TimeoutError."""
-        async with asyncio.timeout(UP_S):
+        async with asyncio.timeout(LOADED_S):
             while not await asyncio.to_thread(embedded_redis.answers, self.socket):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 

@@ -7,7 +7,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import aiohttp
@@ -68,7 +68,7 @@ class Faults:
 
     async def kill_worker(self) -> None:
         """SIGKILL; another comes a moment later."""
-        async with self._in_hand(self.cluster.workers, "worker SIGKILL") as member:
+        async with self._in_hand(self.cluster.mortal(self.cluster.workers), "worker SIGKILL") as member:
             if member is None:
                 return
             await member.end()
@@ -117,7 +117,7 @@ class Faults:
 
     async def deploy_worker(self) -> None:
         """SIGTERM: it drains, hands back, and a new one comes."""
-        async with self._in_hand(self.cluster.workers, "worker SIGTERM") as member:
+        async with self._in_hand(self.cluster.mortal(self.cluster.workers), "worker SIGTERM") as member:
             if member is None:
                 return
             await member.end(signal.SIGTERM)
@@ -132,11 +132,17 @@ class Faults:
             await asyncio.sleep(self.chance.uniform(0.1, 1.5))
             await member.start()
             await self.cluster.until_redis_answers()
+            # A server counts the growth of its file from its start: one that is killed each minute never writes it
+            # anew by itself, and reads it for longer each time.
+            client: Any = redis.asyncio.from_url(self.cluster.redis_url)
+            with suppress(redis.ResponseError):  # it is at it
+                await client.bgrewriteaof()
+            await client.aclose()
             await asyncio.sleep(1.0)
 
     async def kill_api(self) -> None:
         """SIGKILL."""
-        async with self._in_hand(self.cluster.apis, "API SIGKILL") as member:
+        async with self._in_hand(self.cluster.mortal(self.cluster.apis), "API SIGKILL") as member:
             if member is None:
                 return
             await member.end()

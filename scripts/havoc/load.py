@@ -7,44 +7,29 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import aiohttp
-import msgspec
+
+from scripts.havoc.check import check_job
+from scripts.havoc.history import FINAL, Seen, Violations
+from scripts.havoc.inspector import Inspector
 
 WORDS = "harbour pilot tide crane quay berth cargo ledger signal storm lantern rope anchor bridge ferry".split()
-FINAL = frozenset({"complete", "failed", "cancelled", "expired"})
 REQUEST_S = 10.0
 
 
-class Seen(msgspec.Struct):
-    """One job as its client saw it."""
-
-    ref: str
-    key: str
-    url: str
-    api_key: str
-    body: dict[str, Any]
-    job_id: str = ""
-    cancel_state: str = ""  # the status that the answer to DELETE showed
-    retries: int = 0
-    finals: list[str] = []  # final states that were shown, in order
-    streamed: list[int] = []  # event numbers, as they came, over all reconnects
-    gaps: int = 0
-    view: dict[str, Any] | None = None  # at the end
-    events: list[dict[str, Any]] = []  # at the end
-    output: list[dict[str, Any]] = []  # of a batch, at the end
-
-
 class Clients:
-    """Submits, follows, cancels, retries."""
+    """Submits, follows, cancels, retries; what came of a job is looked at a while after its end."""
 
-    def __init__(self, urls: list[str], chance: random.Random) -> None:
+    def __init__(self, urls: list[str], chance: random.Random, inspector: Inspector, found: Violations) -> None:
         self.urls = urls
         self.chance = chance
+        self.inspector = inspector
+        self.found = found
         self.jobs: list[Seen] = []
-        self.refusals: list[tuple[float, int]] = []  # (seconds, status) of what was not answered as asked
+        self.refusals: list[tuple[float, int, str]] = []  # (seconds, status, what) of what was not answered as asked
         self.unknown = 0
         self._session: aiohttp.ClientSession | None = None
 
@@ -55,6 +40,11 @@ class Clients:
     async def __aexit__(self, *_: object) -> None:
         assert self._session is not None
         await self._session.close()
+
+    async def renew(self) -> None:
+        """Closes all connections, as if these clients had gone."""
+        await self.__aexit__()
+        await self.__aenter__()
 
     async def call(self, method: str, path: str, api_key: str, **options: Any) -> tuple[int, Any]:
         """One call, repeated on any API until one answers. 5xx and silence are unknown outcomes."""
@@ -72,9 +62,10 @@ class Clients:
                     body: Any = await answer.json(content_type=None)
                     if answer.status < 500 and answer.status != 429:
                         return answer.status, body
-                    # A long poll that Redis's end interrupts has waited on purpose.
-                    if "wait=" not in path:
-                        self.refusals.append((time.monotonic() - started, answer.status))
+                    # A long poll that Redis's end interrupts has waited on purpose; so has a search for its worker.
+                    if "wait=" not in path and path != "/api/search":
+                        what = f"{method} {path.partition('?')[0]}"
+                        self.refusals.append((time.monotonic() - started, answer.status, what))
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
                 self.unknown += 1
             await asyncio.sleep(self.chance.uniform(0.05, 0.3))
@@ -110,26 +101,36 @@ class Clients:
     async def one(self, number: int, api_key: str) -> None:
         """The life of one job, as a client lives it."""
         ref = f"ref{number}x"
-        seen = Seen(ref, f"key-{number}", self.chance.choice(self.urls), api_key, self.body(ref))
-        self.jobs.append(seen)
-        status, answer = await self.call(
-            "POST", "/api/jobs", api_key, json=seen.body, headers={"Idempotency-Key": seen.key}
-        )
-        assert status == 202, answer
-        seen.job_id = answer["jobId"]
+        seen = Seen(ref, f"key-{number}", api_key, self.body(ref))
+        await self.submit(seen)
         dice = self.chance.random()
         if dice < 0.1:
             await asyncio.sleep(self.chance.uniform(0, 0.5))
             await self._cancel(seen)
         elif dice < 0.25:
             await self._follow(seen, slow=self.chance.random() < 0.3)
-        await self._until_final(seen)
+        await self.until_final(seen)
         if seen.finals[-1] in ("failed", "cancelled") and self.chance.random() < 0.3:
-            status, answer = await self.call("POST", f"/api/jobs/{seen.job_id}/retry", api_key)
+            status, _ = await self.call("POST", f"/api/jobs/{seen.job_id}/retry", api_key)
             # 409: an answer that was lost on the way had opened the run before.
             if status in (202, 409):
                 seen.retries += 1
-                await self._until_final(seen)
+                await self.until_final(seen)
+        self.look_later(seen)
+
+    async def submit(self, seen: Seen) -> dict[str, Any]:
+        """Submits a job, once however often; its first view."""
+        self.jobs.append(seen)
+        headers = {"Idempotency-Key": seen.key}
+        status, answer = await self.call("POST", "/api/jobs", seen.api_key, json=seen.body, headers=headers)
+        assert status == 202, answer
+        seen.job_id = answer["jobId"]
+        first: dict[str, Any] = answer
+        return first
+
+    def look_later(self, seen: Seen) -> None:
+        """Has a job that has ended checked in a while."""
+        self.inspector.later(lambda: self.look(seen))
 
     async def _cancel(self, seen: Seen) -> None:
         answers = [self.call("DELETE", f"/api/jobs/{seen.job_id}", seen.api_key)]
@@ -139,13 +140,15 @@ class Clients:
             assert status in (200, 202), answer
             seen.cancel_state = answer["status"]
 
-    async def _until_final(self, seen: Seen) -> None:
+    async def until_final(self, seen: Seen) -> dict[str, Any]:
+        """The view of a job at its end."""
         while True:
             status, answer = await self.call("GET", f"/api/jobs/{seen.job_id}?wait=5", seen.api_key)
             assert status == 200, answer
             if answer["status"] in FINAL:
                 seen.finals.append(answer["status"])
-                return
+                view: dict[str, Any] = answer
+                return view
 
     async def _follow(self, seen: Seen, *, slow: bool) -> None:
         """The stream, cut at random and resumed, to its end; a slow reader leaves it unread for a while."""
@@ -180,58 +183,78 @@ class Clients:
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
                 await asyncio.sleep(0.1)
 
-    async def read_all(self) -> None:
-        """What each job has come to, when the faults are over."""
-        gate = asyncio.Semaphore(32)
+    async def look(self, seen: Seen) -> None:
+        """Checks what a job has come to."""
+        if seen.is_checked:
+            return
+        status, seen.view = await self.call("GET", f"/api/jobs/{seen.job_id}", seen.api_key)
+        if status != 200:
+            seen.view = None
+        if "texts" in seen.body["input"]:
+            seen.output = await self._output(seen)
+        seen.events = await self.log(seen.job_id, seen.api_key)
+        check_job(seen, self.found)
+        seen.shrink()
 
-        async def read(seen: Seen) -> None:
+    async def log(self, job_id: str, api_key: str) -> list[dict[str, Any]]:
+        """All events of a job; none when it cannot be read."""
+        events: list[dict[str, Any]] = []
+        after: int | None = 0
+        while after is not None:
+            status, page = await self.call("GET", f"/api/jobs/{job_id}/events?limit=1000&after={after}", api_key)
+            if status != 200:
+                return []
+            events += page["data"]
+            after = page["next"] if page["hasMore"] else None
+        return events
+
+    async def look_at_rest(self) -> None:
+        """Checks what was not: of clients that were stopped before their job ended."""
+        gate = asyncio.Semaphore(16)
+
+        async def look(seen: Seen) -> None:
             async with gate:
-                status, seen.view = await self.call("GET", f"/api/jobs/{seen.job_id}", seen.api_key)
-                if status != 200:
-                    seen.view = None
-                after = 0
-                if seen.body["type"] == "batch-embedding":
-                    seen.output = await self._output(seen)
-                while True:
-                    status, page = await self.call(
-                        "GET", f"/api/jobs/{seen.job_id}/events?limit=1000&after={after}", seen.api_key
-                    )
-                    if status != 200:
-                        return
-                    seen.events += page["data"]
-                    if not page["hasMore"]:
-                        return
-                    after = page["next"]
+                await self.look(seen)
 
-        await asyncio.gather(*(read(seen) for seen in self.jobs if seen.job_id))
+        await asyncio.gather(*(look(seen) for seen in self.jobs if seen.job_id and not seen.is_checked))
 
     async def _output(self, seen: Seen) -> list[dict[str, Any]]:
-        """The lines of a batch's output."""
+        """The lines of a batch's output, asked for until it comes whole; none when the job has none."""
         assert self._session is not None
         headers = {"Authorization": f"Bearer {seen.api_key}"}
-        url = f"{self.chance.choice(self.urls)}/api/jobs/{seen.job_id}/output"
-        async with self._session.get(url, headers=headers) as answer:
-            assert answer.status == 200, await answer.text()
-            return [json.loads(line) for line in (await answer.text()).splitlines()]
+        while True:
+            url = f"{self.chance.choice(self.urls)}/api/jobs/{seen.job_id}/output"
+            try:
+                timeout = aiohttp.ClientTimeout(total=REQUEST_S)
+                async with self._session.get(url, headers=headers, timeout=timeout) as answer:
+                    if answer.status == 200:
+                        return [json.loads(line) for line in (await answer.text()).splitlines()]
+                    if answer.status < 500 and answer.status != 429:
+                        return []
+            except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
+                pass
+            await asyncio.sleep(self.chance.uniform(0.05, 0.3))
 
-    async def list_ids(self, api_key: str) -> list[tuple[str, str]]:
-        """(job id, ref) of every job that the tenant has."""
-        found: list[tuple[str, str]] = []
+    async def list_jobs(self, api_key: str) -> list[tuple[str, str, str]]:
+        """(job id, ref, status) of every job that the tenant has."""
+        found: list[tuple[str, str, str]] = []
         path = "/api/jobs?limit=200"
         while True:
             _, page = await self.call("GET", path, api_key)
-            found += [(view["jobId"], view["metadata"].get("ref", "")) for view in page["data"]]
+            found += [(view["jobId"], view["metadata"].get("ref", ""), view["status"]) for view in page["data"]]
             if not page["hasMore"]:
                 return found
             path = f"/api/jobs?limit=200&after={page['next']}"
 
 
-async def all_of(work: Callable[[int], Awaitable[None]], count: int, at_once: int, stop: Callable[[], bool]) -> None:
-    """Runs `work(0)`, `work(1)` … at most `at_once` at a time, until `count` or `stop()`."""
-    numbers = iter(range(count))
+async def all_of(
+    work: Callable[[int], Awaitable[None]], numbers: Iterable[int], at_once: int, stop: Callable[[], bool]
+) -> None:
+    """Runs `work` with each of the numbers, at most `at_once` at a time, until they are done or `stop()`."""
+    left = iter(numbers)
 
     async def client() -> None:
-        for number in numbers:
+        for number in left:
             if stop():
                 return
             await work(number)
@@ -239,12 +262,6 @@ async def all_of(work: Callable[[int], Awaitable[None]], count: int, at_once: in
     await asyncio.gather(*(client() for _ in range(at_once)))
 
 
-def model_calls(stats: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The model's own record of calls, by the ref in their messages."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for call in stats.get("list", ()):
-        text = json.dumps(call["body"].get("messages") or call["body"].get("input", ""))
-        at = text.find("ref")
-        ref = text[at : text.find("x", at) + 1] if at >= 0 else ""
-        found.setdefault(ref, []).append(call)
-    return found
+def never() -> bool:
+    """For work without an early end."""
+    return False

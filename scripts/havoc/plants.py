@@ -73,6 +73,42 @@ PLANTS = {
         "a step's output tokens are not booked",
         (("shared/lua/finish_step.lua", "a.tok_out, a.tok_embed, wasted, a", "0, a.tok_embed, wasted, a"),),
     ),
+    "leak-task": Plant(
+        "each attempt leaves a task behind",
+        (
+            (
+                "worker/execution.py",
+                "        self._task.add_done_callback(self._performed)\n",
+                "        self._task.add_done_callback(self._performed)\n        loop.create_task(asyncio.sleep(1e6))\n",
+            ),
+        ),
+    ),
+    "leak-key": Plant(
+        "the journals of removed jobs stay",
+        (("shared/lua/sweep.lua", "P .. 'log:' .. job_id, P .. 'journal:' .. job_id,", "P .. 'log:' .. job_id,"),),
+    ),
+    "leak-connection": Plant(
+        "each reading of a document's vectors keeps a connection to Redis",
+        (
+            (
+                "worker/search/exact.py",
+                "        # Not on the shared connection: leases would wait behind megabytes.\n",
+                '        await self._client.connection_pool.get_connection("MGET")\n',
+            ),
+        ),
+    ),
+    "leak-memory": Plant(
+        "each attempt leaves 20 kB in a dictionary",
+        (
+            (
+                "worker/execution.py",
+                "        self._task.add_done_callback(self._performed)\n",
+                "        self._task.add_done_callback(self._performed)\n"
+                "        sys.modules[__name__].__dict__[self.claimed.job_id] = bytearray(b'x' * 20_000)\n",
+            ),
+            ("worker/execution.py", "import random\n", "import random\nimport sys\n"),
+        ),
+    ),
 }  # fmt: skip
 
 

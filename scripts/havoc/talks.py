@@ -10,8 +10,9 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from scripts.havoc.check import EXPECTED_ERRORS, Violations, tokens_of
-from scripts.havoc.load import FINAL, Clients
+from scripts.havoc.check import tokens_of
+from scripts.havoc.history import EXPECTED_ERRORS, FINAL, Violations
+from scripts.havoc.load import Clients
 
 FIRST_REF = 10_000_000  # the model's record tells them from other jobs by their number
 
@@ -29,6 +30,14 @@ class Talk(msgspec.Struct):
     error: str = ""
     view: dict[str, Any] | None = None
     events: list[dict[str, Any]] = []
+    is_checked: bool = False
+
+    def shrink(self) -> None:
+        """Keeps of it what the last look at all chats needs."""
+        self.is_checked = True
+        self.texts, self.places, self.events = [], [], []
+        if self.view is not None:
+            self.view = {name: self.view[name] for name in ("jobId", "status", "usage")}
 
 
 class Talks:
@@ -54,6 +63,7 @@ class Talks:
                 talk.ended = "left"
             if not talk.ended:
                 await asyncio.sleep(self._chance.uniform(0.05, 1.0))
+        self._clients.inspector.later(lambda: self.look(talk))
 
     async def _read(self, talk: Talk, body: dict[str, Any]) -> None:
         """Reads until the stream ends, breaks, or is cut by us."""
@@ -98,35 +108,44 @@ class Talks:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             talk.cuts += 1
 
-    async def read_all(self) -> None:
-        """What each chat has come to: found by its `user`, also where no client ever learned its job."""
-        for talk in self.talks:
-            _, page = await self._clients.call("GET", f"/api/jobs?user={talk.ref}", self._key)
-            if not page["data"]:
-                continue
+    async def look(self, talk: Talk) -> None:
+        """Checks what a chat has come to: found by its `user`, also where no client ever learned its job."""
+        if talk.is_checked:
+            return
+        _, page = await self._clients.call("GET", f"/api/jobs?user={talk.ref}", self._key)
+        if page["data"]:
+            job_id = page["data"][0]["jobId"]
             talk.view = page["data"][0]
-            path = f"/api/jobs/{page['data'][0]['jobId']}"
             for _ in range(12):
-                _, talk.view = await self._clients.call("GET", f"{path}?wait=5", self._key)
+                _, talk.view = await self._clients.call("GET", f"/api/jobs/{job_id}?wait=5", self._key)
                 if talk.view is not None and talk.view["status"] in FINAL:
                     break
-            after: int | None = 0
-            while after is not None:
-                _, log = await self._clients.call("GET", f"{path}/events?limit=1000&after={after}", self._key)
-                talk.events += log["data"]
-                after = log["next"]
+            talk.events = await self._clients.log(job_id, self._key)
+            self._check_one(talk, self._clients.found)
+        elif talk.texts:
+            self._clients.found.add("a chat was lost", f"{talk.ref}: {talk.job_id}")
+        talk.shrink()
 
-    def check(self, calls: dict[str, list[dict[str, Any]]], found: Violations) -> None:
-        """Whether each reader had every token once, nothing was begun anew behind its back, and nothing goes on that
-        nobody listens to."""
+    async def look_at_rest(self) -> None:
+        """Checks what was not: chats whose clients were stopped."""
+        for talk in self.talks:
+            await self.look(talk)
+
+    def check_tokens(self, calls: dict[str, list[dict[str, Any]]], found: Violations) -> None:
+        """What was booked of each chat is what the model counted."""
         for talk in self.talks:
             if talk.view is None:
-                if talk.texts:
-                    found.add("a chat was lost", f"{talk.ref}: {talk.job_id}")
                 continue
-            self._check_one(talk, calls.get(talk.ref, []), found)
+            mine, usage, job = calls.get(talk.ref, []), talk.view["usage"], talk.view["jobId"]
+            booked, served = usage["totalTokens"], sum(map(tokens_of, mine))
+            if not usage["estimated"] and booked != served:
+                found.add("tokens differ", f"{job} (chat): booked {booked}, the model counted {served}")
+            if served and not booked:
+                found.add("a chat was not booked", f"{job}: the model counted {served}")
 
-    def _check_one(self, talk: Talk, mine: list[dict[str, Any]], found: Violations) -> None:
+    def _check_one(self, talk: Talk, found: Violations) -> None:
+        """Whether its reader had every token once, nothing was begun anew behind its back, and nothing goes on that
+        nobody listens to."""
         assert talk.view is not None
         job, view = talk.view["jobId"], talk.view
         if talk.job_id and talk.job_id != job:
@@ -149,11 +168,6 @@ class Talks:
             found.add("a complete chat was shown as failed", f"{job}: {talk.error}")
         if view["status"] == "failed" and view["error"]["code"] not in EXPECTED_ERRORS:
             found.add("a chat failed by our fault", f"{job}: {view['error']['code']}")
-        booked, served = view["usage"]["totalTokens"], sum(map(tokens_of, mine))
-        if not view["usage"]["estimated"] and booked != served:
-            found.add("tokens differ", f"{job} (chat): booked {booked}, the model counted {served}")
-        if served and not booked:
-            found.add("a chat was not booked", f"{job}: the model counted {served}")
 
     def row(self) -> str:
         """What is printed."""

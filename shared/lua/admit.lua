@@ -18,6 +18,7 @@
 --         {'no_target'} there is no tenant to erase   {'erasing', job id, its tenant} a job is at it already
 -- Events job.queued (not for a job that starts later)
 --@include base
+--@include hooks
 --@include queue
 --@include pace
 --@include limits
@@ -76,6 +77,7 @@ if redis.call('HINCRBY', P .. 'usage:' .. a.tenant .. ':' .. WINDOW.d, '#' .. us
   redis.call('ZADD', P .. 'usagedays:' .. a.tenant, WINDOW.d, WINDOW.d)
 end
 redis.call('ZADD', P .. 'expiring', expires, job_id)
+if a.record.hook then watch_hook(job_id) end
 assigned(a.record, a.tenant)
 if a.record.grace_ms then redis.call('ZADD', P .. 'listened', now + a.record.grace_ms, job_id) end
 if a.companion then
@@ -91,7 +93,7 @@ end
 local reply = {'ok', job_id, NOW, status, int(due), '0', standing(scopes)}
 if status == 'queued' then
   local est = tonumber(a.record.est or 0)
-  local woken = queue_push(job_id, a.lane, a.tenant, score, est)
+  local woken = queue_push(job_id, a.lane, a.tenant, score, est, a.record.priority)
   local rank = redis.call('ZRANK', P .. 'q:' .. a.lane .. ':' .. a.tenant, job_id)
   local ahead, waiting, middle, high = outlook(a.lane, a.tenant, rank, est, woken)
   for _, value in ipairs({int(rank), int(ahead), waiting, int(middle), int(high)}) do reply[#reply + 1] = value end

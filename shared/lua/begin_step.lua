@@ -18,6 +18,7 @@
 --@include base
 --@include queue
 --@include limits
+--@include hooks
 --@include books
 --@include job
 if not holds_lease(KEYS[1], a.worker, a.lease) then return {'lost'} end

@@ -8,6 +8,7 @@
 --@include base
 --@include queue
 --@include limits
+--@include hooks
 --@include books
 --@include outcomes
 --@include job

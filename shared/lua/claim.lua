@@ -8,6 +8,7 @@
 --@include base
 --@include queue
 --@include limits
+--@include hooks
 --@include outcomes
 --@include job
 local PAGE = 50
@@ -98,7 +99,8 @@ end
 local function start(job_id, lane, weight, policy)
   local key = P .. 'job:' .. job_id
   local row = redis.call('HMGET', key, 'status', 'lease', 'est', 'expires_ms', 'seq', 'tenant', 'type', 'max_attempts',
-    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'run', 'key', 'user', 'prompt', 'pins')
+    'spec', 'model', 'timeout_ms', 'token_budget', 'queued_ms', 'traceparent', 'run', 'key', 'user', 'prompt', 'pins',
+    'tracestate', 'request', 'hook')
   local estimate = tonumber(row[3] or '0') or 0
   if row[1] ~= 'queued' then return estimate, false end
   if not (tonumber(row[2]) and tonumber(row[5]) and row[6] and tonumber(row[8] or '1') and
@@ -123,6 +125,7 @@ local function start(job_id, lane, weight, policy)
     return estimate, false
   end
   local lease, seq, attempt, tokens = tonumber(row[2]) + 1, tonumber(row[5]) + 1, 1, 0
+  local started = seq
   local fields = {'status', 'processing', 'owner', a.worker, 'lease', text[lease], 'claimed_ms', NOW, 'expires_ms', '',
     'weight', weight}
   -- Names are letters, digits and a few marks: nothing to escape.
@@ -135,11 +138,13 @@ local function start(job_id, lane, weight, policy)
     attempt, seq, tokens = start_again(job_id, key, seq, fields, prompt)
     redis.call('HSET', key, 'attempt', text[attempt], 'seq', text[seq], unpack(fields))
   end
+  if row[22] then hook(job_id, row[6], row[22], started, 'job.started') end
   leased[#leased + 1] = LEASE_END
   leased[#leased + 1] = job_id
   out[#out + 1] = {job_id, row[6], row[7] or '', lane, lease, attempt, tonumber(row[8] or '1'), row[9] or '', row[10] or '',
     tonumber(row[11] or '0'), tonumber(row[12] or '0'), tokens, now, tonumber(row[13] or NOW), row[14] or '',
-    tonumber(row[15] or '1'), row[16] or '', row[17] or '', row[18] or '', row[19] or ''}
+    tonumber(row[15] or '1'), row[16] or '', row[17] or '', row[18] or '', row[19] or '',
+    row[20] or '', row[21] or ''}
   return estimate, true
 end
 
@@ -181,7 +186,7 @@ end
 
 local function claim_lane(lane, most)
   promote(lane, 200)
-  local all, active, offset, known, taken, floor = {}, {}, 0, -math.huge, 0, nil
+  local all, active, offset, known, taken, floor, popped = {}, {}, 0, -math.huge, 0, nil, {}
   while taken < most and expired < MOST_EXPIRED do
     local best
     for i, tenant in ipairs(active) do
@@ -207,6 +212,7 @@ local function claim_lane(lane, most)
           table.remove(active, best)
         else
           tenant.est = tenant.est + estimate
+          popped[#popped + 1] = job_id
         end
         if estimate and runs then
           taken, floor = taken + 1, tenant.id
@@ -218,6 +224,7 @@ local function claim_lane(lane, most)
       end
     end
   end
+  with_all('ZREM', P .. 'q:' .. lane .. ':ready', popped)
   for _, tenant in ipairs(all) do
     if tenant.popped > 0 or tenant.rated then
       if tenant.popped > 0 then

@@ -19,7 +19,7 @@ for _, lane in ipairs(LANES) do
 end
 local OF_LANES = {}
 for _, lane in ipairs(LANES) do OF_LANES['q:' .. lane .. ':' .. T] = true end
-local counts = {documents = 0, keys = 0, ledger = 0, tokens = 0, nano = 0, redis_keys = 0, blobs = a.blobs}
+local counts = {documents = 0, keys = 0, ledger = 0, tokens = 0, nano = 0, redis_keys = 0, deliveries = 0, blobs = a.blobs}
 local found, jobs = 0, {}
 
 -- A read of what may be somebody else's: with an empty prefix all of a shared Redis is looked at.
@@ -48,6 +48,9 @@ local function reckon(name, rest)
     counts.nano = counts.nano + tonumber(redis.call('HGET', name, 'tn') or '0')
   elseif rest == 'ledger:' .. T then
     counts.ledger = counts.ledger + redis.call('XLEN', name)
+  elseif string.sub(rest, 1, #T + 10) == 'delivery:' .. T .. ':' then
+    counts.deliveries = counts.deliveries + 1
+    redis.call('ZREM', P .. 'undelivered', string.sub(rest, 10))
   end
   for _, lane in ipairs(LANES) do
     -- Its jobs are gone, and left it: what is still there no record belongs to.

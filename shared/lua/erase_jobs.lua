@@ -7,6 +7,7 @@
 --@include base
 --@include queue
 --@include limits
+--@include hooks
 --@include books
 --@include outcomes
 --@include job
@@ -18,6 +19,7 @@ for _, job_id in ipairs(a.jobs) do
   local row = load(key)
   if row.tenant == a.tenant then
     -- A record that cannot be read is nobody's work any more.
+    row.hook = nil -- nobody is told any more
     local status = sound(row) and (row.owner or row.status ~= 'processing') and cancel(job_id, key, row)
     if status == 'cancelling' then
       running[#running + 1] = job_id
@@ -36,7 +38,7 @@ if a.erase then
       P .. 'open:' .. job_id, P .. 'output:' .. job_id, P .. 'feedback:' .. job_id)
   end
   with_all('ZREM', KEYS[2], ended)
-  for _, name in ipairs({'expiring', 'leases', 'retention', 'listened', 'paused'}) do with_all('ZREM', P .. name, ended) end
+  for _, name in ipairs({'expiring', 'leases', 'retention', 'listened', 'paused', 'hooked'}) do with_all('ZREM', P .. name, ended) end
   for _, lane in ipairs(LANES) do with_all('ZREM', P .. 'delayed:' .. lane, ended) end
   with_all('SREM', P .. 'paused:' .. a.tenant, ended)
   erased(a.tenant, 'jobs', records)

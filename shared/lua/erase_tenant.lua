@@ -7,12 +7,12 @@
 --@include base
 --@include audit
 local row = redis.call('HMGET', KEYS[1], 'deleting', 'name', 'erased_jobs', 'erased_documents', 'erased_blobs', 'erased_keys',
-  'erased_ledger', 'erased_redis_keys', 'erased_tokens', 'erased_nano')
+  'erased_ledger', 'erased_redis_keys', 'erased_tokens', 'erased_nano', 'erased_deliveries')
 if not row[1] then return redis.call('HGET', KEYS[4], 'erased') or 'none' end
 local keys = redis.call('UNLINK', KEYS[1], KEYS[2])
 redis.call('ZREM', KEYS[3], a.tenant)
 local told = {name = row[2], requested_ms = tonumber(row[1]), erased_ms = now}
-for place, what in ipairs({'jobs', 'documents', 'blobs', 'keys', 'ledger', 'redis_keys', 'tokens', 'nano'}) do
+for place, what in ipairs({'jobs', 'documents', 'blobs', 'keys', 'ledger', 'redis_keys', 'tokens', 'nano', 'deliveries'}) do
   told[what] = tonumber(row[place + 2] or '0')
 end
 told.redis_keys = told.redis_keys + keys

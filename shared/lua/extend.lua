@@ -7,6 +7,7 @@
 --         {'held', why} what is left is reserved for other calls   {'spent', why} at a hard limit
 --@include base
 --@include limits
+--@include hooks
 --@include books
 local row = redis.call('HMGET', KEYS[1], 'owner', 'lease', 'status', 'tenant', 'key', 'user', 'prompt', 'type')
 local open = redis.call('HGET', KEYS[2], a.call)

@@ -14,6 +14,7 @@
 --@include base
 --@include queue
 --@include limits
+--@include hooks
 --@include books
 --@include job
 local holds = holds_lease(KEYS[1], a.worker, a.lease)
@@ -55,6 +56,11 @@ if not a.estimated and total > 0 then
 end
 local warned = #WARNED > 0 and cjson.encode(WARNED) or '[]'
 if not holds then return {0, warned} end
+-- What costs nothing has no mark of its call: that it was written before shows in its step.
+local known = redis.call('HGET', KEYS[2], a.step)
+known = known and cmsgpack.unpack(known)
+if known and known.result ~= nil then return {2, warned} end
+if not known and not a.result and not a.keep_mark and total == 0 then return {2, warned} end
 local state = 'failed'
 if a.result then
   redis.call('HSET', KEYS[2], a.step, cmsgpack.pack({result = a.result, tokens = total - a.wasted}))

@@ -1,7 +1,7 @@
 -- index_remove: takes a document out of search: its record, its place in the list, and all that versions of its
 -- collection's index have of it. Safe to repeat.
 -- KEYS  1 document   2 index of the tenant's documents   3 collection
--- ARGV  prefix, tenant, document, collection
+-- ARGV  prefix, tenant, document, collection, blobs (list of its blobs: they are to be deleted)
 -- Returns {chunks that the current version had, then of each version that had it: version, revision, chunks, engine}
 --@include base
 --@include vectors
@@ -32,6 +32,7 @@ for _, version in ipairs(of_versions()) do
     end
   end
 end
+with_all('SADD', P .. 'trash', a.blobs)
 redis.call('UNLINK', KEYS[1])
 redis.call('ZREM', KEYS[2], a.document)
 return {int(chunks), unpack(removed)}

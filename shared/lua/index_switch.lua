@@ -3,7 +3,8 @@
 -- KEYS  1 collection   2 index of the current version   3 index of the other   4 idempotency key (any name without one)
 -- ARGV  prefix, current (the version that KEYS 2 belongs to), version (of KEYS 3), worker, lease, job (its id; absent: the
 --       API asks, and none builds), idem_body (absent: no key)
--- Returns {'ok', version that is to be dropped or ''}   {'missing', document ids … (at most 500)}
+-- Returns {'ok', version that is to be dropped or '', '1' where it was done before with this idempotency key}
+--         {'missing', document ids … (at most 500)}
 --         {'moved', current version} another is current by now   {'no_version'}   {'lost'}
 --@include base
 if a.job then
@@ -13,7 +14,10 @@ if a.job then
   end
 end
 local again = replay(KEYS[4])
-if again then return again end
+if again then
+  again[3] = '1'
+  return again
+end
 local row = redis.call('HMGET', KEYS[1], 'current', 'previous', 'building', 'v:' .. int(a.version))
 if not row[4] then return {'no_version'} end
 if row[1] == int(a.version) then return {'ok', ''} end

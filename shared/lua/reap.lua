@@ -5,11 +5,12 @@
 -- ARGV  prefix, max_lost (a job whose worker was lost so often is poison), limit (jobs per call), lease_ms (0: take back
 --       at once). When nobody could call this for half of that, Redis was away, whatever the reason (restart, freeze,
 --       failover): then nothing is taken back from workers for one lease, so that owners who sat it out renew first
--- Returns {{{job id, new status} …}, soft limits that were crossed first here: JSON list}
+-- Returns {{{job id, new status, reason: lease | expiry | listener} …}, soft limits that were crossed first here: JSON list}
 -- Events job.queued | job.cancelled | job.failed | job.expired | job.warning
 --@include base
 --@include queue
 --@include limits
+--@include hooks
 --@include books
 --@include outcomes
 --@include job
@@ -30,19 +31,19 @@ local function take_back(job_id)
   local lost = redis.call('HINCRBY', key, 'lost', 1)
   if row.status == 'cancelling' then
     finish(job_id, key, row, 'cancelled', '{}', 'cancelled_ms', NOW)
-    done[#done + 1] = {job_id, 'cancelled'}
+    done[#done + 1] = {job_id, 'cancelled', 'lease'}
   elseif lost >= a.max_lost then
     fail_lost(job_id, key, row, 'The worker was lost ' .. int(lost) .. ' times while it ran this job.')
-    done[#done + 1] = {job_id, 'failed'}
+    done[#done + 1] = {job_id, 'failed', 'lease'}
   elseif not may_restart(key) then
     fail_lost(job_id, key, row, 'The worker was lost in the middle of the answer.')
-    done[#done + 1] = {job_id, 'failed'}
+    done[#done + 1] = {job_id, 'failed', 'lease'}
   else
     redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'told', '')
     emit(job_id, 'job.queued', '{"reason":"workerLost"}')
     load_more(key, row)
     queue_push(job_id, row.lane, row.tenant, tonumber(row.score), tonumber(row.est or '0'))
-    done[#done + 1] = {job_id, 'queued'}
+    done[#done + 1] = {job_id, 'queued', 'lease'}
   end
 end
 
@@ -57,7 +58,7 @@ local function expire(job_id)
   load_more(key, row)
   unschedule(job_id, row.lane, row.tenant, row.wait_reason == 'rateLimit' and 'scheduled' or row.status)
   finish(job_id, key, row, 'expired', '{}')
-  done[#done + 1] = {job_id, 'expired'}
+  done[#done + 1] = {job_id, 'expired', 'expiry'}
 end
 
 -- A job that waits for a budget goes on, and will see whether there is one.
@@ -86,7 +87,7 @@ local function abandon(job_id)
   if not sound(row) or not (row.status == 'queued' or row.status == 'waiting' or row.status == 'processing') then return end
   emit(job_id, 'job.warning', '{"code":"nobody_listens","message":"Nobody listens to this answer any more: it is cancelled."}')
   row.seq = tonumber(row.seq) + 1
-  done[#done + 1] = {job_id, cancel(job_id, key, row)}
+  done[#done + 1] = {job_id, cancel(job_id, key, row), 'listener'}
 end
 
 local quiet, unheard = false, false

@@ -2,7 +2,8 @@
 -- KEYS  1 leases
 -- ARGV  prefix, worker, lanes (list of {lane, slots that it offers there: '20', or '15s' when other lanes share them}),
 --       lease_ms, alive_ms (how long the worker counts as alive; 0: it is leaving), jobs (list of {job id, lease}), seen
---       (list of {job id, call under way, output tokens seen of it})
+--       (list of {job id, call under way, output tokens seen of it}), record (JSON of what the worker says of itself, kept
+--       for lease_ms; '' takes it away: the process ends)
 -- Returns per job 1 renewed   0 the lease is lost   2 renewed, and its cancellation was asked for
 --@include base
 --@include queue
@@ -36,5 +37,13 @@ with_all('ZADD', KEYS[1], renewed)
 for _, call in ipairs(a.seen or {}) do
   local open = P .. 'open:' .. call[1]
   if redis.call('HEXISTS', open, call[2]) == 1 then redis.call('HSET', open, call[2] .. ':o', int(call[3])) end
+end
+if a.record == '' then
+  redis.call('DEL', P .. 'worker:' .. a.worker)
+  redis.call('ZREM', P .. 'fleet', a.worker)
+elseif a.record then
+  redis.call('SET', P .. 'worker:' .. a.worker, a.record, 'PX', int(a.lease_ms))
+  redis.call('ZADD', P .. 'fleet', int(now + a.lease_ms), a.worker)
+  redis.call('ZREMRANGEBYSCORE', P .. 'fleet', '-inf', NOW)
 end
 return states

@@ -9,12 +9,13 @@
 --         {'none'} no such job of this tenant   {'state', status} not in a state for this
 -- Events job.queued
 --@include base
+--@include hooks
 --@include queue
 --@include pace
 --@include limits
 --@include outcomes
 local key = KEYS[1]
-local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt', 'est', 'key', 'user', 'prompt')
+local row = redis.call('HMGET', key, 'tenant', 'status', 'lane', 'grant', 'attempt', 'est', 'key', 'user', 'prompt', 'hook')
 if row[1] ~= a.tenant then return {'none'} end
 if row[2] ~= 'failed' and row[2] ~= 'cancelled' and row[2] ~= 'expired' then return {'state', row[2]} end
 if redis.call('HEXISTS', P .. 'tenant:' .. a.tenant, 'deleting') == 1 then return {'none'} end
@@ -62,6 +63,7 @@ redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'score', int(score
   'max_attempts', int(tonumber(row[5]) + tonumber(row[4])), 'expires_ms', int(now + a.expires_in_ms))
 redis.call('HINCRBY', key, 'run', 1)
 redis.call('ZADD', P .. 'expiring', int(now + a.expires_in_ms), a.job)
+if row[10] then watch_hook(a.job) end
 emit(a.job, 'job.queued', '{"reason":"retry"}')
 queue_push(a.job, row[3], row[1], score, tonumber(row[6] or '0'))
 return {'ok'}

@@ -6,7 +6,7 @@
 --         result (JSON, for complete), error (JSON, for failed and retry), delay_ms (for retry, budget
 --         and delay: until it is looked at again), due_ms (for budget, without delay_ms: when; absent: not by itself),
 --         revision (for budget and delay: of the tenant's limits, when they were in the way),
---         held (bool, for budget: what is left is only reserved for others),
+--         reason (for delay: what its event names; absent: rateLimit), held (bool, for budget: what is left is only reserved for others),
 --         waiting (JSON, for input: requestId, kind, question; for budget: kind and the limit),
 --         upstream_closed (bool, for cancelled: a model's connection was open and is closed now),
 --         tokens_at_request (for cancelled: the job's tokens, calls under way included, when the worker heard of it)}
@@ -16,12 +16,17 @@
 --@include base
 --@include queue
 --@include limits
+--@include hooks
 --@include books
 --@include outcomes
 --@include job
 -- Whether limits were changed since they were found in the way: then the job is looked at again at once.
 local function limits_moved(tenant, revision)
   return revision and revision ~= (redis.call('HGET', P .. 'tenant:' .. tenant, 'revision') or '0')
+end
+
+local function tell_waiting(job_id, row, seq)
+  if row.hook then hook(job_id, row.tenant, row.hook, seq, 'job.waiting') end
 end
 
 local function settle(job)
@@ -89,6 +94,7 @@ local function settle(job)
     redis.call('HSET', key, 'status', 'waiting', 'wait_reason', 'input', 'waiting', job.waiting, 'seq', seq,
       'settled', row.lease)
     emit_as(job.job, seq, 'job.waiting', job.waiting)
+    tell_waiting(job.job, row, seq)
     return 'waiting'
   elseif outcome == 'budget' then
     local due = job.due_ms and int(job.due_ms) or '+inf'
@@ -99,6 +105,7 @@ local function settle(job)
     redis.call('ZADD', P .. 'paused', due, job.job)
     redis.call('SADD', P .. 'paused:' .. row.tenant, job.job)
     emit_as(job.job, seq, 'job.waiting', job.waiting)
+    tell_waiting(job.job, row, seq)
     return 'waiting'
   elseif outcome == 'delay' then
     local due = int(now + job.delay_ms)
@@ -112,7 +119,7 @@ local function settle(job)
       redis.call('ZADD', P .. 'expiring', expires, job.job)
     end
     put_off(job.job, row.lane, row.tenant, due)
-    emit_as(job.job, seq, 'job.queued', '{"reason":"rateLimit"}')
+    emit_as(job.job, seq, 'job.queued', '{"reason":"' .. (job.reason or 'rateLimit') .. '"}')
     wake(row.lane)
     return 'queued'
   elseif outcome == 'retry' then
@@ -122,6 +129,7 @@ local function settle(job)
     redis.call('ZADD', P .. 'delayed:' .. row.lane, due, job.job)
     emit_as(job.job, seq, 'job.waiting', '{"kind":"backoff","delaySeconds":' ..
       string.format('%.3f', job.delay_ms / 1000) .. ',"error":' .. job.error .. '}')
+    tell_waiting(job.job, row, seq)
     wake(row.lane)
     return 'waiting'
   end

@@ -37,6 +37,8 @@ class AuditStore:
     ) -> tuple[list[AuditEntry], str | None]:
         found: list[AuditEntry] = []
         scanned = 0
+        if after is not None and not after.strip("0-"):
+            return found, None  # the first place that there can be: Redis refuses to look before it
         while scanned < MAX_SCANNED:
             batch: list[Any] = await self._client.xrevrange(
                 stream, f"({after}" if after else "+", "-", BATCH if wanted else limit + 1

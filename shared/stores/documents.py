@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -51,21 +51,18 @@ class DocumentsStore(RecordsStore):
         row = await self.get(self.keys.document(document_id)) if is_id("doc", document_id) else None
         if row is None or row["tenant"] != tenant:
             raise RefusedError("not_found", f"There is no document {document_id[:64]!r}.")
-        return await self._with_fate(row)
+        return (await self._with_fates([row]))[0]
 
-    async def _with_fate(self, row: Fields) -> Fields:
-        """A pending document whose ingest job has ended will not become ready by itself: that is its error."""
-        is_searched = row.get("index") != "false" and "revision" in row
-        if row["status"] != DocumentStatus.PENDING and (not is_searched or "indexed" in row or row.get("error")):
-            return row
-        status: Any = await self.client.hget(self.keys.job(row.get("job_id", "")), "status")  # type: ignore[misc]
-        fate = status.decode() if status else "gone"
-        if (fate in FINAL and fate != JobStatus.COMPLETE) or status is None:
-            what = (
-                "read it, or analyse the document" if row["status"] == DocumentStatus.PENDING else "make it searchable"
-            )
-            return {**row, "error": f"Its ingest job is {fate}; retry that job to {what}."}
-        return row
+    async def _with_fates(self, rows: Sequence[Fields]) -> list[Fields]:
+        """A pending document whose ingest job has ended will not become ready by itself, nor a new content whose job
+        has: that is its error."""
+        statuses: dict[str, bytes | None] = {}
+        if ids := [row.get("job_id", "") for row in rows if _is_open(row)]:
+            async with self.client.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.hget(self.keys.job(job_id), "status")
+                statuses = dict(zip(ids, await pipe.execute(), strict=True))
+        return [_with_fate(row, statuses[row.get("job_id", "")]) if _is_open(row) else row for row in rows]
 
     async def documents(
         self, tenant: str, *, limit: int, after: str | None, fits: Callable[[DocumentView], bool] | None = None
@@ -76,10 +73,10 @@ class DocumentsStore(RecordsStore):
         scanned = 0
         while True:
             ids, more = await self.page(self.keys.documents(tenant), limit=limit, after=after)
-            rows = [await self.get(self.keys.document(document_id)) for document_id in ids]
+            rows = await self._with_fates(await self._records(ids))
             for row in rows:
-                view = document_view(await self._with_fate(row)) if row else None
-                if view is not None and (fits is None or fits(view)):
+                view = document_view(row)
+                if fits is None or fits(view):
                     found.append(view)
                     if len(found) == limit:
                         return found, view.document_id if more or row is not rows[-1] else None
@@ -87,6 +84,14 @@ class DocumentsStore(RecordsStore):
             after = ids[-1] if ids else None
             if not more or scanned >= MOST_LISTED:
                 return found, after if more else None
+
+    async def _records(self, ids: Sequence[str]) -> list[Fields]:
+        """The records of these documents, without those that are gone."""
+        async with self.client.pipeline(transaction=False) as pipe:
+            for document_id in ids:
+                pipe.hgetall(self.keys.document(document_id))
+            found: list[dict[bytes, bytes]] = await pipe.execute()
+        return [{name.decode(): value.decode() for name, value in raw.items()} for raw in found if raw]
 
     async def ready(self, tenant: str, *, collection: str | None, limit: int) -> tuple[list[ReadyDocument], bool]:
         """The newest `limit` documents that were read, of one collection or of all; and whether there may be more."""
@@ -168,6 +173,35 @@ class DocumentsStore(RecordsStore):
 
     async def _update(self, document_id: str, fields: Fields) -> bool:
         return int(await self.scripts.run("update", [self.keys.document(document_id)], fields=fields)) == 1
+
+
+def _is_searchable(row: Fields) -> bool:
+    """Whether it is in search, or was never to be."""
+    return row.get("index") == "false" or "revision" not in row or "indexed" in row
+
+
+def _is_open(row: Fields) -> bool:
+    """Whether something of the document is still to be read: then its job says what becomes of it."""
+    if row.get("error"):
+        return row["status"] == DocumentStatus.PENDING
+    has_newer = int(row.get("next", "0")) > int(row.get("revision", "0"))
+    return row["status"] == DocumentStatus.PENDING or has_newer or not _is_searchable(row)
+
+
+def _with_fate(row: Fields, status: bytes | None) -> Fields:
+    """The record with what the end of its job means, `status` being the job's."""
+    fate = status.decode() if status else "gone"
+    if fate == JobStatus.COMPLETE or (status is not None and fate not in FINAL):
+        return row
+    if row["status"] == DocumentStatus.PENDING:
+        what = "read it, or analyse the document"
+    elif not _is_searchable(row):
+        what = "make it searchable"
+    elif status is not None:
+        what = "put the new content in place of the one before"
+    else:
+        return row  # a content that was refused before it had a job, and the job before it is of the past
+    return {**row, "error": f"Its ingest job is {fate}; retry that job to {what}."}
 
 
 def document_view(row: Fields) -> DocumentView:

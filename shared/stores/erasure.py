@@ -11,6 +11,7 @@ from shared.errors import ErrandError, RefusedError
 from shared.ids import random_part
 from shared.keys import Keys
 from shared.redis import Redis, Scripts
+from shared.scope import origin
 from shared.specs import Lane
 from shared.stores.jobs import Admitted
 
@@ -46,6 +47,7 @@ class Erased(msgspec.Struct, frozen=True):
     redis_keys: int
     tokens: int
     nano: int
+    deliveries: int = 0  # of webhooks; a release before them says nothing of it
 
 
 class ErasureStore:
@@ -77,7 +79,7 @@ class ErasureStore:
             tenant=tenant,
             lane=lane,
             random=random_part(),
-            record=record,
+            record={**record, **origin()},
             class_ms=class_ms,
             expires_in_ms=expires_in_ms,
             erases=target,
@@ -189,6 +191,22 @@ class ErasureStore:
     async def all_keys(self) -> int:
         """How many keys this Redis has, about as many as `scan` looks at."""
         return int(await self._client.pipe.execute("DBSIZE"))
+
+    async def clear_turns(self, target: str) -> int:
+        """Takes the tenant out of what all tenants' webhooks share: endpoints that have something to send, and what
+        was not delivered; how many entries."""
+        found = 0
+        for name in (self._keys.hooks, self._keys.undelivered):
+            cursor = b"0"
+            while True:
+                cursor, pairs = await self._client.pipe.execute(
+                    "ZSCAN", name, cursor, "MATCH", f"{target}:*", "COUNT", NAMES
+                )
+                if pairs:
+                    found += int(await self._client.pipe.execute("ZREM", name, *pairs[::2]))
+                if cursor == b"0":
+                    break
+        return found
 
     async def clear_trash(self, target: str) -> int:
         """Takes the tenant's blobs, which are gone, from the list of those that are to be deleted; how many."""

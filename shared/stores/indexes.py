@@ -3,6 +3,7 @@ business (worker.search.engines); what is in an index is decided here, in one st
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -120,12 +121,13 @@ class Removed(msgspec.Struct, frozen=True):
 
 class Switched(msgspec.Struct, frozen=True):
     """What came of a switch: `done`, or the documents that the version does not have yet; `drop` is a version that
-    nothing goes back to any more, `current` another one that came between."""
+    nothing goes back to any more, `current` another one that came between, `replayed`: it was done before."""
 
     done: bool
     missing: tuple[str, ...] = ()
     drop: int = 0
     current: int = 0
+    replayed: bool = False
 
 
 class SupersededError(Exception):
@@ -189,9 +191,10 @@ class IndexesStore:
         await self.client.pipe.execute("ZREM", self.keys.collections(tenant), name)
 
     async def describe(self, tenant: str, name: str, spec: IndexSpec) -> None:
-        """Notes what was learned of a version: its dimensions and calibration."""
-        await self.client.pipe.execute(
-            "HSET", self.keys.collection(tenant, name), f"v:{spec.version}", msgspec.json.encode(spec)
+        """Notes what was learned of a version: its dimensions and calibration. Nothing, when it is dropped."""
+        described = msgspec.json.encode(spec).decode()
+        await self._scripts.run(
+            "index_describe", [self.keys.collection(tenant, name)], version=spec.version, spec=described
         )
 
     async def switch(
@@ -223,8 +226,8 @@ class IndexesStore:
             job=claimed.job_id if claimed else None,
         )
         match [part.decode() for part in reply]:
-            case ["ok", drop]:
-                return Switched(done=True, drop=int(drop or 0))
+            case ["ok", drop, *replayed]:
+                return Switched(done=True, drop=int(drop or 0), replayed=bool(replayed))
             case ["missing", *documents]:
                 return Switched(done=False, missing=tuple(documents))
             case ["moved", current]:
@@ -236,7 +239,10 @@ class IndexesStore:
     async def drop(self, tenant: str, name: str, version: int) -> None:
         """Removes a version: all documents' chunks and vectors in it, then its record. May be repeated."""
         index = self.keys.index(tenant, version, name)
+        known = await self.collection(tenant, name)
         async for page in self._scan(index):
+            if known is not None and version in known.specs:
+                await self._leave_homes(known, version, page)
             doomed: list[str] = []
             for document_id, value in page:
                 key = (tenant, document_id, version, int(value.split(b" ", 1)[0]))
@@ -246,6 +252,30 @@ class IndexesStore:
         sets = (self.keys.vector_set(*of), self.keys.vector_set_empty(*of))
         await self.client.pipe.execute("UNLINK", index, self.keys.changes(*of), self.keys.vectors_of(*of), *sets)
         await self._scripts.run("index_forget", [self.keys.collection(tenant, name)], version=version)
+
+    async def _leave_homes(self, known: Collection, version: int, page: Sequence[tuple[str, bytes]]) -> None:
+        """These documents' texts have their vectors in this version no more: what is known of them goes, or says from
+        now on which other version has them."""
+        tenant, name, spec = known.tenant, known.name, known.specs[version]
+        others = [one for one in known.specs.values() if one.version != version and one.marks == spec.marks]
+
+        async def leave(document_id: str, stored: bytes) -> None:
+            digests = digests_of(stored)
+            await self.forget_homes(tenant, spec.marks, digests, document_id, place=f"{version} {name}")
+            for other in others:
+                entry = await self.entry(tenant, name, other.version, document_id)
+                if entry is None:
+                    continue
+                (theirs,) = await self.packs(tenant, other.version, [(document_id, entry.revision)])
+                held = set(digests_of(theirs)) if theirs is not None else set()
+                both = [digest for digest in digests if digest in held]
+                await self.note_homes(tenant, spec.marks, both, document_id, name, other.version)
+
+        wanted = [(document_id, int(value.split(b" ", 1)[0])) for document_id, value in page]
+        packs = await self.packs(tenant, version, wanted)
+        await asyncio.gather(
+            *(leave(name, stored) for (name, _), stored in zip(wanted, packs, strict=True) if stored is not None)
+        )
 
     async def _scan(self, index: str) -> AsyncIterator[list[tuple[str, bytes]]]:
         cursor = b"0"
@@ -376,8 +406,11 @@ class IndexesStore:
         rows = await self.client.pipe.execute("XREVRANGE", key, "+", "-", "COUNT", 1)
         return rows[0][0].decode() if rows else "0"
 
-    async def remove(self, tenant: str, document_id: str, collection: str) -> tuple[int, list[Removed]]:
-        """Takes a document out of everything: chunks that could be found until now, and what each version had."""
+    async def remove(
+        self, tenant: str, document_id: str, collection: str, *, blobs: Sequence[str] = ()
+    ) -> tuple[int, list[Removed]]:
+        """Takes a document out of everything: chunks that could be found until now, and what each version had. In the
+        same step its `blobs` are put on the list of what is to be deleted."""
         homes = await self._homes_of(tenant, document_id, collection)
         reply = await self._scripts.run(
             "index_remove",
@@ -389,6 +422,7 @@ class IndexesStore:
             tenant=tenant,
             document=document_id,
             collection=collection,
+            blobs=list(blobs),
         )
         parts = [part.decode() if isinstance(part, bytes) else part for part in reply[1:]]
         removed = [
@@ -481,22 +515,44 @@ class IndexesStore:
     async def note_homes(
         self, tenant: str, marks: str, hashes: Sequence[bytes], document_id: str, collection: str, version: int
     ) -> None:
-        """These texts' vectors are with that document too; who had them first stays the one that is asked."""
+        """These texts' vectors are with that document too; who had them first stays the one that is asked, as long as
+        the version is there that it stands in."""
         key, home = self.keys.chunks(tenant, marks), f"{document_id} {version} {collection}".encode()
+        standing: dict[bytes, bool] = {}
         for first in range(0, len(hashes), PAGE):
             page = hashes[first : first + PAGE]
             known = await self.client.pipe.execute("HMGET", key, *page)
-            flat = [part for name, had in zip(page, known, strict=True) if had is None for part in (name, home)]
+            for had in {one for one in known if one is not None} - standing.keys():
+                standing[had] = await self._stands(tenant, had)
+            flat = [
+                part
+                for name, had in zip(page, known, strict=True)
+                if had is None or not standing[had]
+                for part in (name, home)
+            ]
             if flat:
                 await self.client.pipe.execute("HSET", key, *flat)
 
-    async def forget_homes(self, tenant: str, marks: str, hashes: Sequence[bytes], document_id: str) -> None:
-        """That document has these texts no more; what others have of them is theirs."""
-        key, mark = self.keys.chunks(tenant, marks), f"{document_id} ".encode()
+    async def _stands(self, tenant: str, home: bytes) -> bool:
+        """Whether the version of a home is there, and has its document."""
+        document_id, version, collection = home.decode().split(" ", 2)
+        index = self.keys.index(tenant, int(version), collection)
+        return bool(await self.client.pipe.execute("HEXISTS", index, document_id))
+
+    async def forget_homes(
+        self, tenant: str, marks: str, hashes: Sequence[bytes], document_id: str, place: str = ""
+    ) -> None:
+        """That document has these texts no more, or not at this place (version and collection); what others have of
+        them is theirs."""
+        key, mark = self.keys.chunks(tenant, marks), f"{document_id} {place}".encode()
+
+        def is_own(home: bytes | None) -> bool:
+            return home is not None and (home == mark if place else home.startswith(mark))
+
         for first in range(0, len(hashes), PAGE):
             page = hashes[first : first + PAGE]
             known = await self.client.pipe.execute("HMGET", key, *page)
-            own = [name for name, home in zip(page, known, strict=True) if home is not None and home.startswith(mark)]
+            own = [name for name, home in zip(page, known, strict=True) if is_own(home)]
             if own:
                 await self.client.pipe.execute("HDEL", key, *own)
 

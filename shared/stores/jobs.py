@@ -25,7 +25,10 @@ from shared.limits import (
 from shared.log import get_logger
 from shared.metrics import SOFT_LIMITS
 from shared.redis import Redis, Scripts
+from shared.scope import origin
+from shared.semconv import MESSAGE_ID, OUTCOME, job_sent
 from shared.specs import Lane, Priority
+from shared.tracing import Span, is_on
 
 log = get_logger()
 
@@ -72,6 +75,8 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
     user: str = ""
     prompt: str = ""  # `name@version` of the main one
     pins: str = ""  # JSON, see shared.prompts.Pin
+    tracestate: str = ""
+    request: str = ""  # id of the request that made the job
 
     @property
     def timeout_s(self) -> float:
@@ -86,7 +91,8 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
 
 class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
     """How an attempt ended, as `settle.lua` takes it. `outcome`: complete, failed, cancelled, retry, input, budget,
-    delay or handback; `result`, `error` and `waiting` (what is asked of a person, or the limit) are JSON."""
+    delay or handback; `result`, `error` and `waiting` (what is asked of a person, or the limit) are JSON;
+    `reason` of a delay is what its event names."""
 
     job: str
     lease: int
@@ -98,6 +104,7 @@ class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
     due_ms: int | None = None
     revision: str | None = None
     held: bool = False
+    reason: str | None = None
     upstream_closed: bool = False
     tokens_at_request: int = 0
 
@@ -143,22 +150,26 @@ class JobsStore:
         Raises RefusedError `idempotency_mismatch`, `queue_full`, `rate_limited`, `budget_exhausted`,
         `invalid_request` (`unpriced`, where a limit is in money) or `unauthenticated` (the tenant was deleted).
         """
-        reply = await self.scripts.run(
-            "admit",
-            [self.keys.jobs(tenant), self.keys.idem(tenant, idem_digest or "-"), self.keys.tenant(tenant)],
-            tenant=tenant,
-            lane=lane,
-            random=random_part(),
-            record=record,
-            class_ms=class_ms,
-            delay_ms=delay_ms,
-            run_at_ms=run_at_ms,
-            expires_in_ms=expires_in_ms,
-            idem_body=idem_body if idem_digest else None,
-            companion=msgspec.structs.asdict(companion) if companion else None,
-            patience_ms=patience_ms,
-            unpriced=unpriced or None,
-        )
+        name, attributes = job_sent(lane.value, record.get("type", "")) if is_on() else ("", None)
+        with Span(name, "producer", attributes) as span:
+            reply = await self.scripts.run(
+                "admit",
+                [self.keys.jobs(tenant), self.keys.idem(tenant, idem_digest or "-"), self.keys.tenant(tenant)],
+                tenant=tenant,
+                lane=lane,
+                random=random_part(),
+                record={**record, **origin()},
+                class_ms=class_ms,
+                delay_ms=delay_ms,
+                run_at_ms=run_at_ms,
+                expires_in_ms=expires_in_ms,
+                idem_body=idem_body if idem_digest else None,
+                companion=msgspec.structs.asdict(companion) if companion else None,
+                patience_ms=patience_ms,
+                unpriced=unpriced or None,
+            )
+            if is_on():
+                span.set({MESSAGE_ID: reply[1].decode()} if reply[0] == b"ok" else {OUTCOME: reply[0].decode()})
         match [part.decode() for part in reply]:
             case ["ok", job_id, now, status, due, replayed, standing, *outlook]:
                 return Admitted(
@@ -366,10 +377,12 @@ class JobsStore:
         jobs: Sequence[tuple[str, int]],
         leaving: bool = False,
         seen: Sequence[tuple[str, str, int]] = (),
+        record: str | None = None,
     ) -> list[int]:
         """The worker's heartbeat; `lanes` with the slots it offers there (`20`, or `15s` when lanes share them). Per
         job: 1 renewed, 0 lost, 2 renewed but to be cancelled. One that is `leaving` no longer counts as alive and is
-        not woken; its jobs stay its own. `seen`: output tokens of calls under way (job id, call id, tokens)."""
+        not woken; its jobs stay its own. `seen`: output tokens of calls under way (job id, call id, tokens).
+        `record`: what the worker says of itself, as JSON; "" takes it away."""
         states = await self.scripts.run(
             "renew",
             [self.keys.leases],
@@ -379,6 +392,7 @@ class JobsStore:
             alive_ms=0 if leaving else lease_ms,
             jobs=jobs,
             seen=seen or None,
+            record=record,
         )
         return [int(state) for state in states]
 
@@ -408,10 +422,10 @@ class JobsStore:
             job_id.decode() for job_id in await self.scripts.run("disown", [self.keys.leases], worker=worker, jobs=jobs)
         ]
 
-    async def reap(self, limit: int = 100, *, lease_ms: int = 0) -> list[tuple[str, str]]:
+    async def reap(self, limit: int = 100, *, lease_ms: int = 0) -> list[tuple[str, str, str]]:
         """The queue's upkeep: takes back the jobs of lost workers, expires what was not started, makes ready what is
-        due; (job id, new status) of the first two. With `lease_ms` nothing is taken back for so long after Redis was
-        away."""
+        due; (job id, new status, reason) of the first two: `lease`, `expiry`, or `listener` for a chat without one.
+        With `lease_ms` nothing is taken back for so long after Redis was away."""
         rows, crossed = await self.scripts.run(
             "reap",
             [self.keys.leases, self.keys.expiring, self.keys.listened],
@@ -420,7 +434,7 @@ class JobsStore:
             lease_ms=lease_ms,
         )
         note_crossed(crossed_of(crossed))
-        return [(job_id.decode(), status.decode()) for job_id, status in rows]
+        return [(job_id.decode(), status.decode(), reason.decode()) for job_id, status, reason in rows]
 
     async def sweep(self, limit: int = 100) -> int:
         """Removes jobs whose retention is over; how many. Their blobs are put on the list of what is to be deleted."""
@@ -434,7 +448,7 @@ def note_crossed(crossed: Sequence[SoftCrossed]) -> None:
     """Counts soft limits that were crossed for the first time in their window."""
     for one in crossed:
         SOFT_LIMITS.labels(one.scope, one.period, one.unit).inc()
-        log.warning("budget.soft_limit", scope=one.scope, period=one.period, unit=one.unit)
+        log.warning("budget.soft_limit", scope=one.scope, owner=one.owner, period=one.period, unit=one.unit)
 
 
 def mismatch() -> RefusedError:

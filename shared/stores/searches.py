@@ -195,7 +195,7 @@ class SearchesStore:
             record, _, rev = await self._read(tenant, search_id)
             if chunk is not None and all(one.chunk_id != chunk for one in record.candidates):
                 wrong = "is none of the chunks that this search considered"
-                raise RefusedError("invalid_request", f"chunkId: {wrong}", errors=(("chunkId", wrong),))
+                raise RefusedError("invalid_request", f"$.chunkId: {wrong}", errors=(("$.chunkId", wrong),))
             reply = await self._scripts.run(
                 "search_feedback",
                 [self.keys.search(search_id), idem_key or self.keys.idem(tenant, "-")],

@@ -10,6 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import monotonic_s
+from shared.semconv import tool_call as named
+from shared.tracing import Span
 from worker.context import JobContext, is_yes
 from worker.model.calls import ToolCall
 from worker.tools.base import ArgumentsError, Tool, ToolContext, ToolResult, call_tool, check_arguments
@@ -143,7 +145,11 @@ class Actor:
             began_s = monotonic_s()
             bounded = msgspec.structs.replace(tool, timeout_s=max(0.1, min(tool.timeout_s, ends_s - began_s)))
             bound = msgspec.structs.replace(self._bound, idempotency_key=key)
-            result: ToolResult = await call_tool(bounded, arguments, bound)
+            name, attributes = named(tool.name)
+            with Span(name, "internal", attributes) as span:
+                result: ToolResult = await call_tool(bounded, arguments, bound)
+                if result.is_error:
+                    span.fail("tool_failed")
             ms = round((monotonic_s() - began_s) * 1000)
             return msgspec.json.encode(_Made(result.text, result.is_error, ms))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from shared.addresses import FetchRefusedError
 from shared.documents import Extracted
 from shared.errors import DocumentRejected
 from worker.documents.library import Library
-from worker.fetch import Fetched, Fetcher, FetchFailedError, FetchRefusedError
+from worker.fetch import Fetched, Fetcher, FetchFailedError
 
 _READABLE: Final = frozenset(
     (

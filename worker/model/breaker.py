@@ -12,6 +12,7 @@ from shared.clock import monotonic_s
 from shared.errors import CircuitOpen
 from shared.log import get_logger
 from shared.metrics import BREAKERS_OPENED
+from shared.tracing import plain_name
 
 log = get_logger()
 
@@ -55,7 +56,7 @@ class Breaker:
     def succeeded(self) -> None:
         """The model answered, be it with a refusal."""
         if self._shut_until_s is not None:
-            log.info("breaker.closed", model=self._model)
+            log.info("breaker.closed", model=plain_name(self._model))
         self._in_a_row = 0
         self._open_s = self._first_open_s
         self._shut_until_s = None
@@ -74,7 +75,7 @@ class Breaker:
     def _open(self) -> None:
         self._shut_until_s = monotonic_s() + self._open_s
         BREAKERS_OPENED.inc()
-        log.warning("breaker.opened", model=self._model, failures=self._in_a_row, seconds=self._open_s)
+        log.warning("breaker.opened", model=plain_name(self._model), failures=self._in_a_row, seconds=self._open_s)
 
     def gave_up(self, *, probe: bool) -> None:
         """The call was cancelled: that tells nothing of the model."""

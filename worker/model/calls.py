@@ -75,6 +75,7 @@ class Progress:
         self.stated: CallUsage | None = None
         self.is_over = False  # the answer has come to its end: what is stated is final
         self.call_id = ""  # in the books
+        self.first_s: float | None = None  # when the first chunk came, monotonic
         self.on_dispatch: Callable[[], None] | None = None  # called once, just before it is sent
         # Output tokens so far by our count; without a vocabulary one per chunk, or more in a long one.
         self.made = 0

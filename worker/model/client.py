@@ -16,11 +16,15 @@ import openai
 
 from shared.clock import monotonic_s
 from shared.errors import ConfigurationError, JobError, UpstreamRefused, UpstreamUnavailable
-from shared.metrics import MODEL_SECONDS, MODEL_TOKENS
+from shared.scope import outgoing
+from shared.semconv import model_answer, model_call, model_usage, server_of
 from shared.settings import Settings
+from shared.tracing import Span, is_on
 from worker.model.calls import ChatCall, Completion, Embedded, EmbeddingCall, Progress
 from worker.model.discipline import Discipline
 from worker.model.failures import classify, never_connected, of_http
+from worker.model.health import Health
+from worker.model.measures import Measures
 from worker.model.stream import Assembler
 from worker.model.vectors import decode_vectors
 from worker.turnstile import Turnstile
@@ -59,8 +63,10 @@ class Model:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.discipline = Discipline(settings)
+        self.measures = Measures(settings)
         host = urlsplit(settings.openai_base_url).hostname or ""
         try:
+            self._server = server_of(settings.openai_base_url)  # for spans
             self._client = openai.AsyncOpenAI(
                 api_key=settings.openai_api_key or "none",
                 base_url=settings.openai_base_url,
@@ -71,6 +77,7 @@ class Model:
             )
         except (ImportError, ValueError, openai.OpenAIError) as error:
             raise ConfigurationError(f"The client of the model cannot be made: {error}") from None
+        self.health = Health(self._list)
         self._turnstile = Turnstile(CALLS_PER_TURN)
         # The SDK loads this part at its first use, which takes 100 ms: not in somebody's first answer.
         _ = self._client.chat.completions
@@ -102,6 +109,22 @@ class Model:
         return await self._measured("embeddings", model, progress, self._embed(model, call, progress))
 
     async def _measured(self, operation: str, model: str, progress: Progress, call: Awaitable[T]) -> T:
+        """Runs a call in its span; the rest is `_guarded`."""
+        if not is_on():
+            return await self._guarded(operation, model, progress, call)
+        name, attributes = model_call(operation, model, self._server)
+        with Span(name, "client", attributes) as span:
+            try:
+                result = await self._guarded(operation, model, progress, call)
+                if isinstance(result, Completion):
+                    span.set(model_answer(result.model, result.finish_reason))
+                return result
+            finally:
+                usage = progress.usage()
+                made = usage.output_tokens if operation == "chat" else None
+                span.set(model_usage(usage.input_tokens + usage.embedding_tokens, made))
+
+    async def _guarded(self, operation: str, model: str, progress: Progress, call: Awaitable[T]) -> T:
         """Runs a call with its metrics, its total time-out, and the model's circuit breaker."""
         breaker = self.discipline.of(model).breaker
         try:
@@ -109,28 +132,31 @@ class Model:
         except BaseException:
             call.close()  # type: ignore[attr-defined]
             raise
-        started, outcome = monotonic_s(), "error"
+        started, error_type = monotonic_s(), "internal"
         try:
             async with asyncio.timeout(self._settings.model_total_seconds):
                 result = await self._translated(call, progress)
-            outcome = "ok"
+            error_type = ""
+            self.health.answered()
             breaker.succeeded()
             return result
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            error_type = "cancelled"
             breaker.gave_up(probe=is_probe)
             raise
         except TimeoutError:
-            outcome = UpstreamUnavailable.code
+            error_type = UpstreamUnavailable.code
             breaker.failed(probe=is_probe)
-            raise UpstreamUnavailable(
-                f"the model's answer took longer than {self._settings.model_total_seconds:g} s"
-            ) from None
+            late = UpstreamUnavailable(f"the model's answer took longer than {self._settings.model_total_seconds:g} s")
+            self.health.failed(late)
+            raise late from None
         except JobError as error:
-            outcome = error.code
+            error_type = error.code
             if isinstance(error, UpstreamUnavailable) and operation == "embeddings" and error.status == 500:
                 breaker.gave_up(probe=is_probe)  # perhaps for one of its texts: that tells nothing of the model
-            elif isinstance(error, UpstreamUnavailable):
+                raise
+            self.health.failed(error)
+            if isinstance(error, UpstreamUnavailable):
                 breaker.failed(probe=is_probe)
             else:
                 breaker.succeeded()
@@ -139,10 +165,28 @@ class Model:
             breaker.gave_up(probe=is_probe)
             raise
         finally:
-            usage = progress.usage()
-            MODEL_SECONDS.labels(operation, outcome).observe(monotonic_s() - started)
-            MODEL_TOKENS.labels(operation, "input").observe(usage.input_tokens + usage.embedding_tokens)
-            MODEL_TOKENS.labels(operation, "output").observe(usage.output_tokens)
+            self.measures.ended(operation, model, progress, started, error_type)
+
+    async def _list(self) -> None:
+        """Asks for the list of models, which nobody bills, and reads no more than its head. Raises UpstreamUnavailable,
+        UpstreamRateLimited or UpstreamRefused."""
+        try:
+            response: Any = await self._client.get(
+                "/models",
+                cast_to=object,
+                options={"headers": RAW},
+                stream=True,
+                stream_cls=openai.AsyncStream[object],
+            )
+        except openai.OpenAIError as error:
+            raise classify(error) from None
+        except ValueError as error:  # for example a user and password in the URL, which the HTTP library refuses
+            raise UpstreamUnavailable(f"the address of the model cannot be used: {error}") from None
+        except Exception as error:
+            if of_http(error):
+                raise UpstreamUnavailable(f"the connection to the model broke: {type(error).__name__}") from None
+            raise
+        await asyncio.shield(response.close())
 
     async def _translated(self, call: Awaitable[T], progress: Progress) -> T:
         """A call, its errors as ours."""
@@ -173,6 +217,8 @@ class Model:
         response = await self._post("/chat/completions", _chat_body(model, call), progress)
         try:
             async for line in self._lines(response):
+                if progress.first_s is None:
+                    progress.first_s = monotonic_s()
                 if line == b"[DONE]":
                     answer.finish_reason = answer.finish_reason or "stop"
                     break
@@ -219,7 +265,7 @@ class Model:
                     path,
                     body=body,
                     cast_to=object,
-                    options={"headers": RAW},
+                    options={"headers": {**RAW, **outgoing()}},
                     stream=True,
                     stream_cls=openai.AsyncStream[object],
                 )

@@ -7,6 +7,7 @@ wish for a time counts; what stays out of reach gives way to the next fallback m
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from typing import Final
 
 from shared.clock import monotonic_s
@@ -16,6 +17,7 @@ from worker.model.breaker import Breaker
 from worker.model.window import Window
 
 MAX_RETRY_AFTER_S: Final = 3_600.0  # a model's wish above this is cut; the try then simply fails again
+MOST_STATES: Final = 2_000  # models that a worker remembers
 PATIENCE_S: Final = 120.0  # batch work that hears nothing but 429 for so long gives its slot back
 
 
@@ -32,7 +34,7 @@ class Discipline:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._states: dict[str, ModelState] = {}
+        self._states: OrderedDict[str, ModelState] = OrderedDict()
         self._fallbacks = parse_fallbacks(settings.fallback_models)
 
     def of(self, model: str) -> ModelState:
@@ -40,7 +42,16 @@ class Discipline:
         state = self._states.get(model)
         if state is None:
             state = self._states[model] = ModelState(model, self._settings)
+            self._make_room()
+        self._states.move_to_end(model)
         return state
+
+    def _make_room(self) -> None:
+        """Clients name models as they like: those that nobody asks just now are forgotten, the oldest first."""
+        if len(self._states) > MOST_STATES:
+            idle = next((name for name, state in self._states.items() if state.window.is_idle), None)
+            if idle is not None:
+                del self._states[idle]
 
     def tries(self, model: str, *, windowed: bool = False, alone: bool = False) -> Tries:
         """The tries of a call that names this model; `windowed` when it keeps to the model's window, `alone` when no

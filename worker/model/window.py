@@ -44,6 +44,11 @@ class Window:
         self._alarm: asyncio.TimerHandle | None = None
         self.served_at_s = 0.0  # monotonic; when the model last took a call
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is under way or waits."""
+        return self.in_flight == 0 and not self._waiting
+
     async def enter(self, owner: str = "") -> int:
         """Waits for a place and returns its number. Owners (jobs) take turns; within one it is first come, first
         served."""

@@ -30,6 +30,8 @@ async def look(context: JobContext, name: str) -> str | None:
     collection = await store.collection(tenant, name)
     if collection is None or collection.building or collection.spec.engine != EXACT:
         return None
+    if not collection.spec.model:
+        return None  # found by words only: there are no vectors to move
     if collection.chunks.get(collection.current, 0) < limit or not await has_vector_sets(store.client):
         return None
     spec = msgspec.structs.replace(collection.spec, version=0, engine=VSET, job_id=None, created_ms=0)

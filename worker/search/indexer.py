@@ -15,6 +15,7 @@ import numpy as np
 from shared.collections import EXACT, Calibration, Entry, IndexSpec, default_spec
 from shared.documents import Extracted
 from shared.errors import BlobsUnavailableError, InternalError, InvalidInput, RefusedError, UpstreamRefused
+from shared.metrics import CHUNKS
 from shared.search import DEFAULT_COLLECTION
 from shared.stores.indexes import Collection, VersionSwitchedError, digests_of
 from worker.context import JobContext
@@ -163,6 +164,9 @@ class Indexer:
         await self._store.forget_homes(self._tenant, marks, gone, document.document_id)
         await self._store.note_homes(self._tenant, marks, [*new], document.document_id, collection.name, spec.version)
         self._marks.add(marks)
+        CHUNKS.labels("bought").inc(embedded)
+        CHUNKS.labels("reused" if spec.model else "none").inc(max(0, len(chunks) - embedded - refused))
+        CHUNKS.labels("none").inc(refused)
         had = done.before
         if had is not None and had != document.revision and before is not None:
             await engine.delete(name, document.document_id, had, before.chunks)

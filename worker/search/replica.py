@@ -15,6 +15,7 @@ import numpy as np
 from shared.clock import monotonic_s
 from shared.collections import EXACT, Entry, IndexSpec
 from shared.log import get_logger
+from shared.metrics import REPLICA_BYTES, REPLICAS
 from shared.stores.indexes import IndexesStore
 from worker.search.engines import IndexName
 from worker.search.exact import ExactEngine
@@ -28,6 +29,7 @@ PAGE: Final = 200  # documents that are read at a time,
 PAGE_CHUNKS: Final = 4_000  # and about so many chunks
 MOST_SEGMENTS: Final = 8
 TRIES: Final = 3  # of reading a document that changes while it is read
+IDLE_S: Final = 900.0  # an index that was not searched for so long goes: its version or its tenant may be gone
 DEAD_SHARE: Final = 0.3  # of the chunks, from which on they are cleared away
 
 Array = Any
@@ -46,6 +48,7 @@ class Replica:
         self._where: dict[str, tuple[Segment, int]] = {}
         self._turn = asyncio.Lock()
         self._asked = self._answered = 0  # refreshes
+        self.asked_s = 0.0  # monotonic; when it was last searched
 
     @property
     def segments(self) -> list[Segment]:
@@ -199,13 +202,18 @@ def _tidied(segments: list[Segment]) -> list[Segment]:
 
 
 class Replicas:
-    """The indexes that a worker holds; those that were not asked for the longest go when memory is short."""
+    """The indexes that a worker holds; those that were not asked for the longest go when memory is short, or after
+    `idle_s` in any case."""
 
-    def __init__(self, store: IndexesStore, engine: ExactEngine, limit_bytes: int) -> None:
+    def __init__(self, store: IndexesStore, engine: ExactEngine, limit_bytes: int, *, idle_s: float = IDLE_S) -> None:
         self._store = store
+        self._idle_s = idle_s
         self._engine = engine
         self._limit = limit_bytes
         self._held: OrderedDict[IndexName, Replica] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     async def get(self, name: IndexName, spec: IndexSpec) -> Replica:
         """An index as it is now. Raises a member of OUTAGE."""
@@ -213,15 +221,19 @@ class Replicas:
         if replica is None:
             replica = self._held[name] = Replica(name, spec, self._store, self._engine)
         self._held.move_to_end(name)
+        replica.asked_s = monotonic_s()
         await replica.refresh()
         self._make_room(name)
+        REPLICAS.set(len(self._held))
+        REPLICA_BYTES.set(sum(one.size_bytes for one in self._held.values()))
         return replica
 
     def _make_room(self, used: IndexName) -> None:
         size = sum(replica.size_bytes for replica in self._held.values())
-        while size > self._limit and len(self._held) > 1:
+        forgotten_s = monotonic_s() - self._idle_s
+        while len(self._held) > 1:
             name, replica = next(iter(self._held.items()))
-            if name == used:
+            if name == used or (size <= self._limit and replica.asked_s >= forgotten_s):
                 break
             del self._held[name]
             size -= replica.size_bytes

@@ -30,6 +30,7 @@ from shared.log import get_logger
 from shared.metrics import RERANK_SECONDS
 from shared.redis import OUTAGE
 from shared.settings import Settings
+from shared.tracing import Span
 from worker.context import JobContext
 from worker.search.rerank_http import HttpReranker
 from worker.search.rerank_model import ModelReranker
@@ -94,8 +95,9 @@ async def rerank(reranker: Reranker, query: str, texts: Sequence[str], context: 
     scores, failed = None, None
     defect: Exception | None = None
     try:
-        async with asyncio.timeout(seconds):
-            scores = _checked(await reranker.rank(query, texts, context), len(texts))
+        with Span("search.rerank", attributes={"errand.search.reranker": kind, "errand.search.texts": len(texts)}):
+            async with asyncio.timeout(seconds):
+                scores = _checked(await reranker.rank(query, texts, context), len(texts))
     except PASSED_ON:
         raise
     except TimeoutError:

@@ -28,6 +28,7 @@ import msgspec
 
 from shared.clock import monotonic_s
 from shared.errors import CircuitOpen
+from shared.scope import outgoing
 from shared.settings import Settings
 from worker.context import JobContext
 from worker.model.breaker import Breaker
@@ -188,7 +189,7 @@ class HttpReranker:
         async with self._session().post(
             self._url,
             data=body,
-            headers=self._headers,
+            headers={**self._headers, **outgoing()},
             allow_redirects=False,
             proxy=self._proxy,
             proxy_headers=self._proxy_headers,

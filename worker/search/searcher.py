@@ -15,6 +15,7 @@ from shared.errors import InvalidInput, JobError
 from shared.filters import matches
 from shared.search import IndexUsed, Mode, SearchRequest
 from shared.stores.indexes import HASH_BYTES, Collection
+from shared.tracing import Span
 from worker.context import JobContext
 from worker.search.chunks import chunk_id
 from worker.search.embedder import embed_query
@@ -66,6 +67,12 @@ class Searcher:
     async def retrieve(self, limit: int) -> Retrieved:
         """The `limit` best chunks. Raises JobError: InvalidInput for a version that is not there, and the embedding
         model's errors in mode `vector`; `hybrid` goes on with the words alone, and says so."""
+        with Span("search.retrieve", attributes={"errand.search.mode": self._request.mode.value}) as span:
+            retrieved = await self._retrieve(limit)
+            span.set({"errand.search.indexes": len(retrieved.indexes), "errand.search.found": len(retrieved.found)})
+        return retrieved
+
+    async def _retrieve(self, limit: int) -> Retrieved:
         started_s = monotonic_s()
         targets = await self._targets()
         held = await asyncio.gather(*(self._replica(collection, spec) for collection, spec in targets))

@@ -7,6 +7,7 @@ that they came from, so citations never rest on a combined answer.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -79,7 +80,7 @@ async def analyse_document(spec: AnalysisInput, context: JobContext) -> Analysis
     """
     context.report.progress(0.0, "prepare", "Opening the document")
     document, title = await _open(spec, context)
-    parts = split(document.text, context.deps.settings.chunk_characters)
+    parts = await asyncio.to_thread(split, document.text, context.deps.settings.chunk_characters)
     readable = [part for part in parts if part.text.strip()]
     said = {READ: await context.wording.main()}
     said |= {name: await context.wording.of(name) for name in (MERGE, EXTRACT)}

@@ -14,9 +14,11 @@ from shared.audit import SYSTEM, Action, Actor, entry
 from shared.clock import monotonic_s, rfc3339
 from shared.errors import InternalError, InvalidInput
 from shared.jobs import Output
+from shared.redis import OUTAGE
 from shared.specs import ErasureInput
 from shared.stores.erasure import BLOB_KINDS, Erased, ErasureStore, NotMarkedError
 from worker.context import JobContext
+from worker.steady import RECONNECT_S
 
 ROUNDS: Final = 6
 LOOK_S: Final = 0.25  # how often it is asked whether the tenant's last jobs still run
@@ -32,6 +34,7 @@ class ErasedCounts(Output, frozen=True):
     keys: int
     ledger_entries: int
     redis_keys: int
+    webhook_deliveries: int
 
 
 class ErasedUsage(Output, frozen=True):
@@ -57,8 +60,9 @@ async def erase_tenant(spec: ErasureInput, context: JobContext) -> ErasureReceip
     """Erases a tenant that is marked as being deleted. Raises InvalidInput when there is none, and InternalError when
     something of it comes back again and again."""
     job, erasures = context.job, context.deps.erasures
+    eraser = Eraser(spec.tenant_id, context)
     with suppress(NotMarkedError):  # this job, before its worker was lost, may have done the last step
-        await Eraser(spec.tenant_id, context).run()
+        await eraser.run_steadily()
     actor = Actor(job.key, job.tenant) if job.key else SYSTEM
     by = entry(actor, Action.TENANT_ERASED, spec.tenant_id)
     erased = await erasures.finish(spec.tenant_id, job.job_id, by)
@@ -78,6 +82,14 @@ class Eraser:
         self._stage = ""
         self._fraction = 0.0
         self._told_s = 0.0
+
+    async def run_steadily(self) -> None:
+        """`run`, again where Redis went away in the middle of a list. Raises as `run`."""
+        while True:
+            try:
+                return await self.run()
+            except OUTAGE:
+                await asyncio.sleep(RECONNECT_S)
 
     async def run(self) -> None:
         """Until a look at all keys finds nothing any more. Raises NotMarkedError, and InternalError."""
@@ -142,7 +154,8 @@ class Eraser:
 
     async def _erase_rest(self, begin: float) -> int:
         """Looks at all keys of the installation, and takes away what is the tenant's; how many held anything of it."""
-        looked, found, size = 0, await self._store.clear_trash(self._tenant), await self._store.all_keys()
+        found = await self._store.clear_trash(self._tenant) + await self._store.clear_turns(self._tenant)
+        looked, size = 0, await self._store.all_keys()
         async for names in self._store.scan():
             count, jobs = await self._store.erase(self._tenant, names)
             if jobs:  # that stand in no index
@@ -172,6 +185,7 @@ def _receipt(tenant: str, erased: Erased) -> ErasureReceipt:
             keys=erased.keys,
             ledger_entries=erased.ledger,
             redis_keys=erased.redis_keys,
+            webhook_deliveries=erased.deliveries,
         ),
         usage=ErasedUsage(total_tokens=erased.tokens, cost_usd=erased.nano / 1e9 if erased.nano else None),
         remaining=0,

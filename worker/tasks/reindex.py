@@ -15,6 +15,7 @@ from shared.collections import VSET, IndexSpec, default_spec
 from shared.documents import DocumentStatus
 from shared.errors import InternalError, InvalidInput, JobError, LeaseLostError, OverLimit, RefusedError
 from shared.jobs import Output
+from shared.redis import OUTAGE
 from shared.specs import ReindexInput
 from shared.stores.indexes import Collection, SupersededError, Switched
 from shared.stores.records import Fields
@@ -22,6 +23,7 @@ from worker.context import JobContext
 from worker.search.embedder import first_of
 from worker.search.indexer import Document, Indexer, collection_of
 from worker.search.vset import has_vector_sets
+from worker.steady import RECONNECT_S
 
 AT_ONCE: Final = 8  # documents that are worked on at a time
 ROUNDS: Final = 100  # of documents that came in meanwhile
@@ -123,6 +125,14 @@ class _Run:
         return opened, opened.specs[opened.building]
 
     async def _missing(self, collection: Collection, target: IndexSpec) -> list[str]:
+        """`_missing_now`, again where Redis went away in the middle of the list."""
+        while True:
+            try:
+                return await self._missing_now(collection, target)
+            except OUTAGE:
+                await asyncio.sleep(RECONNECT_S)
+
+    async def _missing_now(self, collection: Collection, target: IndexSpec) -> list[str]:
         """Documents that belong into the version and are not in it in their present content: those of the current one,
         and those that were stored before there was a search, or whose own job failed."""
         there = await self._store.entries(self._tenant, collection.name, target.version)

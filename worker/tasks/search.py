@@ -14,6 +14,7 @@ from shared.clock import monotonic_s, rfc3339
 from shared.documents import Extracted
 from shared.errors import JobError, OverLimit
 from shared.jobs import UsageView
+from shared.metrics import SEARCH_SECONDS, SEARCH_SOURCES, SEARCH_TOP_SCORE
 from shared.search import (
     MAX_CANDIDATES,
     Candidate,
@@ -61,8 +62,11 @@ async def search(spec: SearchInput, context: JobContext) -> SearchResult:
     """Raises JobError: the embedding model's in mode `vector`, the chat model's while it answers."""
     run = _Run(spec, context)
     try:
-        return await run.carry_out()
+        result = await run.carry_out()
+        run.measure("found" if result.sources else "empty")
+        return result
     except (JobError, OverLimit) as error:
+        run.measure("failed")
         run.error = error.code if isinstance(error, JobError) else "rate_limited"
         await run.log()
         raise
@@ -128,6 +132,14 @@ class _Run:
             took_ms=took_ms,
             warnings=warnings,
         )
+
+    def measure(self, outcome: str) -> None:
+        """Counts the search; what was found of it where it came to that."""
+        SEARCH_SECONDS.labels(self._request.mode, outcome).observe(monotonic_s() - self._started_s)
+        if outcome != "failed":
+            SEARCH_SOURCES.observe(sum(one.rank > 0 for one in self._ranked))
+            if self._ranked:
+                SEARCH_TOP_SCORE.observe(max(one.score for one in self._ranked))
 
     async def _rerank(self) -> None:
         """A re-ranker's order in place of ours, where one is asked for and answers."""

@@ -11,8 +11,10 @@ from typing import Any, Final, Literal
 import jsonschema_rs
 import msgspec
 
+from shared.clock import monotonic_s
 from shared.errors import ErrandError, JobError
 from shared.log import get_logger
+from shared.metrics import TOOL_SECONDS
 from shared.redis import OUTAGE
 from shared.schemas import compile_schema, violations
 from shared.settings import Settings
@@ -75,18 +77,25 @@ async def call_tool(tool: Tool, arguments: dict[str, Any], context: ToolContext)
 
     Raises a member of OUTAGE when Redis is out of reach, which is no fault of the tool, and CancelledError.
     """
+    started_s, error_type = monotonic_s(), "cancelled"
     try:
         async with asyncio.timeout(tool.timeout_s) as bound:
             made = await tool.run(arguments, context)
+        error_type = ""
     except (ToolError, JobError) as error:
+        error_type = "tool_error"
         return ToolResult(cut(str(error), tool.output_characters)[0], is_error=True)
     except OUTAGE:
+        error_type = "unavailable"
         raise
     except Exception as error:
-        if isinstance(error, TimeoutError) and bound.expired():
+        error_type = "timeout" if isinstance(error, TimeoutError) and bound.expired() else "internal"
+        if error_type == "timeout":
             return ToolResult(f"{tool.name} took longer than {tool.timeout_s:g} s and was stopped.", is_error=True)
         log.warning("tool.failed", tool=tool.name, exc_info=error)
         return ToolResult(f"{tool.name} failed for a reason of its own; it may work another time.", is_error=True)
+    finally:
+        TOOL_SECONDS.labels(tool.name, error_type).observe(monotonic_s() - started_s)
     result = ToolResult(made) if isinstance(made, str) else made
     text, truncated = cut(result.text, tool.output_characters)
     return ToolResult(text, is_error=result.is_error, truncated=truncated or result.truncated)

@@ -20,12 +20,13 @@ from mcp.client.streamable_http import streamable_http_client
 from shared.errors import ToolFailed
 from shared.log import get_logger
 from shared.mcp_servers import McpServer
+from shared.scope import apart
 
 log = get_logger()
 
 T = TypeVar("T")
 
-MAX_NOISE: Final = 200  # lines of a server's standard error that are logged, each of at most 500 characters
+MAX_NOISE: Final = 200  # lines of a server's standard error of which the log tells
 CLOSE_S: Final = 8.0  # the SDK needs up to 6 s to stop a server that ignores everything but SIGKILL
 
 
@@ -40,7 +41,7 @@ class Connection:
         self._ending = asyncio.Event()
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.broken = False
-        self.owner = asyncio.create_task(self._own(), name=f"mcp-{name}")
+        self.owner = asyncio.create_task(self._own(), name=f"mcp-{name}", context=apart())
 
     async def started(self) -> None:
         """Waits until it can be used. Raises ToolFailed when it cannot."""
@@ -161,7 +162,8 @@ async def _over_stdio(name: str, server: McpServer, on_end: Callable[[], None]) 
 
 
 async def _hear(name: str, pipe: IO[bytes]) -> None:
-    """Reads a server's standard error until its end, so that it never blocks; logs the first of it."""
+    """Reads a server's standard error until its end, so that it never blocks; logs of the first of it that it came,
+    and how long it was: many servers say what they are asked."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
@@ -171,6 +173,6 @@ async def _hear(name: str, pipe: IO[bytes]) -> None:
             for line in filter(None, piece.decode("utf-8", "replace").splitlines()):
                 heard += 1
                 if heard <= MAX_NOISE:
-                    log.debug("mcp.said", server=name, line=line[:500])
+                    log.debug("mcp.said", server=name, characters=len(line))
     finally:
         transport.close()

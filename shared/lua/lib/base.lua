@@ -50,9 +50,9 @@ end
 
 local CROCKFORD = '0123456789ABCDEFGHJKMNPQRSTVWXYZ'
 
--- The ten characters of a ULID that carry `now`.
-local function ulid_time()
-  local text, rest = '', now
+-- The ten characters of a ULID that carry `at` (ms), or `now`.
+local function ulid_time(at)
+  local text, rest = '', at or now
   for _ = 1, 10 do
     local digit = rest % 32
     text = string.sub(CROCKFORD, digit + 1, digit + 1) .. text

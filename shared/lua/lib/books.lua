@@ -145,10 +145,12 @@ local function book(job_id, key, job, call, i, o, e, w, n)
       end
       -- A call that ends after its job is told to nobody there: the final event is the last.
       if not ENDED[redis.call('HGET', key, 'status')] then
-        job.seq = emit(job_id, 'job.warning', '{"code":"budget_soft_limit","message":"A soft limit of the ' ..
+        local data = '{"code":"budget_soft_limit","message":"A soft limit of the ' ..
           crossed.scope .. ' is crossed (' .. crossed.unit .. ', ' .. crossed.period .. ').","scope":"' .. crossed.scope ..
           '","period":"' .. crossed.period .. '","unit":"' .. crossed.unit .. '","used":' .. shown(crossed.used) ..
-          ',"soft":' .. shown(crossed.soft) .. ',"hard":' .. shown(crossed.hard) .. '}')
+          ',"soft":' .. shown(crossed.soft) .. ',"hard":' .. shown(crossed.hard) .. '}'
+        job.seq = emit(job_id, 'job.warning', data)
+        if job.hook then hook(job_id, job.tenant, job.hook, job.seq, 'job.warning', data) end
       end
     end
   end

@@ -1,8 +1,8 @@
--- job: steps that several scripts share. Scripts that let go of jobs include limits and books before it. What concerns sets of all jobs is gathered in `acc` and written once per call
+-- job: steps that several scripts share. Scripts that let go of jobs include limits, hooks and books before it. What concerns sets of all jobs is gathered in `acc` and written once per call
 -- of the script by `flush`, which every script that includes this and releases or finishes jobs must call at its end.
 
 local FIELDS = {'status', 'tenant', 'lane', 'owner', 'lease', 'settled', 'est', 'weight', 'seq', 'retention_ms',
-  'claimed_ms', 'calls', 'prompt', 'exp'}
+  'claimed_ms', 'calls', 'prompt', 'exp', 'hook'}
 local MORE = {'score', 'tok_at_claim', 'tok_in', 'tok_out', 'tok_embed', 'cancel_ms', 'cancel_tokens', 'wait_reason'}
 
 local function read(key, row, names)
@@ -45,7 +45,7 @@ end
 local acc = {unleased = {}, kept = {}, unexpiring = {}, freed = {}, slots = {}, used = {}, ran = {}}
 
 -- What the books want to know of a job.
-local BOOKED = {'tenant', 'key', 'user', 'prompt', 'type', 'model'}
+local BOOKED = {'tenant', 'key', 'user', 'prompt', 'type', 'model', 'hook'}
 
 -- Books what was in flight when a worker let go of a job: the input of its calls and the output that was seen of them, as
 -- estimated and wasted. If such a call ends after all (its worker was only frozen), finish_step corrects it.
@@ -121,6 +121,7 @@ local function finish(job_id, key, row, status, data, ...)
   end
   if row.prompt and (status == 'complete' or status == 'failed') then outcome(key, row, status, data) end
   emit_as(job_id, seq, 'job.' .. status, data)
+  if row.hook then hook_end(job_id, row.tenant, row.hook, seq, status) end
 end
 
 -- Whether a job may begin anew. One that lives only while somebody listens (`grace_ms`, a chat) may not once text went

@@ -69,9 +69,16 @@ local function queue_enter(lane, tenant)
   redis.call('ZADD', tenants, int(bounded(value + held_of(lane, tenant))), tenant)
 end
 
--- Puts a job into its tenant's ready queue and wakes a worker; whether one was asleep. `est` is its estimated tokens.
-local function queue_push(job_id, lane, tenant, score, est)
+-- All ready jobs of a lane, for its figures: the class's place times this, and since when the job is ready, ms.
+local CLASSES = {high = 0, normal = 1, low = 2}
+local CLASS_SPAN = 2 ^ 43
+
+-- Puts a job into its tenant's ready queue and wakes a worker; whether one was asleep. `est` is its estimated tokens;
+-- `class` its priority, where that is at hand.
+local function queue_push(job_id, lane, tenant, score, est, class)
   if redis.call('ZADD', P .. 'q:' .. lane .. ':' .. tenant, score, job_id) == 0 then return false end
+  class = class or redis.call('HGET', P .. 'job:' .. job_id, 'priority')
+  redis.call('ZADD', P .. 'q:' .. lane .. ':ready', int((CLASSES[class] or 1) * CLASS_SPAN + now), job_id)
   if redis.call('HINCRBY', P .. 'pace:' .. lane, 'ready', 1) == 1 then
     redis.call('HSET', P .. 'pace:' .. lane, 'at', NOW)
   end
@@ -101,6 +108,7 @@ end
 -- Takes a job out of its tenant's ready queue, wherever it stands.
 local function queue_remove(job_id, lane, tenant, est)
   if redis.call('ZREM', P .. 'q:' .. lane .. ':' .. tenant, job_id) == 1 then
+    redis.call('ZREM', P .. 'q:' .. lane .. ':ready', job_id)
     queue_left(lane, tenant, 1, tonumber(est or '0'))
   end
 end
