@@ -48,6 +48,7 @@ MUTANTS = (
     Mutant("mismatch-off", "shared/lua/lib/base.lua", "if body ~= a.idem_body then return {'mismatch'} end", "", "test_jobs_api", "idempotency_key"),
     Mutant("queue-unbounded", "shared/lua/admit.lua", "if waiting >= bound and not a.erases then", "if false then", "test_jobs_api", "queue_is_bounded"),
     Mutant("scheduled-uncounted", "shared/lua/admit.lua", "redis.call('HINCRBY', P .. 'scheduled', a.tenant, 1)", "", "test_jobs_api", "queue_is_bounded"),
+    Mutant("order-by-chance", "shared/lua/admit.lua", "ulid_now(a.random)", "ulid_time() .. a.random", "test_queue", "one_millisecond"),
     Mutant("class-ignored", "shared/lua/admit.lua", "local score = due + a.class_ms", "local score = due", "test_worker", "priority_orders"),
     Mutant("tenants-unfair", "shared/lua/claim.lua", "tenant.score, tenant.held = bounded(tenant.score + held), tenant.held + held", "tenant.held = tenant.held + held",
            "test_worker", "tenants_take_turns"),

@@ -1,7 +1,8 @@
 """Identifiers and API keys.
 
 An id is a prefix and a ULID: 10 characters of Redis time (48 bit, milliseconds) and 16 of chance (80 bit),
-in Crockford's base 32, so ids sort by creation. Job ids get their time part inside `admit.lua`.
+in Crockford's base 32, so ids sort by creation. Job ids get their time part inside `admit.lua`, to the microsecond:
+jobs of one tenant and class that come within a millisecond still start in the order in which they came.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from shared.ids import id_time_ms
+from shared.specs import Lane
 from shared.stores.events import CallUsage, Reservation
 from shared.subscriber import Subscriber
 from tests.conftest import DevModel, RedisServer, Stack, analysis, chat
@@ -276,6 +279,21 @@ async def test_retry_after_of_a_full_queue_comes_from_the_recent_rate(edge: Stac
     await edge.client.hset(pace, mapping={"slots": 2, "running": 2, "n": 10, "s1": 10 * 60_000, "s2": 10 * 60_000**2})
     refused = await edge.call("POST", "/api/jobs", chat(), key=key)
     assert refused.headers["Retry-After"] == "15"
+
+
+async def test_jobs_of_one_millisecond_start_in_the_order_in_which_they_came(edge: Stack) -> None:
+    tenant, _ = await edge.tenant()
+    record = {"type": "chat", "priority": "normal", "est": 10, "spec": "{}", "model": "m", "retention_ms": 10**6}
+    made = []
+    for _ in range(150):
+        admitted = await edge.jobs.admit(
+            tenant=tenant, lane=Lane.INTERACTIVE, record=record, class_ms=0, expires_in_ms=60_000
+        )
+        made.append(admitted.job_id)
+    order = f"{edge.settings.redis_prefix}q:interactive:{tenant}"
+    assert [job.decode() for job in await edge.client.zrange(order, 0, -1)] == made
+    if not any(id_time_ms(one) == id_time_ms(other) for one, other in itertools.pairwise(made)):
+        pytest.skip("a machine too slow for two jobs in one millisecond")
 
 
 async def test_a_reader_of_a_waiting_job_is_told_of_its_place(edge: Stack) -> None:

@@ -44,7 +44,7 @@ local refused = a.erases and erasure_refused(a.erases) or
   admit_limits(scopes, tonumber(a.record.est or 0), a.patience_ms, a.unpriced)
 if refused then return refused end
 
-local job_id = 'job_' .. ulid_time() .. a.random
+local job_id = 'job_' .. ulid_now(a.random)
 local key = P .. 'job:' .. job_id
 local due = now
 if a.run_at_ms then due = math.max(now, a.run_at_ms) elseif a.delay_ms then due = now + a.delay_ms end
