@@ -108,8 +108,8 @@ class Answer:
             out.append(b'id: %s\ndata: {"text": %s\n\n' % (place, one_line(event.data)[8:]))
         elif event.type == "job.started":
             self.started = True
-        elif event.type == "job.queued" and b'"rateLimit"' in event.data:
-            self.started = False  # a worker had begun it, and its token rate had no room
+        elif event.type == "job.queued" and (b'"rateLimit"' in event.data or b'"release"' in event.data):
+            self.started = False  # a worker had begun it: its token rate had no room, or its release cannot read it
         elif event.type == "attempt.restarted" and self.has_spoken:
             self.problem = RefusedError("worker_lost", "The answer was begun anew; what was sent before is void.")
 

@@ -37,7 +37,7 @@ VIEW_FIELDS: Final = (
     "id", "tenant", "type", "status", "priority", "user", "metadata", "model", "lane",
     "seq", "run", "attempt", "max_attempts", "created_ms", "queued_ms", "started_ms", "finished_ms", "expires_ms",
     "due_ms", "progress", "tok_in", "tok_out", "tok_embed", "tok_reused", "tok_wasted", "cost_nano", "estimated",
-    "error", "waiting", "wait_reason", "cancel_ms", "cancelled_ms", "cancel_tokens", "upstream_closed_ms",
+    "error", "waiting", "wait_reason", "wait_for", "cancel_ms", "cancelled_ms", "cancel_tokens", "upstream_closed_ms",
     "timeout_ms", "grace_ms", "pins", "prompt", "fb_count", "fb_milli", "hook", "result",
 )  # fmt: skip
 
@@ -399,6 +399,8 @@ def queue_of(row: JobRow) -> QueueView | None:
             eta = Eta(p50_seconds=left_s, p90_seconds=left_s)
         reason = row.text("wait_reason")
         waiting_on = reason if reason in ("rateLimit", "budget") else "schedule"
+        if row.status is JobStatus.QUEUED and row.text("wait_for") == "worker":
+            waiting_on = "worker"  # one of a newer release
         return QueueView(position=None, ahead_tokens=None, eta=eta, waiting_on=waiting_on)
     return None
 

@@ -179,10 +179,32 @@ async def test_a_job_of_a_newer_release_waits_for_a_newer_worker(make_stack: Any
         while not any(event.get("reason") == "release" for event in await stack.log(job_id)):
             await asyncio.sleep(0.02)
     waiting = (await stack.call("GET", f"/api/jobs/{job_id}")).json
-    assert waiting["status"] == "queued", waiting
+    assert (waiting["status"], waiting["queue"]["waitingOn"]) == ("queued", "worker"), waiting
     await stack.client.hset(key, "spec", spec)  # type: ignore[misc]
     view = await stack.finished(job_id)
     assert (view["status"], view["attempt"]) == ("complete", 1), view
+
+
+async def test_a_chat_that_no_worker_can_read_is_refused_at_no_cost(make_stack: Any, model: DevModel) -> None:
+    """Given a waiting chat whose spec no worker knows, when its 10 s are over, then it is 503 with Retry-After, and the
+    model was not asked."""
+    stack: Stack = await make_stack()
+    before = (await model.stats())["calls"]
+    asking = asyncio.create_task(stack.call("POST", "/api/chat", {"messages": [{"role": "user", "content": "Hello."}]}))
+    async with asyncio.timeout(5):
+        while not (jobs := (await stack.call("GET", "/api/jobs")).json["data"]):
+            await asyncio.sleep(0.02)
+    key = stack.keys.job(jobs[0]["jobId"])
+    spec: bytes = await stack.client.hget(key, "spec")  # type: ignore[misc,assignment]
+    await stack.client.hset(key, "spec", json.dumps({**json.loads(spec), "fromTheFuture": 1}))  # type: ignore[misc]
+    await stack.start_worker("interactive")
+    answer = await asking
+    assert (answer.status, answer.json["code"]) == (503, "unavailable"), answer.text
+    assert int(answer.headers["Retry-After"]) >= 1
+    view = (await stack.call("GET", f"/api/jobs/{jobs[0]['jobId']}")).json
+    assert (view["status"], view["usage"]["totalTokens"]) == ("cancelled", 0), view
+    assert any(event.get("reason") == "release" for event in await stack.log(view["jobId"]))
+    assert (await model.stats())["calls"] == before
 
 
 async def test_a_release_too_old_for_what_is_stored_does_not_start(make_stack: Any) -> None:

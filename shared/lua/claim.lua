@@ -90,7 +90,7 @@ end
 -- Puts a job off until its rate has room.
 local function slow_down(job_id, key, lane, tenant, wait_us)
   local due = int(now + math.ceil(wait_us / 1000))
-  redis.call('HSET', key, 'wait_reason', 'rateLimit', 'due_ms', due)
+  redis.call('HSET', key, 'wait_reason', 'rateLimit', 'wait_for', '', 'due_ms', due)
   put_off(job_id, lane, tenant, due)
 end
 

@@ -56,7 +56,8 @@ local function settle(job)
     return 'queued'
   end
   local start_by = outcome == 'delay' and redis.call('HGET', key, 'start_by_ms')
-  if start_by and now + job.delay_ms > tonumber(start_by) and not limits_moved(row.tenant, job.revision) then
+  -- A job that this worker's release cannot read may still be taken by another's, until its client is told that none did.
+  if start_by and job.reason ~= 'release' and now + job.delay_ms > tonumber(start_by) and not limits_moved(row.tenant, job.revision) then
     outcome, held_up = 'failed', true
   end
   if held_up then
@@ -111,7 +112,7 @@ local function settle(job)
     local due = int(now + job.delay_ms)
     if limits_moved(row.tenant, job.revision) then due = NOW end
     redis.call('HSET', key, 'status', 'queued', 'queued_ms', NOW, 'wait_reason', 'rateLimit', 'due_ms', due, 'seq', seq,
-      'settled', row.lease, 'handed_back', 1, 'told', '')
+      'settled', row.lease, 'handed_back', 1, 'told', '', 'wait_for', job.reason == 'release' and 'worker' or '')
     if start_by then
       -- Its client is told before; this is for one that is gone.
       local expires = int(tonumber(start_by) + 1000)

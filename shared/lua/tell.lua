@@ -9,16 +9,17 @@
 local states = {}
 for i, job_id in ipairs(a.jobs) do
   local key = P .. 'job:' .. job_id
-  local row = redis.call('HMGET', key, 'status', 'tenant', 'lane', 'est', 'told', 'wait_reason', 'due_ms')
+  local row = redis.call('HMGET', key, 'status', 'tenant', 'lane', 'est', 'told', 'wait_reason', 'due_ms', 'wait_for')
   local rank = row[1] == 'queued' and redis.call('ZRANK', P .. 'q:' .. row[3] .. ':' .. row[2], job_id)
   states[i] = 0
   if row[1] == 'queued' and not rank and row[6] == 'rateLimit' then
     states[i] = 1
-    if row[5] ~= 'rateLimit' then
-      redis.call('HSET', key, 'told', 'rateLimit')
+    local waiting = row[8] == 'worker' and 'worker' or 'rateLimit'
+    if row[5] ~= waiting then
+      redis.call('HSET', key, 'told', waiting)
       local wait = string.format('%.1f', math.max(0, tonumber(row[7] or NOW) - now) / 1000)
       emit(job_id, 'job.queue', '{"position":null,"aheadTokens":null,"eta":{"p50Seconds":' .. wait .. ',"p90Seconds":' ..
-        wait .. '},"waitingOn":"rateLimit"}')
+        wait .. '},"waitingOn":"' .. waiting .. '"}')
     end
   elseif rank then
     states[i] = 1
