@@ -22,6 +22,9 @@ table{border-collapse:collapse}small{color:var(--soft)}@media(max-width:800px){n
 """
 
 
+SENT = "what your webhooks receive"
+
+
 def page(document: dict[str, Any]) -> str:
     """The document as one HTML page that loads nothing from anywhere."""
     sections: dict[str, list[str]] = {}
@@ -32,6 +35,10 @@ def page(document: dict[str, Any]) -> str:
             anchor = operation["operationId"]
             links.setdefault(tag, []).append(f'<a href="#{anchor}"><b>{method.upper()}</b> {html.escape(path)}</a>')
             sections.setdefault(tag, []).append(_article(method, path, operation))
+    for event, operations in document.get("webhooks", {}).items():
+        for method, operation in operations.items():
+            links.setdefault(SENT, []).append(f'<a href="#{operation["operationId"]}">{html.escape(event)}</a>')
+            sections.setdefault(SENT, []).append(_article(method, event, operation))
     schemas = "".join(
         f"<article id='schema-{name}'><h3>{name}</h3><pre>{_json(schema)}</pre></article>"
         for name, schema in sorted(document["components"]["schemas"].items())

@@ -163,6 +163,10 @@ async def test_the_docs_load_nothing_from_elsewhere(edge: Stack) -> None:
     assert "@import" not in answer.text
     for route in ROUTES:
         assert route.path in answer.text
+    sent = (await edge.call("GET", "/openapi.json", key=None)).json["webhooks"]
+    assert sent
+    for request in sent.values():
+        assert f"<article id='{request['post']['operationId']}'>" in answer.text
 
 
 async def test_every_problem_code_has_its_page(edge: Stack) -> None:
