@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-RUNBOOK: Final = "https://github.com/errand/errand/blob/main/docs/runbook.md"  # yours to change: where you keep it
+from scripts.dashboards.panels import RUNBOOK
 
 Series = dict[str, str]
 """A series and its values, as promtool writes them: `0+6x20` begins at 0 and grows by 6 each minute, 20 times."""

@@ -10,6 +10,7 @@ import msgspec
 SCHEMA: Final = 39
 WIDTH: Final = 24  # columns of Grafana's grid
 RATE: Final = "$__rate_interval"
+RUNBOOK: Final = "https://github.com/errand/errand/blob/main/docs/runbook.md"  # yours to change: where you keep it
 SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 
 Kind = Literal["timeseries", "stat", "text"]
@@ -89,6 +90,9 @@ def grafana(dashboard: Dashboard, others: Sequence[Dashboard]) -> dict[str, Any]
             {"title": other.title, "type": "link", "url": f"/d/{other.uid}", "keepTime": True, "icon": "dashboard",
              "tags": [], "targetBlank": False, "asDropdown": False, "includeVars": True, "tooltip": other.says}
             for other in others if other.uid != dashboard.uid
+        ] + [
+            {"title": "Runbook", "type": "link", "url": RUNBOOK, "keepTime": False, "icon": "doc", "tags": [],
+             "targetBlank": True, "asDropdown": False, "includeVars": False, "tooltip": "What to do when an alert fires."}
         ],
         "panels": list(_placed(dashboard)),
     }  # fmt: skip
