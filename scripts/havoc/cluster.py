@@ -93,6 +93,7 @@ class Cluster:
             "OPENAI_BASE_URL": f"{self.model_url}/v1",
             "OPENAI_API_KEY": "none",
             "ERRAND_DEFAULT_MODEL": "errand-dev-extractive",
+            "ERRAND_FETCH_PRIVATE_HOSTS": "127.0.0.1",  # where the receiver of webhooks is
             "ERRAND_DATA_DIR": str(folder),
             "ERRAND_ADMIN_KEY": self.key,
             "ERRAND_PRICES": '{"*": {"input": 0.15, "output": 0.6}}',  # so that limits in money count too
@@ -108,6 +109,7 @@ class Cluster:
             "ERRAND_RETENTION_SECONDS": str(retention_s),
             "ERRAND_SEARCH_LOG_SECONDS": str(retention_s),
             "ERRAND_SEARCH_JOB_SECONDS": "60",
+            "ERRAND_WEBHOOK_RETENTION_SECONDS": str(retention_s),
         }
         python = sys.executable
 

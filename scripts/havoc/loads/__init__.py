@@ -1,4 +1,4 @@
-"""The kinds of load beside jobs and chats. A further one (webhooks, say) is a class as `Load` says, and a line here."""
+"""The kinds of load beside jobs and chats. A further one is a class as `Load` says, and a line here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scripts.havoc.loads.prompts import Prompts
 from scripts.havoc.loads.sockets import Sockets
 from scripts.havoc.loads.tenants import Tenants
 from scripts.havoc.loads.uploads import Uploads
+from scripts.havoc.loads.webhooks import Webhooks
 
 LOADS: Final[Mapping[str, Callable[[Ground], Load]]] = {
     "documents": Documents,
@@ -22,5 +23,6 @@ LOADS: Final[Mapping[str, Callable[[Ground], Load]]] = {
     "budgets": Budgets,
     "approvals": Approvals,
     "sockets": Sockets,
+    "webhooks": Webhooks,
 }
 KINDS: Final = ("jobs", "chats", *LOADS)
