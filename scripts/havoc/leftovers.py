@@ -37,6 +37,9 @@ TIMED_FORMS: Final = (
     "searches:{tenantId}",
     "searchuser:{tenantId}:{hash}",
     "searchdoc:{tenantId}:{documentId}",
+    "deliveries:{tenantId}",
+    "deliveries:{tenantId}:{status}",
+    "jobdeliveries:{tenantId}:{jobId}",
     # Before they are in an index: of a job that was lost in the middle.
     "pack:{tenantId}:{documentId}:{version}:{revision}",
     "vectors:{tenantId}:{documentId}:{version}:{revision}:{name}",
