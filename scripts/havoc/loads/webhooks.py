@@ -134,7 +134,7 @@ class Webhooks:
     async def _until(self, wanting: Callable[[], Awaitable[list[str]]]) -> list[str]:
         """What is still wanting when there was time enough."""
         deadline_s = time.monotonic() + TOLD_S
-        while (left := await wanting()) and time.monotonic() < deadline_s:
+        while (left := await wanting()) and time.monotonic() < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(0.5)
         return left
 
