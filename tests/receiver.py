@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+ROOT = Path(__file__).resolve().parent.parent
 Behaviour = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 
 
@@ -49,6 +55,23 @@ def status(*codes: int, **headers: str) -> Behaviour:
     return behave
 
 
+class Certified:
+    """A TLS server's identity, good for one name, and the authority that says so; `asked` are the names that clients
+    wanted to speak with (SNI)."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        made = [ROOT / "deploy" / "redis" / "make-certificates.sh", folder, name]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+        self.authority = folder / "ca.crt"
+        self.asked: list[str | None] = []
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.load_cert_chain(folder / "redis.crt", folder / "redis.key")
+        self.context.sni_callback = lambda _, name, __: self.asked.append(name)
+
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not here")
+
+
 class Receiver:
     """Notes what comes, and answers as the path's behaviour says (200 without one)."""
 
@@ -61,12 +84,12 @@ class Receiver:
         self._runner: web.AppRunner | None = None
         self.port = 0
 
-    async def start(self) -> None:
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=tls).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ipaddress
+import os
 import socket
+import subprocess
+import sys
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +24,7 @@ from shared.addresses import FetchRefusedError, is_public, literal, private_host
 from shared.settings import Settings
 from tests import files
 from tests.conftest import Stack
+from tests.receiver import ROOT, Certified, Receiver, needs_openssl
 from worker.documents.web import WebPages
 from worker.fetch import Fetched, Fetcher, FetchFailedError
 from worker.tools.base import ToolContext, call_tool
@@ -348,6 +353,40 @@ async def test_a_redirect_from_https_to_http_is_refused(monkeypatch: pytest.Monk
 
 
 # -- bounds ----------------------------------------------------------------------------------------------------------
+
+
+READS = """
+import asyncio, sys
+from shared.settings import Settings
+from worker.fetch import Fetcher, FetchFailedError
+for url in sys.argv[1:]:
+    try:
+        print(asyncio.run(Fetcher(Settings(fetch_private_hosts="localhost,127.0.0.1")).fetch(url)).content.decode())
+    except FetchFailedError as error:
+        print(error)
+"""
+
+
+@needs_openssl
+async def test_a_page_with_https_is_of_whom_its_name_says(tmp_path: Path) -> None:
+    """Given a certificate for `localhost`, then the page is read under that name, and not under another at the same
+    address, nor where the authority is not trusted."""
+    identity, receiver = Certified(tmp_path / "tls", "localhost"), Receiver()
+    await receiver.start(identity.context)
+    try:
+        urls = [f"https://{host}:{receiver.port}/" for host in ("localhost", "127.0.0.1")]
+        answers = []
+        for trusted in ({"SSL_CERT_FILE": str(identity.authority)}, {}):
+            reader = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", READS, *urls, stdout=subprocess.PIPE, env={**os.environ, **trusted}, cwd=ROOT
+            )
+            answers.append((await reader.communicate())[0].decode().splitlines())
+        refused = [f"The host {host} did not answer as a web server does." for host in ("localhost", "127.0.0.1")]
+        assert answers == [["thanks", refused[1]], refused]
+        assert identity.asked == ["localhost", None] * 2
+        assert len(receiver.got) == 1
+    finally:
+        await receiver.stop()
 
 
 async def test_packed_content_is_unpacked_and_bombs_are_not(site: Site) -> None:

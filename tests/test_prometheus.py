@@ -132,7 +132,7 @@ async def work(stack: Stack) -> None:
 
 
 async def trouble(stack: Stack, model: DevModel, receiver: Receiver) -> None:
-    """What happens seldom, once: a failing model, limits at the door, a soft limit, a judgement, a webhook, a re-ranking."""
+    """What happens seldom, once: a model that fails, limits, a judgement, a webhook, a re-ranking, a socket."""
     await model.faults({"kind": "status", "status": 429, "retryAfter": 0.05})
     repeated = await stack.finished(await stack.submit(chat(webhook={"url": receiver.url()})))
     assert repeated["status"] == "complete", repeated

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from shared.redis import Scripts, script_source
 from shared.specs import ChatJob
 from tests.conftest import ADMIN_KEY, Stack, chat
 from tests.hooking import deliveries, delivery, secret, task, time_passes, until
-from tests.receiver import Receiver, status
+from tests.receiver import Certified, Receiver, needs_openssl, status
 from tests.test_cli import begin, errand
 from tests.test_embedding import embedding
 
@@ -49,6 +50,32 @@ async def test_a_job_tells_its_end_to_its_webhook(hooked: Stack, receiver: Recei
     assert shown["deliveryId"] == got.id
     assert shown["payload"] == payload
     assert [one["statusCode"] for one in shown["history"]] == [200]
+
+
+@needs_openssl
+async def test_a_receiver_with_https_must_be_who_the_url_says(
+    make_stack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a certificate for `localhost` of an authority that the worker trusts, then the name is told, and under
+    another name, at the same address, nothing is sent."""
+    identity, receiver = Certified(tmp_path / "tls", "localhost"), Receiver()
+    await receiver.start(identity.context)
+    try:
+        stack: Stack = await make_stack(fetch_private_hosts="localhost,127.0.0.1")
+        monkeypatch.setenv("SSL_CERT_FILE", str(identity.authority))
+        await stack.spawn_worker("interactive")
+        told, untold = [
+            await stack.submit(chat(webhook={"url": f"https://{host}:{receiver.port}/hook"}))
+            for host in ("localhost", "127.0.0.1")
+        ]
+        assert (await delivery(stack, told, "delivered"))["history"][0]["statusCode"] == 200
+        refused = await delivery(stack, untold, "pending", attempts=1)
+        assert refused["history"][0]["error"] == "tls", refused
+        (got,) = receiver.got
+        assert got.verified(await secret(stack))["data"]["jobId"] == told
+        assert set(identity.asked) == {"localhost", None}
+    finally:
+        await receiver.stop()
 
 
 async def test_each_way_to_end_is_told(make_stack: Any, receiver: Receiver) -> None:
