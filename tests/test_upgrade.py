@@ -71,6 +71,32 @@ async def finds(stack: Stack, document_id: str) -> None:
     assert (await stack.call("GET", f"/api/search/{found['searchId']}")).json["searchId"] == found["searchId"]
 
 
+async def rebuilds(stack: Stack) -> None:
+    """A collection's next version is built, and its documents are found."""
+    document = (await stack.call("POST", "/api/documents", {"text": TEXT, "title": "Harbour"})).json
+    await stack.finished(document["jobId"])
+    wanted = {"chunkCharacters": 400}
+    made = await stack.call("POST", "/api/collections/default/reindex", wanted)
+    assert made.status == 202, made.text
+    assert (await stack.finished(made.json["jobId"]))["status"] == "complete"
+    await finds(stack, document["documentId"])
+
+
+async def erases(stack: Stack) -> None:
+    """A tenant with a job, a document and a search is erased, and nothing of it is left."""
+    tenant, key = await stack.tenant()
+    await stack.finished(await stack.submit(chat("What is a lease?"), key=key), key=key)
+    document = (await stack.call("POST", "/api/documents", {"text": TEXT, "title": "Harbour"}, key=key)).json
+    await stack.finished(document["jobId"], key=key)
+    await stack.call("POST", "/api/search", {"q": "Who lives in the east tower?", "answer": False}, key=key)
+    begun = await stack.call("DELETE", f"/api/admin/tenants/{tenant}")
+    assert begun.status == 202, begun.text
+    ended = await stack.finished(begun.json["jobId"])
+    assert (ended["status"], ended["result"]["remaining"]) == ("complete", 0), ended
+    left = [name.decode() async for name in stack.client.scan_iter(f"{stack.keys.prefix}*") if tenant.encode() in name]
+    assert left == []
+
+
 async def cancels(stack: Stack, model: DevModel) -> None:
     """A running job is cancelled, and retried to its end."""
     await model.pace(tokensPerSecond=5)
@@ -100,8 +126,10 @@ async def test_the_previous_workers_serve_the_new_api(make_stack: Any, model: De
     stack: Stack = await make_stack()
     await asyncio.gather(stack.spawn_worker("interactive", tree=old), stack.spawn_worker("batch", tree=old))
     await all_kinds(stack)
+    await rebuilds(stack)
     await cancels(stack, model)
     await pauses(stack)
+    await erases(stack)
     # These processes were the previous release's: ours say what they are.
     assert not [key async for key in stack.client.scan_iter(f"{stack.keys.prefix}worker:*")]
 
@@ -111,8 +139,10 @@ async def test_new_workers_serve_the_previous_api(make_stack: Any, model: DevMod
     stack: Stack = await make_stack(api=False, workers=("interactive", "batch"))
     stack.base = await stack.spawn_api(tree=old)
     await all_kinds(stack)
+    await rebuilds(stack)
     await cancels(stack, model)
     await pauses(stack)
+    await erases(stack)
     ours = await reads(stack)
     theirs_base, stack.base = stack.base, ""
     await stack.start_api()
