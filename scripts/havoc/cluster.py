@@ -109,6 +109,7 @@ class Cluster:
             "ERRAND_RETENTION_SECONDS": str(retention_s),
             "ERRAND_SEARCH_LOG_SECONDS": str(retention_s),
             "ERRAND_SEARCH_JOB_SECONDS": "60",
+            "ERRAND_WEBHOOK_SECONDS": "5",  # a killed worker's deliveries are sent after 10 s more
             "ERRAND_WEBHOOK_RETENTION_SECONDS": str(retention_s),
         }
         python = sys.executable

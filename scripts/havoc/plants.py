@@ -73,6 +73,10 @@ PLANTS = {
         "a step's output tokens are not booked",
         (("shared/lua/finish_step.lua", "a.tok_out, a.tok_embed, wasted, a", "0, a.tok_embed, wasted, a"),),
     ),
+    "untold": Plant(
+        "some ends of jobs are not told to their webhooks",
+        (("shared/lua/lib/hooks.lua", "  at = at or now\n", "  at = at or now\n  if at % 9 == 0 then return end\n"),),
+    ),
     "leak-task": Plant(
         "each attempt leaves a task behind",
         (

@@ -18,7 +18,7 @@ from shared.webhook_signing import BadSignatureError, verify
 FIRST = 90_000_000
 EVENTS = ["job.started", "job.complete", "job.failed", "job.cancelled", "job.expired"]
 ENDS = frozenset(EVENTS[1:])
-TOLD_S = 30.0  # when the faults are over: a second request follows the first after 5 s
+TOLD_S = 45.0  # when the faults are over: a second request follows the first after 5 s, or a lease
 HANGS_S = 3.0
 
 
