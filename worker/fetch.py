@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import aiohttp
@@ -71,6 +71,21 @@ class Guard:
         return target.url, addresses
 
 
+def resolved(host: str, port: int, addresses: Iterable[str]) -> list[ResolveResult]:
+    """What a resolver says of a host whose addresses are known."""
+    return [
+        ResolveResult(
+            hostname=host,
+            host=address,
+            port=port,
+            family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+            proto=0,
+            flags=socket.AI_NUMERICHOST,
+        )
+        for address in addresses
+    ]
+
+
 class _Pinned(AbstractResolver):
     """Answers with the addresses that were checked, whatever the name server says by now."""
 
@@ -80,17 +95,7 @@ class _Pinned(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in self._addresses
-        ]
+        return resolved(host, port, self._addresses)
 
     async def close(self) -> None:
         return None

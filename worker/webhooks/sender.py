@@ -20,7 +20,7 @@ from shared.addresses import FetchRefusedError, parse_url, target_of
 from shared.clock import monotonic_s
 from shared.settings import Settings
 from shared.webhooks import AttemptError
-from worker.fetch import REDIRECTS, FetchFailedError, Guard, Resolve, system_resolve
+from worker.fetch import REDIRECTS, FetchFailedError, Guard, Resolve, resolved, system_resolve
 from worker.webhooks.verdict import Sent, retry_after_s
 
 USER_AGENT: Final = "Errand/0.1 (+webhooks)"
@@ -42,17 +42,7 @@ class _Checked(AbstractResolver):
         # The scheme says nothing here: the port is given.
         name = f"[{host}]" if ":" in host else host
         _, addresses = await self._guard.checked(parse_url(f"http://{name}:{port}/"))
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses
-        ]
+        return resolved(host, port, addresses)
 
     async def close(self) -> None:
         return None
