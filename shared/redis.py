@@ -158,9 +158,9 @@ class Scripts:
             self._loaded[name] = (source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
         return self._loaded[name]
 
-    async def run(self, name: str, keys: Sequence[str], /, **arguments: Any) -> Any:
+    async def run(self, name: str, keys: Sequence[str], /, *raw: bytes, **arguments: Any) -> Any:
         """Runs `shared/lua/<name>.lua`; `arguments` go as one MessagePack map, absent where None, and never bytes
-        (Redis's cmsgpack knows no binary type).
+        (Redis's cmsgpack knows no binary type): these go as they are, in `raw`, from ARGV[2] on.
 
         Raises a member of OUTAGE when Redis cannot be reached: the script then ran or did not.
         """
@@ -171,9 +171,9 @@ class Scripts:
         started_s = monotonic_s()
         try:
             try:
-                return await self.client.pipe.execute("EVALSHA", sha, len(keys), *keys, packed)
+                return await self.client.pipe.execute("EVALSHA", sha, len(keys), *keys, packed, *raw)
             except NoScriptError:
-                return await self.client.pipe.execute("EVAL", source, len(keys), *keys, packed)
+                return await self.client.pipe.execute("EVAL", source, len(keys), *keys, packed, *raw)
         except ResponseError as error:
             raise as_outage(error) from None
         finally:
@@ -237,33 +237,20 @@ async def check_durability(client: Redis) -> Durability:
     return Durability(version, tuple(wrong), tuple(unknown))
 
 
-async def require_durable(client: Redis, *, allow_volatile: bool) -> Durability:
-    """The check at every start. Raises ConfigurationError with the command that mends it when a setting is known
-    to be wrong and that was not allowed with ERRAND_ALLOW_VOLATILE=1."""
-    try:
-        found = await check_durability(client)
-    except OUTAGE as error:
-        raise ConfigurationError(f"Redis cannot be reached: {error}. Is REDIS_URL right?") from None
-    except RedisError as error:
-        raise ConfigurationError(f"Redis refuses us: {error}") from None
-    if found.wrong and not allow_volatile:
-        raise ConfigurationError(
-            "This Redis would lose jobs. " + " ".join(found.wrong) + " (or accept it with ERRAND_ALLOW_VOLATILE=1)"
-        )
-    return found
-
-
 _HOPELESS: Final = (AuthenticationError, AuthenticationWrongNumberOfArgsError, socket.gaierror)
 
 
 async def wait_until_durable(url: str, *, allow_volatile: bool, patience_s: float = 10.0) -> Durability:
-    """What every process does at its start: waits for a Redis that starts beside it, then `require_durable`."""
+    """The check at every start; waits for a Redis that starts beside it, or is restarted just now. Raises
+    ConfigurationError with the command that mends it when a setting is known to be wrong and that was not allowed with
+    ERRAND_ALLOW_VOLATILE=1."""
     client = connect(url)
     try:
         deadline = monotonic_s() + patience_s
         while True:
             try:
                 await client.ping()
+                found = await check_durability(client)
                 break
             except RedisError as error:
                 # A name that does not resolve, a wrong password, no Redis at all: waiting mends none of these.
@@ -273,6 +260,10 @@ async def wait_until_durable(url: str, *, allow_volatile: bool, patience_s: floa
                 if hopeless or monotonic_s() > deadline:
                     raise ConfigurationError(f"Redis cannot be used: {error}. Is REDIS_URL right?") from None
                 await asyncio.sleep(0.1)
-        return await require_durable(client, allow_volatile=allow_volatile)
     finally:
         await client.aclose()
+    if found.wrong and not allow_volatile:
+        raise ConfigurationError(
+            "This Redis would lose jobs. " + " ".join(found.wrong) + " (or accept it with ERRAND_ALLOW_VOLATILE=1)"
+        )
+    return found

@@ -19,6 +19,7 @@ from shared.stores.outputs import OutputsStore
 log = get_logger()
 
 REAP_EVERY_S: Final = 2.0  # at most; of a short lease a fifth
+UNFINISHED_S: Final = 3_600.0  # without a byte more: whoever wrote it was killed
 SWEEP_EVERY_S: Final = 30.0  # at most; of a short retention a twentieth
 BATCH: Final = 100
 
@@ -75,8 +76,8 @@ class Upkeep:
 
 
 class Disposal:
-    """Deletes the blobs that nobody needs any more: on its own, so that a store which is slow or away holds up nothing
-    else. What was not deleted stays on the list; two processes may delete the same."""
+    """Deletes the blobs that nobody needs any more, and what was never finished: on its own, so that a store which is
+    slow or away holds up nothing else. What was not deleted stays on the list; two processes may delete the same."""
 
     def __init__(self, outputs: OutputsStore, blobs: Blobs, *, every_s: float = SWEEP_EVERY_S) -> None:
         self._outputs = outputs
@@ -115,6 +116,8 @@ class Disposal:
         while True:
             try:
                 await self.empty()
+                if left := await self._blobs.discard_unfinished(UNFINISHED_S):
+                    log.info("blobs.unfinished_discarded", count=left)
             except OUTAGE:
                 pass  # as in Upkeep
             except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -10,8 +11,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.routes import ROUTES
 from shared.problems import PROBLEMS
-from shared.redis import check_durability, connect, require_durable
+from shared.redis import check_durability, connect, wait_until_durable
 from tests.conftest import RedisServer, Stack, chat
+from tests.cutting_proxy import Cut, CuttingProxy
 
 
 async def test_a_tenant_and_its_key(edge: Stack) -> None:
@@ -178,10 +180,26 @@ async def test_every_problem_code_has_its_page(edge: Stack) -> None:
 
 
 async def test_a_redis_that_keeps_its_word_passes(redis_server: RedisServer) -> None:
-    client = connect(redis_server.url)
-    found = await require_durable(client, allow_volatile=False)
+    found = await wait_until_durable(redis_server.url, allow_volatile=False)
     assert (found.wrong, found.unknown) == ((), ())
-    await client.aclose()
+
+
+class BeforeRedis(CuttingProxy):
+    """A proxy before a Redis on a socket."""
+
+    def __init__(self, server: RedisServer, *cuts: Cut, marker: bytes) -> None:
+        super().__init__("redis://127.0.0.1:1", *cuts, marker=marker)
+        self._server_socket = str(server.socket)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self._server_socket)
+
+
+async def test_a_start_sits_out_a_redis_that_is_killed_in_the_middle_of_its_check(redis_server: RedisServer) -> None:
+    async with BeforeRedis(redis_server, Cut(0), Cut(0, reset=False), marker=b"appendfsync") as proxy:
+        found = await wait_until_durable(proxy.url.replace("http:", "redis:"), allow_volatile=False)
+    assert found.wrong == ()
+    assert proxy.made >= 1
 
 
 async def test_a_volatile_redis_is_named_with_what_mends_it(own_redis: RedisServer) -> None:
@@ -191,10 +209,10 @@ async def test_a_volatile_redis_is_named_with_what_mends_it(own_redis: RedisServ
     await client.config_set("appendfsync", "everysec")
     await client.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(ConfigurationError) as caught:
-        await require_durable(client, allow_volatile=False)
+        await wait_until_durable(own_redis.url, allow_volatile=False)
     assert "redis-cli CONFIG SET appendfsync always" in str(caught.value)
     assert "redis-cli CONFIG SET maxmemory-policy noeviction" in str(caught.value)
-    assert len((await require_durable(client, allow_volatile=True)).wrong) == 2
+    assert len((await wait_until_durable(own_redis.url, allow_volatile=True)).wrong) == 2
     await client.aclose()
 
 
@@ -205,5 +223,5 @@ async def test_settings_that_cannot_be_read_only_warn(own_redis: RedisServer) ->
     found = await check_durability(client)
     assert found.wrong == ()
     assert len(found.unknown) == 3
-    await require_durable(client, allow_volatile=False)
+    await wait_until_durable(own_redis.url, allow_volatile=False)
     await client.aclose()

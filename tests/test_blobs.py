@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,35 @@ async def test_what_is_too_large_or_cut_leaves_nothing(blobs: Blobs, s3: S3Serve
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     for bucket in s3.client.list_buckets()["Buckets"]:
         assert s3.open_uploads(bucket["Name"]) == 0
+
+
+async def test_what_a_killed_writer_left_goes_after_a_while(blobs: Blobs, tmp_path: Path) -> None:
+    """Given a file that nobody finished, and one that somebody writes just now, then the first alone is removed."""
+    await blobs.put("files/a/whole", b"whole")
+    incoming = tmp_path / "incoming"
+    if isinstance(blobs, LocalBlobs):
+        for name, age_s in (("left", 3_700), ("written", 60)):
+            (incoming / name).write_bytes(b"half")
+            os.utime(incoming / name, (time.time() - age_s,) * 2)
+    assert await blobs.discard_unfinished(3_600) == (1 if isinstance(blobs, LocalBlobs) else 0)
+    assert await blobs.discard_unfinished(3_600) == 0
+    assert await blobs.get("files/a/whole") == b"whole"
+    if isinstance(blobs, LocalBlobs):
+        assert [path.name for path in incoming.iterdir()] == ["written"]
+
+
+@pytest.mark.parametrize("lane", [None, "batch"])
+async def test_the_upkeep_of_both_sides_removes_it(make_stack: Any, tmp_path: Path, lane: str | None) -> None:
+    left = tmp_path / "blobs" / "incoming" / "left"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() - 3_700,) * 2)
+    stack: Stack = await make_stack(api=lane is None)
+    if lane is not None:
+        await stack.start_worker(lane)
+    async with asyncio.timeout(10):
+        while left.exists():
+            await asyncio.sleep(0.02)
 
 
 async def test_a_prefix_is_deleted_with_all_below_it(blobs: Blobs, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from shared.keys import KEY_KINDS, Keys
 from shared.metrics import TASKS, count_tasks
 from shared.settings import Settings
 from shared.stores.events import CallUsage
+from shared.stores.indexes import IndexesStore
 from tests.conftest import DevModel, RedisServer, Stack, chat
 from tests.test_collections import reindexed
 from tests.test_embedding import embedded
@@ -127,6 +129,21 @@ async def test_a_step_that_cost_nothing_ends_once(edge: Stack, result: bytes | N
         await edge.events.finish_step(job, "w1", usage=CallUsage(), result=result, **step("tool"))
     told = [event["state"] for event in await edge.log(job.job_id) if event["type"] == "job.step"]
     assert told == ["started", "finished" if result else "failed"]
+
+
+async def test_what_is_staged_goes_with_time_and_never_outlives_its_job(edge: Stack) -> None:
+    """Given vectors that a job has bought, then they have a time to live from the start, and a job that was erased
+    meanwhile keeps none."""
+    tenant, _ = await edge.tenant()
+    store = IndexesStore(edge.client, edge.keys)
+    job_id = await edge.submit(chat())
+    bought = {secrets.token_bytes(16): secrets.token_bytes(260) for _ in range(1_100)}
+    await store.stage(tenant, job_id, "marks", bought)
+    assert await store.staged(tenant, job_id, "marks", list(bought)) == list(bought.values())
+    assert 86_000 < await edge.client.ttl(edge.keys.staged(tenant, job_id, "marks")) <= 86_400
+    await edge.client.delete(edge.keys.job(job_id))
+    await store.stage(tenant, job_id, "others", bought)
+    assert await edge.client.exists(edge.keys.staged(tenant, job_id, "others")) == 0
 
 
 @pytest.fixture

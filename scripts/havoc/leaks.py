@@ -4,6 +4,9 @@ all was idle after the warm-up. One verdict for each."""
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -14,6 +17,8 @@ from scripts.havoc.leftovers import Leftovers
 from scripts.havoc.loads.ground import Ground
 from scripts.havoc.slopes import Point, second_half, theil_sen
 from scripts.havoc.watch import MEASURABLE, Sample, Watch
+from shared.blobs.local import INCOMING
+from shared.upkeep import UNFINISHED_S
 
 IDLE_S: Final = 60.0  # connections that nobody uses are closed by then
 SWEPT_S: Final = 150.0
@@ -99,14 +104,16 @@ class Aftermath:
         self.verdicts.append(Verdict(what, is_good, says))
 
     async def _sweep(self, what: str) -> None:
-        """Lets the time of all that is final be over."""
+        """Lets the time of all that is final be over, and of what killed writers left."""
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         await asyncio.to_thread(self._left.hasten)
+        incoming = self._ground.folder / "blobs" / INCOMING
+        await asyncio.to_thread(_age, incoming)
         is_swept = False
         while not is_swept and loop.time() < started_s + SWEPT_S:
             await asyncio.sleep(0.5)
-            is_swept = await asyncio.to_thread(self._left.is_swept)
+            is_swept = await asyncio.to_thread(self._left.is_swept) and not any(incoming.glob("*"))
         self._add(what, is_swept, f"after {loop.time() - started_s:.0f} s")
 
     async def _judge_keys(self, what: str) -> None:
@@ -148,6 +155,10 @@ class Aftermath:
                 for member, sample in before.processes.items()
                 if member in now.processes
             }
+            if name == "files" and (redis := self._cluster.redis.name) in pairs:
+                # Its clients' connections have a verdict of their own.
+                was, there = pairs[redis]
+                pairs[redis] = was - before.clients, there - now.clients
             bad = {member: pair for member, pair in pairs.items() if pair[1] > pair[0] + bound}
             shown = ", ".join(f"{member} {was}→{there}" for member, (was, there) in (bad or pairs).items() if there)
             measured = name == "tasks" or MEASURABLE
@@ -181,6 +192,13 @@ class Aftermath:
         says = f"{points[0][1]:.0f}→{points[-1][1]:.0f} MB; {grown}"
         is_good = None if lasted_s < JUDGED_MIN * 60 else in_ten_mb <= MB_PER_10_MINUTES or each_kb <= KB_PER_JOB
         self._add(what, is_good, says)
+
+
+def _age(incoming: Path) -> None:
+    """As if nobody had written there for a long time."""
+    for path in incoming.glob("*"):
+        long_ago_s = time.time() - 2 * UNFINISHED_S
+        os.utime(path, (long_ago_s, long_ago_s))
 
 
 def rss_of(samples: list[Sample], member: Member) -> list[Point]:

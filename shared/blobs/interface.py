@@ -69,6 +69,10 @@ class Blobs(Protocol):
         """Removes all blobs below `prefix/`, however many: how many there were."""
         ...
 
+    async def discard_unfinished(self, older_than_s: float) -> int:
+        """Removes what killed processes left half written, and nobody wrote on for so long: how many there were."""
+        ...
+
 
 def checked(key: str) -> str:
     """The key, or prefix of at least two parts. Raises ValueError for what is none."""

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.blobs.interface import CHUNK_BYTES, BlobMissingError, BlobTooLargeError, Stored, checked
+from shared.clock import wall_ms
+
+INCOMING = "incoming"  # where a blob is written before it has its name
 
 
 class LocalBlobs:
@@ -25,7 +28,7 @@ class LocalBlobs:
         return self.root / checked(key)
 
     def _aside(self) -> Path:
-        folder = self.root / "incoming"
+        folder = self.root / INCOMING
         folder.mkdir(parents=True, exist_ok=True)
         return folder / secrets.token_hex(16)
 
@@ -55,10 +58,13 @@ class LocalBlobs:
 
         def write() -> None:
             aside = self._aside()
-            with aside.open("xb") as file:
-                file.write(content)
-                _sync(file)
-            _settle(aside, self._path(key))
+            try:
+                with aside.open("xb") as file:
+                    file.write(content)
+                    _sync(file)
+                _settle(aside, self._path(key))
+            finally:
+                aside.unlink(missing_ok=True)
 
         await asyncio.to_thread(write)
 
@@ -112,6 +118,22 @@ class LocalBlobs:
     async def delete_prefix(self, prefix: str) -> int:
         """See Blobs. The emptied directories go too."""
         return await asyncio.to_thread(_clear, self._path(prefix))
+
+    async def discard_unfinished(self, older_than_s: float) -> int:
+        """See Blobs."""
+
+        def discard() -> int:
+            count, before_s = 0, wall_ms() / 1000 - older_than_s
+            with suppress(FileNotFoundError), os.scandir(self.root / INCOMING) as entries:
+                for entry in entries:
+                    # Its writer may have ended, or another process may be at this too.
+                    with suppress(FileNotFoundError):
+                        if entry.stat(follow_symlinks=False).st_mtime < before_s:
+                            os.unlink(entry.path)
+                            count += 1
+            return count
+
+        return await asyncio.to_thread(discard)
 
 
 def _clear(folder: Path) -> int:

@@ -472,11 +472,14 @@ class IndexesStore:
     # -- nothing is embedded twice -------------------------------------------------------------------------------
 
     async def stage(self, tenant: str, job_id: str, marks: str, vectors: Mapping[bytes, bytes]) -> None:
-        """Keeps vectors that a job has bought until it has put them into an index; by hash of their text."""
-        key = self.keys.staged(tenant, job_id, marks)
-        flat = [part for pair in vectors.items() for part in pair]
-        await self.client.pipe.execute("HSET", key, *flat)
-        await self.client.pipe.execute("EXPIRE", key, STAGED_S)
+        """Keeps vectors that a job has bought until it has put them into an index; by hash of their text. Nothing is
+        kept for a job that is no more: it was erased meanwhile."""
+        await self._scripts.run(
+            "index_stage",
+            [self.keys.staged(tenant, job_id, marks), self.keys.job(job_id)],
+            *(part for pair in vectors.items() for part in pair),
+            keep_s=STAGED_S,
+        )
 
     async def staged(self, tenant: str, job_id: str, marks: str, hashes: Sequence[bytes]) -> list[bytes | None]:
         """The vectors of these texts, where the job has bought them."""
