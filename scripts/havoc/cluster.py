@@ -22,7 +22,7 @@ LEASE_S = 3.0
 SKEW_S = 600  # one API and one worker are so far ahead, another worker so far behind
 APIS = 3
 WORKERS = 4
-UP_S = 30.0
+UP_S = 90.0
 LOADED_S = 120.0  # Redis reads an append-only file of a long run, on a busy machine
 
 
