@@ -354,7 +354,7 @@ MUTANTS = (
     Mutant("folder-by-letters", "shared/stores/prompt_records.py", 'name.startswith(folder + "/")', "name.startswith(folder)", "test_prompts", "listed_and_found"),
     Mutant("name-with-line-break", "shared/prompts.py", "[A-Za-z0-9._-]*)*$(?!\\n)", "[A-Za-z0-9._-]*)*$", "test_prompt_templates", "test_names"),
     Mutant("refund-of-the-past", "shared/lua/lib/books.lua", "local back = math.min(0 - more * each, still)", "local back = 0 - more * each", "test_rates", "flowed_in"),
-    Mutant("handback-is-put-off", "api/chat.py", " and b'\"rateLimit\"' in event.data:", ":", "test_refusals", "handed_back_late"),
+    Mutant("handback-is-put-off", "api/chat.py", " and (b'\"rateLimit\"' in event.data or b'\"release\"' in event.data):", ":", "test_refusals", "handed_back_late"),
     Mutant("held-replayed", "shared/lua/settle.lua", "held_up = outcome == 'failed' and job.held", "held_up = false", "test_refusals", "only_reserved"),
     Mutant("batch-over-its-budget", "worker/batch/asking.py", "            context.check_budget(more)\n", "", "test_embedding", "repeats_keep_to"),
     Mutant("rollback-for-some", "shared/lua/prompt_label.lua", "if stored then end_experiment(", "if false then end_experiment(", "test_experiments", "rollback_ends"),
